@@ -1,0 +1,43 @@
+# `make demo` and `make test` are all that a newcomer needs; both install what they need into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Tests run in two processes; one thread each, or they would fight for the cores.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: demo test test-all lint types docs bench install clean
+
+install: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c 'import sys; assert sys.version_info >= (3, 11), f"multilevel_sde needs Python >= 3.11, this is {sys.version.split()[0]}: run make PYTHON=python3.11 after removing .venv"'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/multilevel-sde demo --out demo-output
+
+test: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/pyright
+
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+bench: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-only
+
+clean:
+	rm -rf docs/_build demo-output build dist .pytest_cache .ruff_cache .hypothesis .benchmarks
