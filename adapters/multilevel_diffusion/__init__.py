@@ -1,0 +1,1 @@
+"""Diffusion models as drifts for `multilevel_sde`."""
