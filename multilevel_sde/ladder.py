@@ -39,7 +39,7 @@ class Ladder:
     Arguments:
         drifts: Callables f(x, t) -> Tensor shaped like x, cheapest first; t is a 0-d tensor on the device of x.
         costs: One positive number per drift, strictly increasing, or a cost model such as
-            [`FlopCost`][multilevel_sde.FlopCost] that measures them.
+            :class:`FlopCost` that measures them.
 
     Raises:
         TypeError: A drift is not callable.

@@ -1,0 +1,58 @@
+"""Multilevel solvers for SDEs and ODEs whose drift is expensive and has cheaper approximations."""
+
+from multilevel_sde.brownian import Brownian, BrownianPath, TorchSDEBrownian
+from multilevel_sde.cost import CostModel, Drift, FlopCost, GivenCost, SecondsCost
+from multilevel_sde.diffusion import Diffusion, NoiseTerm
+from multilevel_sde.draw import Draw, independent, nested, systematic
+from multilevel_sde.errors import NonFiniteError
+from multilevel_sde.ladder import Ladder
+from multilevel_sde.plan import Plan, draw_plan, em_plan, expected_cost
+from multilevel_sde.schedule import (
+    FixedSchedule,
+    InverseCostSchedule,
+    Schedule,
+    SwitchSchedule,
+    TheoremSchedule,
+    scale_to_budget,
+)
+from multilevel_sde.solve import Estimator, Solution, Stats, Step, Telescoping, euler_maruyama, solve
+from multilevel_sde.torchsde_bridge import from_torchsde
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Brownian",
+    "BrownianPath",
+    "CostModel",
+    "Diffusion",
+    "Draw",
+    "Drift",
+    "Estimator",
+    "FixedSchedule",
+    "FlopCost",
+    "GivenCost",
+    "InverseCostSchedule",
+    "Ladder",
+    "NoiseTerm",
+    "NonFiniteError",
+    "Plan",
+    "Schedule",
+    "SecondsCost",
+    "Solution",
+    "Stats",
+    "Step",
+    "SwitchSchedule",
+    "Telescoping",
+    "TheoremSchedule",
+    "TorchSDEBrownian",
+    "draw_plan",
+    "em_plan",
+    "euler_maruyama",
+    "expected_cost",
+    "from_torchsde",
+    "independent",
+    "nested",
+    "scale_to_budget",
+    "solve",
+    "systematic",
+]

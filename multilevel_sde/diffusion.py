@@ -1,0 +1,71 @@
+"""The diffusion term: how an increment of the Brownian path becomes the noise of a step."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["Diffusion", "NoiseTerm", "as_noise"]
+
+
+@dataclass(frozen=True)
+class NoiseTerm:
+    """A diffusion that is not diagonal: a callable that applies it to an increment.
+
+    Arguments:
+        apply: apply(y, t, dW) -> noise shaped like y; dW may have another shape than y.
+
+    Example:
+        >>> import torch
+        >>> g = torch.tensor([[1.0, 0.5]])  # two Brownian motions drive one state
+        >>> NoiseTerm(lambda y, t, dW: dW @ g.T).apply(torch.zeros(3, 1), torch.tensor(0.0), torch.ones(3, 2))
+        tensor([[1.5000],
+                [1.5000],
+                [1.5000]])
+    """
+
+    apply: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+Diffusion = float | Callable[..., Tensor | float] | NoiseTerm
+
+
+def as_noise(diffusion: Diffusion) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return apply(y, t, dW) -> noise for a number, sigma(t), g(y, t) or a :class:`NoiseTerm`.
+
+    Raises:
+        TypeError: Neither a number nor a callable of one or two arguments.
+        ValueError: A number that is not finite.
+    """
+    if isinstance(diffusion, NoiseTerm):
+        return diffusion.apply
+    if isinstance(diffusion, int | float) and not isinstance(diffusion, bool):
+        if not math.isfinite(diffusion):
+            raise ValueError(f'"diffusion" must be finite, got {diffusion}')
+        return (lambda y, t, dW: dW) if diffusion == 1 else (lambda y, t, dW: dW * diffusion)
+    arguments = _required_arguments(diffusion)
+    if arguments == 1:
+        return lambda y, t, dW: dW * diffusion(t)  # type: ignore[operator]
+    if arguments == 2:
+        return lambda y, t, dW: dW * diffusion(y, t)  # type: ignore[operator]
+    raise TypeError(
+        f'"diffusion" must be None, a number, sigma(t), g(y, t) or a NoiseTerm, got {type(diffusion).__name__}; '
+        "write it as a function with one or two positional arguments"
+    )
+
+
+def _required_arguments(function: object) -> int | None:
+    if not callable(function):
+        return None
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return sum(p.default is p.empty for p in positional)
