@@ -19,6 +19,7 @@ References:
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -112,10 +113,7 @@ class BrownianPath:
         if self.shape is None:
             raise ValueError('"shape" of this path is not set; pass shape=y.shape[1:] or use path.like(y)')
         grid = as_times(times).double()
-        if self.grid is None:
-            steps = self._refined(grid)
-        else:
-            steps = self._summed(grid)
+        steps = self._refined(grid) if self.grid is None else self._summed(grid)
         for increment in steps:
             yield increment.reshape(len(self.seeds), *self.shape).to(self.dtype)
 
@@ -136,7 +134,7 @@ class BrownianPath:
         direction = 1 if index[1] > index[0] else -1
         first, last = (index[0], index[-1]) if direction > 0 else (index[0] - 1, index[-1] - 1)
         normals = self._normals(list(range(first, last, direction)))
-        for a, b in zip(index, index[1:], strict=False):
+        for a, b in itertools.pairwise(index):
             cells = range(a, b) if direction > 0 else range(a - 1, b - 1, -1)
             total = None
             for cell in cells:
@@ -165,7 +163,7 @@ class BrownianPath:
 
     def _refined(self, grid: Tensor) -> Iterator[Tensor]:
         ticks = (grid * (_TICKS / self.unit)).round().long().tolist()
-        if any(a == b for a, b in zip(ticks, ticks[1:], strict=False)):
+        if any(a == b for a, b in itertools.pairwise(ticks)):
             raise ValueError(
                 f'"times" have steps below {self.unit / _TICKS:.3g}, the resolution of this BrownianPath; '
                 "give it grid=times, or a smaller unit"

@@ -9,6 +9,7 @@ References:
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -164,4 +165,4 @@ class SecondsCost:
             drift(self.x, t)
             event.record()
         torch.cuda.synchronize(self.x.device)
-        return statistics.median(a.elapsed_time(b) / 1000 for a, b in zip(events, events[1:], strict=False))
+        return statistics.median(a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(events))

@@ -23,6 +23,7 @@ References:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -104,7 +105,7 @@ class Ladder:
         """
         chosen = list(levels)
         inside = all(isinstance(k, int) and 0 <= k < len(self) for k in chosen)
-        if not chosen or not inside or any(a >= b for a, b in zip(chosen, chosen[1:], strict=False)):
+        if not chosen or not inside or any(a >= b for a, b in itertools.pairwise(chosen)):
             raise ValueError(
                 f'"levels" must be strictly increasing indices within 0..{len(self) - 1}, got {chosen}; '
                 "for example ladder.subset([0, 2])"

@@ -206,7 +206,8 @@ def check_probabilities(probabilities: Tensor, *, truncate: bool = False) -> Ten
         step, level = (~inside).nonzero()[0].tolist()
         hint = "; a level is dropped only with truncate=True" if table[step, level] == 0 else ""
         raise ValueError(
-            f'"probabilities" must lie in (0, 1], got {table[step, level].item():.6g} at step {step}, level {level}{hint}'
+            f'"probabilities" must lie in (0, 1], got {table[step, level].item():.6g} at step {step}, '
+            f"level {level}{hint}"
         )
     if (table[:, 0] != 1).any():
         step = int((table[:, 0] != 1).nonzero()[0, 0])

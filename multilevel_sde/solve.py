@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -145,7 +146,7 @@ def solve(
     step: Step = euler_maruyama,
     diffusion: Diffusion | None = None,
     brownian: Brownian | BrownianPath | None = None,
-    estimator: Estimator = Telescoping(),  # noqa: B008 - immutable
+    estimator: Estimator = Telescoping(),
     save: bool | Sequence[int] = False,
     gradients: bool | None = None,
     check_finite: bool = True,
@@ -268,7 +269,7 @@ def _increments(brownian: Brownian | BrownianPath | None, grid: Tensor, y: Tenso
     if isinstance(brownian, BrownianPath):
         return brownian.like(y).increments(grid)
     points = grid.tolist()
-    return (brownian(t, s) for t, s in zip(points, points[1:], strict=False))
+    return (brownian(t, s) for t, s in itertools.pairwise(points))
 
 
 def _steps(

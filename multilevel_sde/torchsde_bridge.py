@@ -55,7 +55,8 @@ def from_torchsde(sdes: Sequence[Any], costs: Sequence[float] | CostModel | None
             raise TypeError(f'"sdes[{level}]" lacks {", ".join(missing)}; give objects that torchsde.sdeint accepts')
         if sde.sde_type != "ito":
             raise ValueError(
-                f'"sdes[{level}]" has sde_type {sde.sde_type!r}; only "ito" is supported: convert the drift, or use torchsde'
+                f'"sdes[{level}]" has sde_type {sde.sde_type!r}; only "ito" is supported; '
+                "convert the drift, or use torchsde"
             )
         if sde.noise_type not in _SUPPORTED:
             raise ValueError(
