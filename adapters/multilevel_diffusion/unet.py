@@ -1,0 +1,236 @@
+r"""The UNet of the ladders: a family of denoising networks of one shape, from thousands to billions of multiply-adds.
+
+Each level halves the side and doubles the channels, so a layer costs about the same at every scale. A residual layer
+is a depthwise convolution (per channel), then pointwise ones (across channels). Two depths set the cost: one at the
+bottom, one at the shallower scales, on the way down and again on the way up. The paper fixes this much and no more;
+kernel size, normalisation, expansion and time embedding are ours.
+
+The network returns the noise it sees in :math:`x_t = \alpha_t x_0 + \sigma_t \epsilon`. What its layers compute is
+:math:`F` in
+
+.. math:: \hat\epsilon(x, t) = \sin(\tfrac{\pi}{2} t)\, x + \cos(\tfrac{\pi}{2} t)\, F(x, t) ,
+
+so that even a tiny network is right at :math:`t = 1`, where :math:`x` is all noise, and its
+:math:`\hat x_0 = (x - \sigma_t \hat\epsilon) / \alpha_t` stays of order one there. With
+:math:`\alpha_t = \cos(\pi t / 2)` the target of :math:`F` is the velocity of Salimans and Ho.
+
+References:
+    Jacot, "Polynomial Speedup in Diffusion Models with the Multilevel Euler-Maruyama Method", 2026 (arXiv 2603.24594).
+    Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", 2022 (arXiv 2202.00512).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["UNet", "UNetConfig", "digits_ladder", "paper_ladder"]
+
+TIME_FREQUENCIES = 7  # angles (pi/2) t 2^j, j = 0..6: powers of two are exact in every dtype
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    r"""The shape of a :class:`UNet`.
+
+    Arguments:
+        base_dim: Channels c at the full side; after l halvings there are 2^l c.
+        bottom_depth: Residual layers at the bottom, the smallest side.
+        mid_depth: Residual layers at each shallower scale, on the way down and again on the way up.
+        levels: How many times the side is halved; the bottom side is image_size / 2**levels.
+        image_size: Side of the square images.
+        channels: Channels of the images.
+        expansion: Width of a residual layer's hidden pointwise convolution, in multiples of its channels.
+        kernel: Odd side of the depthwise kernels.
+        time_dim: Width of the time embedding.
+
+    Raises:
+        ValueError: A number is not positive, the kernel is even, or the side cannot be halved that often.
+        TypeError: An argument is not an integer.
+
+    Example:
+        >>> config = UNetConfig(base_dim=8, bottom_depth=1, mid_depth=1, levels=2, image_size=8, channels=1)
+        >>> UNetConfig.from_dict(config.to_dict()) == config
+        True
+    """
+
+    base_dim: int
+    bottom_depth: int
+    mid_depth: int
+    levels: int
+    image_size: int
+    channels: int = 3
+    expansion: int = 2
+    kernel: int = 3
+    time_dim: int = 64
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name in ("mid_depth", "levels") else 1
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f'"{field.name}" is {value!r}, expected an integer; give a whole number')
+            if value < least:
+                raise ValueError(f'"{field.name}" is {value}, expected at least {least}; give a larger number')
+        if self.kernel % 2 == 0:
+            raise ValueError(f'"kernel" is {self.kernel}, expected an odd number; use {self.kernel + 1}')
+        if self.image_size % 2**self.levels:
+            raise ValueError(
+                f'"image_size" is {self.image_size}, expected a multiple of 2**levels = {2**self.levels}; '
+                'lower "levels" or resize the images'
+            )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of one image."""
+        return (self.channels, self.image_size, self.image_size)
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the configuration as a dictionary that JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, int]) -> "UNetConfig":
+        """Read what :meth:`to_dict` wrote; raise ValueError where a key is unknown or missing."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(
+                f"'values' has the unknown key {unknown[0]!r}, expected keys among {sorted(known)}; drop it."
+            )
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(
+                f"'values' does not describe a UNet ({error}); write it with UNetConfig.to_dict."
+            ) from None
+
+
+class ResidualLayer(nn.Module):
+    r"""One residual layer: depthwise, norm, time modulation, pointwise up, SiLU, pointwise down, added to its input."""
+
+    def __init__(self, dim: int, config: UNetConfig):
+        super().__init__()
+        self.dim = dim
+        self.depthwise = nn.Conv2d(dim, dim, config.kernel, padding=config.kernel // 2, groups=dim, bias=False)
+        self.expand = nn.Conv2d(dim, config.expansion * dim, 1)
+        self.contract = nn.Conv2d(config.expansion * dim, dim, 1)
+        nn.init.zeros_(self.contract.weight)
+        nn.init.zeros_(_bias(self.contract))
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """Map x (B, dim, H, W), with modulation (B or 1, 2 dim) = scale and shift, to a tensor of x's shape."""
+        return x + self.contract(F.silu(self.expand(_modulate(self.depthwise(x), modulation))))
+
+
+class UNet(nn.Module):
+    r"""The denoising network :math:`\hat\epsilon(x, t)` of a :class:`UNetConfig`.
+
+    Call it as ``net(x, t)`` with x (B, C, H, W) and t a 0-d or (B,) float tensor in [0, 1], 0 = data, 1 = noise; it
+    returns the noise :math:`\hat\epsilon` in x's shape and dtype. All layers' time modulations come from one matrix
+    product, and the layers run channels-last, which is four times faster than the default on a CPU.
+
+    Arguments:
+        config: The network's shape.
+
+    Raises:
+        TypeError: `config` is not a UNetConfig.
+
+    Example:
+        >>> net = UNet(UNetConfig(base_dim=4, bottom_depth=1, mid_depth=1, levels=1, image_size=8, channels=1))
+        >>> net(torch.zeros(2, 1, 8, 8), torch.tensor(0.5)).shape
+        torch.Size([2, 1, 8, 8])
+    """
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        if not isinstance(config, UNetConfig):
+            raise TypeError(f'"config" is a {type(config).__name__}, expected a UNetConfig; build one first')
+        self.config = config
+        dims = [config.base_dim * 2**level for level in range(config.levels + 1)]
+        self.stem = nn.Conv2d(config.channels, dims[0], 3, padding=1)
+        self.down = nn.ModuleList(self._layers(dim, config.mid_depth) for dim in dims[:-1])
+        self.shrink = nn.ModuleList(nn.Conv2d(dim, 2 * dim, 2, stride=2) for dim in dims[:-1])
+        self.bottom = self._layers(dims[-1], config.bottom_depth)
+        self.grow = nn.ModuleList(nn.ConvTranspose2d(2 * dim, dim, 2, stride=2) for dim in dims[:-1])
+        self.up = nn.ModuleList(self._layers(dim, config.mid_depth) for dim in dims[:-1])
+        self.head = nn.Conv2d(dims[0], config.channels, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(_bias(self.head))
+        # In the order of the forward pass; the head is modulated like a layer.
+        layers = [layer for stack in (*self.down, self.bottom, *reversed(self.up)) for layer in stack]
+        self._splits = [2 * layer.dim for layer in layers] + [2 * dims[0]]
+        self.register_buffer("frequencies", 2.0 ** torch.arange(TIME_FREQUENCIES), persistent=False)
+        self.embed = nn.Linear(2 * TIME_FREQUENCIES, config.time_dim)
+        self.modulate = nn.Linear(config.time_dim, sum(self._splits))
+        self.to(memory_format=torch.channels_last)
+
+    def _layers(self, dim: int, depth: int) -> nn.ModuleList:
+        return nn.ModuleList(ResidualLayer(dim, self.config) for _ in range(depth))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        r"""Return :math:`\hat\epsilon(x, t)`, shaped like x (B, C, H, W); t is 0-d or (B,), in [0, 1]."""
+        angle = (math.pi / 2) * torch.as_tensor(t, device=x.device).to(torch.promote_types(x.dtype, torch.float32))
+        angle = angle.reshape(-1, 1)
+        waves = angle * self.frequencies
+        features = torch.cat([waves.sin(), waves.cos()], dim=1).to(x.dtype)
+        modulations = iter(self.modulate(F.silu(self.embed(features))).split(self._splits, dim=1))
+        h = self.stem(x)
+        skips = []
+        for stack, shrink in zip(self.down, self.shrink, strict=True):
+            for layer in stack:
+                h = layer(h, next(modulations))
+            skips.append(h)
+            h = shrink(h)
+        for layer in self.bottom:
+            h = layer(h, next(modulations))
+        for stack, grow in zip(reversed(self.up), reversed(self.grow), strict=True):
+            h = grow(h) + skips.pop()
+            for layer in stack:
+                h = layer(h, next(modulations))
+        out = self.head(F.silu(_modulate(h, next(modulations)))).to(x.dtype, memory_format=torch.contiguous_format)
+        return _per_image(angle.sin(), x) * x + _per_image(angle.cos(), x) * out
+
+
+def _per_image(values: Tensor, x: Tensor) -> Tensor:
+    return values.to(x.dtype)[:, :, None, None]
+
+
+def _modulate(h: Tensor, modulation: Tensor) -> Tensor:
+    """Normalise each image of h (B, D, H, W) and apply the scale and shift in modulation (B or 1, 2 D)."""
+    scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
+    return torch.addcmul(shift, F.group_norm(h, 1), 1 + scale)
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    assert conv.bias is not None
+    return conv.bias
+
+
+def digits_ladder() -> list[UNetConfig]:
+    """Return the five configurations of the shipped 8x8x1 ladder, 1.5e4 ... 1e7 multiply-adds, cheapest first.
+
+    Example:
+        >>> [config.base_dim for config in digits_ladder()]
+        [4, 8, 16, 32, 64]
+    """
+    shapes = [(4, 1, 0, 32), (8, 1, 1, 32), (16, 2, 1, 32), (32, 3, 2, 64), (64, 4, 2, 64)]
+    return [
+        UNetConfig(dim, bottom, mid, levels=1, image_size=8, channels=1, time_dim=time_dim)
+        for dim, bottom, mid, time_dim in shapes
+    ]
+
+
+def paper_ladder() -> list[UNetConfig]:
+    """Return five configurations for 64x64x3 images with the paper's four levels, cheapest first.
+
+    The paper gives neither its widths nor its depths; these span a factor of about 500 in FLOPs, about equally spaced.
+
+    Example:
+        >>> [config.image_shape for config in paper_ladder()][0]
+        (3, 64, 64)
+    """
+    shapes = [(8, 1, 1), (16, 2, 1), (32, 3, 2), (64, 4, 2), (128, 4, 3)]
+    return [UNetConfig(dim, bottom, mid, levels=4, image_size=64) for dim, bottom, mid in shapes]
