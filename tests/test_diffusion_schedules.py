@@ -134,16 +134,16 @@ def test_perturb_takes_one_time_or_one_per_sample():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CosineSchedule(offset=0.0), "'offset'"),
-        (lambda: CosineSchedule(t_min=1.0), "'t_min'"),
-        (lambda: LinearSchedule(beta_end=1.0), "'beta_end'"),
-        (lambda: LinearSchedule(steps=1), "'steps'"),
-        (lambda: TableSchedule((0.1,)), "'betas'"),
-        (lambda: EDMSchedule(sigma_min=2.0, sigma_max=1.0), "'sigma_min'"),
-        (lambda: CosineSchedule().alpha(1.5), "'t'"),
-        (lambda: CosineSchedule().alpha(-0.1), "'t'"),
-        (lambda: schedule_from_dict({"schedule": "Cosine"}), "'schedule'"),
-        (lambda: schedule_from_dict({"schedule": "CosineSchedule", "steps": 3}), "'steps'"),
+        (lambda: CosineSchedule(offset=0.0), '"offset"'),
+        (lambda: CosineSchedule(t_min=1.0), '"t_min"'),
+        (lambda: LinearSchedule(beta_end=1.0), '"beta_end"'),
+        (lambda: LinearSchedule(steps=1), '"steps"'),
+        (lambda: TableSchedule((0.1,)), '"betas"'),
+        (lambda: EDMSchedule(sigma_min=2.0, sigma_max=1.0), '"sigma_min"'),
+        (lambda: CosineSchedule().alpha(1.5), '"t"'),
+        (lambda: CosineSchedule().alpha(-0.1), '"t"'),
+        (lambda: schedule_from_dict({"schedule": "Cosine"}), '"schedule"'),
+        (lambda: schedule_from_dict({"schedule": "CosineSchedule", "steps": 3}), '"steps"'),
     ],
 )
 def test_errors_name_the_argument(make, message):

@@ -1,1 +1,56 @@
-"""Diffusion models as drifts for `multilevel_sde`."""
+"""Diffusion models as drifts for `multilevel_sde`: schedules, time grids, denoisers, sampling steps and their noise.
+
+schedule = CosineSchedule()
+levels = [EpsilonDenoiser(net, schedule, clip=(-1, 1)) for net in networks]   # (x_t, t) -> x_0-hat
+ladder = multilevel_sde.Ladder(levels, costs)
+times = uniform(schedule, 1000)
+solution = multilevel_sde.solve(ladder, x, times, plan, step=DDIM(schedule))
+"""
+
+from multilevel_diffusion.denoisers import (
+    DataDenoiser,
+    EDMDenoiser,
+    EpsilonDenoiser,
+    FlowDenoiser,
+    TableIndex,
+    VDenoiser,
+)
+from multilevel_diffusion.grids import karras, log_snr_uniform, uniform
+from multilevel_diffusion.noise import ClockedNoise, coupled_noise
+from multilevel_diffusion.schedules import (
+    CosineSchedule,
+    EDMSchedule,
+    LinearSchedule,
+    NoiseSchedule,
+    RectifiedFlowSchedule,
+    ScaledLinearSchedule,
+    TableSchedule,
+    schedule_from_dict,
+)
+from multilevel_diffusion.steps import DDIM, DDPM, ExponentialStep, StepCoefficients
+
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "ClockedNoise",
+    "CosineSchedule",
+    "DataDenoiser",
+    "EDMDenoiser",
+    "EDMSchedule",
+    "EpsilonDenoiser",
+    "ExponentialStep",
+    "FlowDenoiser",
+    "LinearSchedule",
+    "NoiseSchedule",
+    "RectifiedFlowSchedule",
+    "ScaledLinearSchedule",
+    "StepCoefficients",
+    "TableIndex",
+    "TableSchedule",
+    "VDenoiser",
+    "coupled_noise",
+    "karras",
+    "log_snr_uniform",
+    "schedule_from_dict",
+    "uniform",
+]
