@@ -66,7 +66,7 @@ class Digits:
             from sklearn.datasets import load_digits
         except ImportError:
             raise ImportError("Digits needs scikit-learn; install it with: pip install scikit-learn") from None
-        images = torch.tensor(load_digits().images, dtype=torch.float32)[:, None] / 8 - 1
+        images = torch.tensor(load_digits(return_X_y=True)[0], dtype=torch.float32).reshape(-1, 1, 8, 8) / 8 - 1
         images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
         kept = torch.arange(len(images)) % 6 == 0
         self.shift = shift

@@ -139,8 +139,8 @@ def train(
         progress: Whether to show a progress bar on stderr.
 
     Raises:
-        ValueError: Shapes differ, the schedule's times do not end at 1, or `folder` holds a run with other settings.
-        ArithmeticError: The loss became NaN or infinite.
+        ValueError: Shapes differ, the schedule's times do not end at 1, `folder` holds a run with other settings, or
+            the loss is not finite.
 
     Example:
         >>> import tempfile
@@ -230,7 +230,7 @@ class _Run:
         if self.step % self.settings.log_every == 0:  # the only place where a GPU is waited for
             mean = float(self.window) / self.settings.log_every
             if not math.isfinite(mean):
-                raise ArithmeticError(f"the loss became {mean} before step {self.step}; lower the learning rate")
+                raise ValueError(f'the loss became {mean} before step {self.step}; lower "learning_rate"')
             self.losses.append(mean)
             self.window.zero_()
         self.seconds += time.perf_counter() - start

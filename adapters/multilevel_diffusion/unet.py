@@ -20,7 +20,7 @@ References:
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -109,11 +109,10 @@ class UNetConfig:
 
 
 class ResidualLayer(nn.Module):
-    r"""One residual layer: depthwise, norm, time modulation, pointwise up, SiLU, pointwise down, added to its input."""
+    """One residual layer: depthwise, norm, time modulation, pointwise up, SiLU, pointwise down, added to its input."""
 
     def __init__(self, dim: int, config: UNetConfig):
         super().__init__()
-        self.dim = dim
         self.depthwise = nn.Conv2d(dim, dim, config.kernel, padding=config.kernel // 2, groups=dim, bias=False)
         self.expand = nn.Conv2d(dim, config.expansion * dim, 1)
         self.contract = nn.Conv2d(config.expansion * dim, dim, 1)
@@ -123,6 +122,19 @@ class ResidualLayer(nn.Module):
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         """Map x (B, dim, H, W), with modulation (B or 1, 2 dim) = scale and shift, to a tensor of x's shape."""
         return x + self.contract(F.silu(self.expand(_modulate(self.depthwise(x), modulation))))
+
+
+class Stack(nn.ModuleList):
+    """Residual layers of one width, one after the other."""
+
+    def __init__(self, dim: int, depth: int, config: UNetConfig):
+        super().__init__(ResidualLayer(dim, config) for _ in range(depth))
+
+    def forward(self, x: Tensor, modulations: Iterator[Tensor]) -> Tensor:
+        """Map x (B, dim, H, W) to a tensor of its shape; each layer takes its modulation from the iterator."""
+        for layer in self:
+            x = layer(x, next(modulations))
+        return x
 
 
 class UNet(nn.Module):
@@ -151,24 +163,23 @@ class UNet(nn.Module):
         self.config = config
         dims = [config.base_dim * 2**level for level in range(config.levels + 1)]
         self.stem = nn.Conv2d(config.channels, dims[0], 3, padding=1)
-        self.down = nn.ModuleList(self._layers(dim, config.mid_depth) for dim in dims[:-1])
+        self.down = nn.ModuleList(Stack(dim, config.mid_depth, config) for dim in dims[:-1])
         self.shrink = nn.ModuleList(nn.Conv2d(dim, 2 * dim, 2, stride=2) for dim in dims[:-1])
-        self.bottom = self._layers(dims[-1], config.bottom_depth)
+        self.bottom = Stack(dims[-1], config.bottom_depth, config)
         self.grow = nn.ModuleList(nn.ConvTranspose2d(2 * dim, dim, 2, stride=2) for dim in dims[:-1])
-        self.up = nn.ModuleList(self._layers(dim, config.mid_depth) for dim in dims[:-1])
+        self.up = nn.ModuleList(Stack(dim, config.mid_depth, config) for dim in dims[:-1])
         self.head = nn.Conv2d(dims[0], config.channels, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(_bias(self.head))
         # In the order of the forward pass; the head is modulated like a layer.
-        layers = [layer for stack in (*self.down, self.bottom, *reversed(self.up)) for layer in stack]
-        self._splits = [2 * layer.dim for layer in layers] + [2 * dims[0]]
+        down = [dim for dim in dims[:-1] for _ in range(config.mid_depth)]
+        widths = [*down, *[dims[-1]] * config.bottom_depth, *reversed(down), dims[0]]
+        self._splits = [2 * width for width in widths]
+        self.frequencies: Tensor
         self.register_buffer("frequencies", 2.0 ** torch.arange(TIME_FREQUENCIES), persistent=False)
         self.embed = nn.Linear(2 * TIME_FREQUENCIES, config.time_dim)
         self.modulate = nn.Linear(config.time_dim, sum(self._splits))
-        self.to(memory_format=torch.channels_last)
-
-    def _layers(self, dim: int, depth: int) -> nn.ModuleList:
-        return nn.ModuleList(ResidualLayer(dim, self.config) for _ in range(depth))
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stub lacks this one)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         r"""Return :math:`\hat\epsilon(x, t)`, shaped like x (B, C, H, W); t is 0-d or (B,), in [0, 1]."""
@@ -180,16 +191,11 @@ class UNet(nn.Module):
         h = self.stem(x)
         skips = []
         for stack, shrink in zip(self.down, self.shrink, strict=True):
-            for layer in stack:
-                h = layer(h, next(modulations))
-            skips.append(h)
-            h = shrink(h)
-        for layer in self.bottom:
-            h = layer(h, next(modulations))
+            skips.append(stack(h, modulations))
+            h = shrink(skips[-1])
+        h = self.bottom(h, modulations)
         for stack, grow in zip(reversed(self.up), reversed(self.grow), strict=True):
-            h = grow(h) + skips.pop()
-            for layer in stack:
-                h = layer(h, next(modulations))
+            h = stack(grow(h) + skips.pop(), modulations)
         out = self.head(F.silu(_modulate(h, next(modulations)))).to(x.dtype, memory_format=torch.contiguous_format)
         return _per_image(angle.sin(), x) * x + _per_image(angle.cos(), x) * out
 
