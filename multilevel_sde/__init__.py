@@ -1,5 +1,8 @@
 """Multilevel solvers for SDEs and ODEs whose drift is expensive and has cheaper approximations."""
 
+import importlib
+from types import ModuleType
+
 from multilevel_sde.brownian import Brownian, BrownianPath, TorchSDEBrownian
 from multilevel_sde.cost import CostModel, Drift, FlopCost, GivenCost, SecondsCost
 from multilevel_sde.diffusion import Diffusion, NoiseTerm
@@ -56,3 +59,10 @@ __all__ = [
     "solve",
     "systematic",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import `problems` and `rates` when they are first used."""
+    if name in ("problems", "rates"):
+        return importlib.import_module(f"multilevel_sde.{name}")
+    raise AttributeError(f"module 'multilevel_sde' has no attribute {name!r}")
