@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -149,3 +151,10 @@ def test_perturb_takes_one_time_or_one_per_sample():
 def test_errors_name_the_argument(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_importing_the_adapter_loads_nothing_optional():
+    optional = ("matplotlib", "PIL", "sklearn", "safetensors", "diffusers", "transformers")
+    code = f"import sys, multilevel_diffusion; print([name for name in {optional} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -228,7 +228,7 @@ class EDMDenoiser(_Denoiser):
     def _data(self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         level = (sigma / alpha).clamp(self.sigma_min, self.sigma_max)
         scale = torch.sqrt((1 + level**2) / (alpha**2 + sigma**2))
-        return self._evaluate(scale * x, level.reshape(t.shape))
+        return self._evaluate((scale * x).to(x.dtype), level.reshape(t.shape))
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,5 +260,5 @@ class FlowDenoiser(_Denoiser):
 
     def _data(self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         total = alpha + sigma
-        x, level = x / total, sigma / total
+        x, level = (x / total).to(x.dtype), sigma / total
         return x - level * self._evaluate(x, level.reshape(t.shape))

@@ -60,7 +60,7 @@ def log_snr_uniform(
         ValueError: if `steps` is not an integer of at least 2, or not 0 < end < start <= t_max.
 
     Reference:
-        Lu et al. 2022, DPM-Solver (arXiv 2206.00927), section 3.
+        Lu et al. 2022, DPM-Solver (arXiv 2206.00927).
 
     Example:
         >>> from multilevel_diffusion.schedules import EDMSchedule

@@ -16,6 +16,10 @@ e^{-(lambda_r - lambda_{u-1})} sqrt(1 - e^{-2 h_u}), normalised.)
 As every `brownian` of `multilevel_sde.solve`, the objects here return increments of variance |s - t|, which is
 sqrt(|s - t|) xi; the step brings them to its own variance. A plain `BrownianPath` is right in law too, but couples step
 counts only approximately, as its clock is the time itself.
+
+A step that ends at the data (sigma = 0) adds no noise, while a finer path goes on adding some until its own last step.
+So paths that run to time 0 differ by about sigma(t_{N-1}), the noise level where the coarser one makes its last step;
+at any time s > 0 they converge with order one.
 """
 
 import math
@@ -99,7 +103,7 @@ class ClockedNoise(BrownianPath):
         Raises:
             ValueError: if a time is not on the grid.
         """
-        wanted = as_times(times).double()
+        wanted = as_times(times).double().contiguous()
         index = self._places(wanted)
         direction = 1 if index[1] > index[0] else -1
         normals = super().increments(range(index[0], index[-1] + direction, direction))

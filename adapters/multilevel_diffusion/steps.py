@@ -20,7 +20,7 @@ Use: `multilevel_sde.solve(ladder_of_denoisers, x, times, plan, step=DDIM(schedu
 
 References:
     Song, Meng, Ermon 2021, DDIM (arXiv 2010.02502), equation 12; Ho, Jain, Abbeel 2020, DDPM (arXiv 2006.11239),
-    equations 6-7; Xue et al. 2023, SA-Solver (arXiv 2309.05019), proposition 4.1 and equation 13 for general tau.
+    equations 6-7; Xue et al. 2023, SA-Solver (arXiv 2309.05019), proposition 4.1, for general tau.
 """
 
 import math
@@ -70,7 +70,7 @@ class ExponentialStep:
             noise and got none, or if it goes towards the noise with tau > 0.
 
     References:
-        Xue et al. 2023, SA-Solver (arXiv 2309.05019), equation 13, order 1 in data prediction.
+        Xue et al. 2023, SA-Solver (arXiv 2309.05019): its one-step predictor in data prediction.
 
     Example:
         >>> import torch
