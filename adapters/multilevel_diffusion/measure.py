@@ -55,6 +55,21 @@ class LevelErrors:
     images: int
     draws: int
 
+    def per_level(self) -> list[dict[str, float]]:
+        """Return one JSON record per level, for `save_ladder`.
+
+        Example:
+            >>> LevelErrors([0.5, 0.3], [0.1, 0.1], [0.04], [0.04], 10, 1).per_level()[1]
+            {'loss': 0.3, 'loss_error': 0.1, 'images': 10, 'draws': 1}
+        """
+        levels = []
+        for level, (loss, error) in enumerate(zip(self.loss, self.loss_error, strict=True)):
+            record = {"loss": loss, "loss_error": error, "images": self.images, "draws": self.draws}
+            if level < len(self.to_next):
+                record |= {"rms_to_next": self.to_next[level] ** 0.5, "rms_to_top": self.to_top[level] ** 0.5}
+            levels.append(record)
+        return levels
+
 
 @torch.no_grad()
 def measure_errors(

@@ -222,7 +222,7 @@ def load_ladder(
     if not networks:
         raise ValueError(f'"path" holds a ladder without levels ({root / "ladder.json"}); write it with save_ladder')
     clip = None if record["clip"] is None else (float(record["clip"][0]), float(record["clip"][1]))
-    networks = tuple(network.to(device=device, dtype=dtype) for network in networks)
+    networks = tuple(network.to(device, dtype) for network in networks)
     return DiffusionLadder(networks, schedule_from_dict(record["schedule"]), clip, record)
 
 

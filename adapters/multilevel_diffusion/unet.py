@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["UNet", "UNetConfig", "digits_ladder", "paper_ladder"]
+__all__ = ["UNet", "UNetConfig", "dead_leaves_ladder", "digits_ladder", "paper_ladder"]
 
 TIME_FREQUENCIES = 7  # angles (pi/2) t 2^j, j = 0..6: powers of two are exact in every dtype
 
@@ -225,6 +225,20 @@ def digits_ladder() -> list[UNetConfig]:
     shapes = [(4, 1, 0, 32), (8, 1, 1, 32), (16, 2, 1, 32), (32, 3, 2, 64), (64, 4, 2, 64)]
     return [
         UNetConfig(dim, bottom, mid, levels=1, image_size=8, channels=1, time_dim=time_dim)
+        for dim, bottom, mid, time_dim in shapes
+    ]
+
+
+def dead_leaves_ladder() -> list[UNetConfig]:
+    """Return the four configurations of the shipped 32x32x3 ladder, 4e5 ... 5e7 multiply-adds, cheapest first.
+
+    Example:
+        >>> [config.base_dim for config in dead_leaves_ladder()]
+        [4, 8, 16, 32]
+    """
+    shapes = [(4, 1, 0, 32), (8, 1, 1, 32), (16, 1, 1, 32), (32, 2, 1, 64)]
+    return [
+        UNetConfig(dim, bottom, mid, levels=3, image_size=32, time_dim=time_dim)
         for dim, bottom, mid, time_dim in shapes
     ]
 
