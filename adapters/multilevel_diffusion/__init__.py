@@ -15,6 +15,7 @@ from multilevel_diffusion.denoisers import (
     TableIndex,
     VDenoiser,
 )
+from multilevel_diffusion.edm import MultilevelDenoiser
 from multilevel_diffusion.grids import karras, log_snr_uniform, uniform
 from multilevel_diffusion.noise import ClockedNoise, coupled_noise
 from multilevel_diffusion.schedules import (
@@ -41,6 +42,7 @@ __all__ = [
     "ExponentialStep",
     "FlowDenoiser",
     "LinearSchedule",
+    "MultilevelDenoiser",
     "NoiseSchedule",
     "RectifiedFlowSchedule",
     "ScaledLinearSchedule",
