@@ -30,7 +30,7 @@ class Trajectory:
     4. Otherwise the next call.
 
     So a new trajectory goes unnoticed only where it begins beyond the point at which an interrupted one stopped; who
-    knows better calls `reset`.
+    knows better calls `reset` or `place`.
 
     Arguments:
         rise: By which factor times may run backwards within a trajectory; 1.001 forgives rounding (needed by KDPM2
@@ -79,6 +79,13 @@ class Trajectory:
             self.position += 1
         self._last, self._state, self._version = time, weakref.ref(state), _version(state)
         return self.position
+
+    def place(self, position: int) -> int:
+        """Take the position from someone who knows it; at one before the last, a trajectory begins."""
+        if self.position < 0 or position < self.position:
+            self.number += 1
+        self.position = position
+        return position
 
     def _repeats(self, time: float, state: Tensor) -> bool:
         return time == self._last and self._state() is state and self._version == _version(state)
