@@ -266,9 +266,9 @@ def _central_square(image: Image.Image, crop: int | None, size: int) -> Tensor:
     """Crop an image to its central square, resize it, and return it as bytes (3, size, size)."""
     side = min(*image.size, crop or sys.maxsize)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.convert("RGB").resize(
-        (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
-    )
+    # Crop first: resize(box=...) would let the pixels outside the box bleed in.
+    square = image.convert("RGB").crop((left, top, left + side, top + side))
+    square = square.resize((size, size), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
 

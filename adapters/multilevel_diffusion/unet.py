@@ -21,7 +21,7 @@ References:
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -95,17 +95,12 @@ class UNetConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, int]) -> "UNetConfig":
         """Read what :meth:`to_dict` wrote; raise ValueError where a key is unknown or missing."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(
-                f"'values' has the unknown key {unknown[0]!r}, expected keys among {sorted(known)}; drop it."
-            )
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(
-                f"'values' does not describe a UNet ({error}); write it with UNetConfig.to_dict."
-            ) from None
+        known = {field.name: field.default is MISSING for field in fields(cls)}
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f'"values" has the unknown key "{unknown[0]}", expected some of {list(known)}; drop it')
+        if missing := [name for name, required in known.items() if required and name not in values]:
+            raise ValueError(f'"values" has no key "{missing[0]}", expected what UNetConfig.to_dict writes; add it')
+        return cls(**values)
 
 
 class ResidualLayer(nn.Module):
