@@ -114,6 +114,9 @@ def test_times_off_by_rounding_are_recognised():
     noise = coupled_noise(schedule, [1], fine).like(torch.zeros(1, 3))
     for times in (torch.linspace(1, 0, 101, dtype=torch.float32), torch.linspace(1, 0, 41, dtype=torch.float64)):
         assert len(list(noise.increments(times))) == len(times) - 1
+    fine = karras(EDMSchedule(), 100)  # in float32 its first times round by more than a thousandth of its last cells
+    noise = coupled_noise(EDMSchedule(), [1], fine).like(torch.zeros(1, 3))
+    assert len(list(noise.increments(fine[::10].float()))) == 10
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -90,7 +90,7 @@ class _Denoiser(ABC):
             x: state x_t, (B, ...).
             t: its time, 0-d, or (B,) for one per sample.
         """
-        alpha, sigma = (_broadcast(value, x) for value in (self.schedule.alpha(t), self.schedule.sigma(t)))
+        alpha, sigma = _coefficients(self.schedule, t, x)
         x0 = self._data(x, t, alpha, sigma)
         if self.clip is not None:
             x0 = x0.clamp(*self.clip)
@@ -104,11 +104,16 @@ class _Denoiser(ABC):
         return self.net(x, t)
 
 
-def _broadcast(value: Tensor, x: Tensor) -> Tensor:
-    """Shape a coefficient to multiply x; a 0-d one leaves x's dtype as it is."""
-    if value.ndim == 0:
-        return value
-    return value.to(torch.promote_types(x.dtype, torch.float32)).reshape((-1,) + (1,) * (x.ndim - 1))
+def _coefficients(schedule: NoiseSchedule, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return alpha and sigma shaped to multiply x: 0-d, which leaves x's dtype as it is, or (B, 1, ...)."""
+    if t.ndim == 0 and t.device.type == "cpu":  # a dozen tiny tensor operations would cost more than a small network
+        alpha, sigma = schedule.alpha(float(t)), schedule.sigma(float(t))
+        return torch.tensor(alpha, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    if t.ndim == 0:
+        return alpha, sigma
+    shape, dtype = (-1,) + (1,) * (x.ndim - 1), torch.promote_types(x.dtype, torch.float32)
+    return alpha.to(dtype).reshape(shape), sigma.to(dtype).reshape(shape)
 
 
 @dataclass(frozen=True, eq=False)

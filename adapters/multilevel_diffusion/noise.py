@@ -125,12 +125,14 @@ class ClockedNoise(BrownianPath):
         return [math.sqrt(value / total) for value in variances]
 
     def _places(self, wanted: Tensor) -> list[int]:
-        """Return the index of each time on the grid; it must agree to a thousandth of the shortest cell."""
+        """Return the index of each time on the grid; it must agree to a thousandth of the cells beside it."""
         falling = bool(self.times[1] < self.times[0])
         ascending = self.times.flip(0) if falling else self.times
         right = torch.searchsorted(ascending, wanted).clamp(1, len(ascending) - 1)
         nearest = torch.where(wanted - ascending[right - 1] < ascending[right] - wanted, right - 1, right)
-        off = (wanted - ascending[nearest]).abs() > 1e-3 * ascending.diff().min()
+        cells = ascending.diff()
+        shorter = torch.minimum(cells[(nearest - 1).clamp_min(0)], cells[nearest.clamp_max(len(cells) - 1)])
+        off = (wanted - ascending[nearest]).abs() > 1e-3 * shorter
         if off.any():
             raise ValueError(
                 f'"times" contains {wanted[off][0].item():.9g}, which is not one of the finest times this noise was '
