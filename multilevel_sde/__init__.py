@@ -19,6 +19,7 @@ from multilevel_sde.schedule import (
     scale_to_budget,
 )
 from multilevel_sde.solve import Estimator, Solution, Stats, Step, Telescoping, euler_maruyama, solve
+from multilevel_sde.start import seeded_normal
 from multilevel_sde.torchsde_bridge import from_torchsde
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ __all__ = [
     "independent",
     "nested",
     "scale_to_budget",
+    "seeded_normal",
     "solve",
     "systematic",
 ]
