@@ -33,7 +33,7 @@ __all__ = [
     "scaling_law",
 ]
 
-_CHUNK = 1 << 18  # integrand values of the quadrature held at a time
+_CHUNK = 1 << 15  # integrand values of the quadrature held at a time; they stay in the cache
 
 
 def scaling_law(
