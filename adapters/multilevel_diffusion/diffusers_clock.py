@@ -48,9 +48,14 @@ class PipelineClock:
         self.reset()
 
     @property
+    def pipe(self) -> Any:
+        """The linked pipeline, None without one."""
+        return self._pipe()
+
+    @property
     def scheduler(self) -> Any:
         """The scheduler of the linked pipeline, None without one."""
-        return getattr(self._pipe(), "scheduler", None)
+        return getattr(self.pipe, "scheduler", None)
 
     @property
     def number(self) -> int:

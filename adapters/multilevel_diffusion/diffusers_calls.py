@@ -1,0 +1,98 @@
+"""One call of a pipeline's denoiser: its arguments by name, and what can be wrong with them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["bind", "check_residuals", "explain", "fresh", "warn_of_disagreement"]
+
+_RESIDUALS = (
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "down_intrablock_additional_residuals",
+    "block_controlnet_hidden_states",
+    "controlnet_block_samples",
+    "controlnet_single_block_samples",
+)
+_WIDTHS = ("block_out_channels", "layers_per_block", "num_attention_heads", "attention_head_dim", "num_layers")
+
+
+def bind(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by name.
+
+    Raises:
+        TypeError: Too many arguments, or no timestep.
+
+    Example:
+        >>> bind(["sample", "timestep"], [1, 2], {"return_dict": False})
+        {'sample': 1, 'timestep': 2, 'return_dict': False}
+    """
+    if len(args) > len(names):
+        raise TypeError(f"the model takes {len(names)} arguments, got {len(args)}")
+    call = {**dict(zip(names, args, strict=False)), **kwargs}
+    if names[0] not in call or call.get("timestep") is None:
+        raise TypeError(f'the model needs "{names[0]}" and "timestep", got {", ".join(call) or "nothing"}')
+    return call
+
+
+def fresh(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments with lists and dictionaries copied: some models pop entries off them.
+
+    Example:
+        >>> call = {"residuals": [1, 2]}
+        >>> fresh(call)["residuals"].pop(), call
+        (2, {'residuals': [1, 2]})
+    """
+    return {name: value.copy() if isinstance(value, list | dict) else value for name, value in call.items()}
+
+
+def check_residuals(call: Mapping[str, Any], levels: Sequence[Any]) -> None:
+    """Refuse residuals of a ControlNet or adapter that were made for a top level of another shape than the others.
+
+    Raises:
+        ValueError: A level has other widths or depths than the top level.
+    """
+    given = [name for name in _RESIDUALS if call.get(name) is not None]
+    if not given:
+        return
+    for key in _WIDTHS:
+        values = [level.config.get(key) for level in levels]
+        if any(value != values[-1] for value in values):
+            raise ValueError(
+                f'"{given[0]}" has the shapes of the top level, but the levels have {key}={values}; a ControlNet or '
+                "adapter needs levels of the same widths and depths"
+            )
+
+
+def explain(level: int, model: nn.Module, state: Tensor) -> str | None:
+    """Say in a sentence why a level may have failed on this state, None where nothing is obvious."""
+    dtype = next(model.parameters()).dtype
+    if state.is_floating_point() and state.dtype != dtype:
+        return f'the input is {state.dtype}, "levels[{level}]" {dtype}; convert one of them'
+    channels, expected = state.shape[1 if state.dim() == 4 else -1], model.config.get("in_channels")  # type: ignore
+    if expected not in (None, channels):
+        return f'the input of shape {tuple(state.shape)} has {channels} channels, "levels[{level}]" takes {expected}'
+    return f'"levels[{level}]" cannot take an input of shape {tuple(state.shape)}' if state.dim() == 4 else None
+
+
+def warn_of_disagreement(lower: Tensor, upper: Tensor, levels: tuple[int, int]) -> None:
+    """Warn where two levels differ by more than the size of the better one: they hardly predict the same thing.
+
+    Example:
+        >>> import pytest
+        >>> with pytest.warns(UserWarning, match="differ by 200% of its output"):
+        ...     warn_of_disagreement(torch.ones(1), -torch.ones(1), (0, 1))
+    """
+    with torch.no_grad():
+        ratio = float((upper - lower).float().norm() / upper.float().norm())
+    if ratio > 1:
+        warnings.warn(
+            f"levels {levels[0]} and {levels[1]} differ by {ratio:.0%} of its output; a ladder gains nothing from "
+            "levels that predict different things: do they share the prediction type, scaling and training data?",
+            stacklevel=2,
+        )

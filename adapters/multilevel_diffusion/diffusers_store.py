@@ -1,0 +1,194 @@
+"""Ladders of diffusers models on disk: one ordinary model folder a level, and one small configuration.
+
+    unet/config.json           costs, probabilities or the plan's name, draw, seed; written last
+    unet/level_0/              an ordinary diffusers model folder, loadable on its own
+    unet/level_1/
+    unet/plan.safetensors      only with a plan
+
+A folder without config.json is no ladder: it is removed first and written last, atomically, so that an interrupted save
+never loads. Weights are safetensors; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.models.auto_model import AutoModel
+from diffusers.models.modeling_utils import ModelMixin
+from safetensors import SafetensorError
+from torch import nn
+
+import multilevel_sde as mls
+from multilevel_sde.files import write_atomically
+
+__all__ = ["DRAWS", "Settings", "load_ladder", "load_models", "save_ladder"]
+
+DRAWS: Mapping[str, mls.Draw] = {"independent": mls.independent, "nested": mls.nested, "systematic": mls.systematic}
+"""The draws that a file can name."""
+
+_CONFIG, _PLAN, _FORMAT = "config.json", "plan.safetensors", 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a ladder needs beside its models.
+
+    Attributes:
+        costs: Cost of one evaluation of each level, with their unit.
+        probabilities: p_k, shape (K,), or p_k(n), shape (N, K); None with a plan.
+        plan: The plan, None with probabilities.
+        draw: The way of drawing.
+        seed: Seed of the draw.
+    """
+
+    costs: mls.GivenCost
+    probabilities: torch.Tensor | None = None
+    plan: mls.Plan | None = None
+    draw: mls.Draw = mls.systematic
+    seed: int = 0
+
+
+def load_models(sources: Iterable[str | os.PathLike[str] | nn.Module], **options: Any) -> list[nn.Module]:
+    """Load diffusers models from folders, or from the hub where there is no such folder; models are passed on.
+
+    Arguments:
+        sources: For each level a model folder, a pipeline folder with `subfolder=`, a hub id, or a model.
+        options: Passed on to diffusers, for example torch_dtype.
+
+    Raises:
+        FileNotFoundError: A folder has no model, or there is neither a folder nor a model on the hub.
+        ValueError: A model is damaged or incomplete, or of a class that diffusers does not have.
+    """
+    return [
+        source if isinstance(source, nn.Module) else _load_model(source, level, **options)
+        for level, source in enumerate(sources)
+    ]
+
+
+def _load_model(source: str | os.PathLike[str], level: int, **options: Any) -> nn.Module:
+    name = f'"levels[{level}]" at "{os.fspath(source)}"'
+    options["use_safetensors"] = True if options.get("use_safetensors") is None else options["use_safetensors"]
+    try:
+        if not Path(source).is_dir():
+            return AutoModel.from_pretrained(os.fspath(source), **options)  # type: ignore[return-value]
+        folder = Path(source) / (options.get("subfolder") or "")
+        config = folder / _CONFIG
+        if not config.is_file():
+            hint = "; it is a pipeline, add subfolder=" if (folder / "model_index.json").is_file() else ""
+            raise FileNotFoundError(f"{name} has no {_CONFIG}, expected a folder written by save_pretrained{hint}")
+        kind = getattr(diffusers, str(json.loads(config.read_text(encoding="utf-8")).get("_class_name")), None)
+        if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
+            raise ValueError("its configuration names no model class of diffusers")
+        model, info = kind.from_pretrained(os.fspath(source), output_loading_info=True, **options)  # type: ignore[misc]
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if not Path(source).is_dir():
+            raise FileNotFoundError(f"{name} is neither a folder nor a model that can be fetched") from error
+        raise ValueError(f"{name} cannot be read ({_first_line(error)}); save it again") from error
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{name} cannot be loaded ({_first_line(error)}); save it again") from error
+    missing = [*info.get("missing_keys", []), *info.get("mismatched_keys", [])]
+    if missing:
+        raise ValueError(f"{name} lacks {len(missing)} of its weights, such as {missing[0]}; save it again")
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def save_ladder(folder: str | os.PathLike[str], models: Sequence[Any], settings: Settings, **options: Any) -> None:
+    """Write the levels, the plan if there is one, and then config.json.
+
+    Arguments:
+        folder: Where to; made if missing.
+        models: The levels, not compiled.
+        settings: Costs, probabilities or plan, draw, seed.
+        options: Passed on to diffusers for each model.
+
+    Raises:
+        ValueError: A level's class is not one of diffusers, or the draw is not one that a file can name; nothing is
+            written then.
+    """
+    for level, model in enumerate(models):
+        if getattr(diffusers, type(model).__name__, None) is not type(model):
+            raise ValueError(
+                f'"levels[{level}]" is a {type(model).__name__}, which is not a class of diffusers and could not be '
+                "loaded again; save the levels yourself and build the ladder from the models"
+            )
+    config = {
+        "_class_name": "MultilevelUNet",
+        "_diffusers_version": diffusers.__version__,
+        "format": _FORMAT,
+        "levels": [type(model).__name__ for model in models],
+        "costs": list(settings.costs.costs),
+        "cost_unit": settings.costs.unit,
+        "probabilities": None if settings.probabilities is None else settings.probabilities.tolist(),
+        "plan": None if settings.plan is None else _PLAN,
+        "draw": _name_of(settings.draw),
+        "seed": settings.seed,
+    }
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    (target / _CONFIG).unlink(missing_ok=True)
+    for level, model in enumerate(models):
+        model.save_pretrained(target / f"level_{level}", **options)
+    if settings.plan is not None:
+        settings.plan.save(target / _PLAN)
+    write_atomically(target / _CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _name_of(draw: mls.Draw) -> str:
+    """Return the name of a draw in files."""
+    for name, known in DRAWS.items():
+        if draw == known:
+            return name
+    raise ValueError(f'"draw" is none of {", ".join(DRAWS)} and cannot be saved; save the plan that it draws instead')
+
+
+def load_ladder(folder: str | os.PathLike[str], **options: Any) -> tuple[list[nn.Module], Settings]:
+    """Read what :func:`save_ladder` wrote.
+
+    Arguments:
+        folder: Where it was written.
+        options: Passed on to diffusers for each model.
+
+    Raises:
+        FileNotFoundError: There is no ladder, or a level is missing.
+        ValueError: It is damaged, not a ladder, or of another format.
+    """
+    settings, count = _load_settings(Path(folder))
+    return load_models([Path(folder) / f"level_{level}" for level in range(count)], **options), settings
+
+
+def _load_settings(folder: Path) -> tuple[Settings, int]:
+    path = folder / _CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f'no ladder at "{folder}" ({_CONFIG} is missing); was its save interrupted?')
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config["_class_name"] != "MultilevelUNet":
+            raise ValueError(f"it is a single {config['_class_name']}; pass a list of models, cheapest first")
+        if config["format"] != _FORMAT:
+            raise ValueError(f"format {config['format']}, this release reads {_FORMAT}; upgrade multilevel-sde")
+        table = config["probabilities"]
+        settings = Settings(
+            mls.GivenCost([float(cost) for cost in config["costs"]], str(config["cost_unit"])),
+            None if table is None else torch.tensor(table, dtype=torch.float64),
+            None if config["plan"] is None else mls.Plan.load(folder / _PLAN),
+            DRAWS[config["draw"]],
+            int(config["seed"]),
+        )
+        return settings, len(config["levels"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f'"{path}" is not the configuration of a ladder ({error!r}); save it again') from None
+    except ValueError as error:
+        raise ValueError(f'"{path}" cannot be read ({_first_line(error)})') from None
