@@ -21,18 +21,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from multilevel_sde.counter import counter_normals, hash_seeds
+from multilevel_sde.counter import CounterNormals, hash_seeds
 from multilevel_sde.times import as_times
 
 __all__ = ["Brownian", "BrownianPath", "TorchSDEBrownian"]
 
 Brownian = Callable[[float, float], Tensor]
+Draw = Callable[[Sequence[int]], Tensor]
 
 _TICKS = 1_024_000
 _CHUNK = 1 << 17  # normals drawn at a time; bounds memory and amortises the calls of small states
@@ -113,35 +115,36 @@ class BrownianPath:
         if self.shape is None:
             raise ValueError('"shape" of this path is not set; pass shape=y.shape[1:] or use path.like(y)')
         grid = as_times(times).double()
-        steps = self._refined(grid) if self.grid is None else self._summed(grid)
-        for increment in steps:
-            yield increment.reshape(len(self.seeds), *self.shape).to(self.dtype)
+        for increment in self._refined(grid) if self.grid is None else self._summed(grid):
+            yield increment.to(self.dtype)
 
-    def _normals(self, nodes: list[int]) -> Iterator[Tensor]:
-        """Yield the normals of the nodes one by one, (B, size), drawn in chunks."""
-        size = math.prod(self.shape or ())
-        chunk = max(1, _CHUNK // max(1, size * len(self.seeds)))
-        numbers = torch.tensor(nodes, dtype=torch.int64, device=self.device)
-        for start in range(0, len(nodes), chunk):
-            normals = counter_normals(self._keys, numbers[start : start + chunk], size)
-            yield from normals.to(torch.promote_types(torch.float32, self.dtype)).unbind(0)
+    def _source(self) -> tuple[Draw, int]:
+        """Return draw(nodes) -> normals (M, B, *shape), and how many nodes to draw at a time."""
+        shape = (len(self.seeds), *(self.shape or ()))
+        normals = CounterNormals(self._keys, math.prod(shape[1:]))
+        dtype = torch.promote_types(torch.float32, self.dtype)
+        return lambda nodes: normals(nodes).view(-1, *shape).to(dtype), _CHUNK // max(1, math.prod(shape))
 
     # -- the user's grid: sums of cells ---------------------------------------------------------------------------
 
     def _summed(self, grid: Tensor) -> Iterator[Tensor]:
         index = self._index(grid)
-        sign = 1.0 if index[1] > index[0] else -1.0
-        direction = 1 if index[1] > index[0] else -1
-        first, last = (index[0], index[-1]) if direction > 0 else (index[0] - 1, index[-1] - 1)
-        normals = self._normals(list(range(first, last, direction)))
+        sign = 1 if index[1] > index[0] else -1
+        cells = range(index[0], index[-1]) if sign > 0 else range(index[0] - 1, index[-1] - 1, -1)
+        increments = self._scaled(cells, sign)
         for a, b in itertools.pairwise(index):
-            cells = range(a, b) if direction > 0 else range(a - 1, b - 1, -1)
-            total = None
-            for cell in cells:
-                increment = next(normals) * (sign * self._cells[cell])
-                total = increment if total is None else total.add_(increment)
-            assert total is not None
+            total = next(increments)
+            for _ in range(abs(b - a) - 1):
+                total.add_(next(increments))
             yield total
+
+    def _scaled(self, cells: range, sign: int) -> Iterator[Tensor]:
+        """Yield the increments of the cells one by one, drawn in chunks."""
+        draw, limit = self._source()
+        for start in range(0, len(cells), max(1, limit)):
+            chunk = cells[start : start + max(1, limit)]
+            normals = draw(chunk)
+            yield from normals.mul_(_column([sign * self._cells[cell] for cell in chunk], normals)).unbind(0)
 
     def _index(self, times: Tensor) -> list[int]:
         """Index of every time in the ascending grid; a time must agree to a thousandth of the cell beside it."""
@@ -157,6 +160,8 @@ class BrownianPath:
                 f"time {times[off][0].item():.9g} is not on the grid of the BrownianPath; build the path with a grid "
                 "that contains all times of the solve"
             )
+        if not nearest.diff().all():
+            raise ValueError('"times" has two times at one point of the grid of the BrownianPath; give it a finer grid')
         return nearest.tolist()
 
     # -- the stated grid: Levy's construction ---------------------------------------------------------------------
@@ -168,97 +173,120 @@ class BrownianPath:
                 f'"times" have steps below {self.unit / _TICKS:.3g}, the resolution of this BrownianPath; '
                 "give it grid=times, or a smaller unit"
             )
-        walk = _Walk(ticks, math.sqrt(self.unit))
         previous = None
-        for value in walk.values(self._normals(walk.nodes())):
+        for values in _Walk(ticks, math.sqrt(self.unit), *self._source()).values():
             if previous is not None:
-                yield value - previous
-            previous = value
+                yield values[0] - previous
+            yield from values.diff(dim=0).unbind(0)
+            previous = values[-1]
 
 
 class _Walk:
-    """The order in which Levy's construction visits its nodes to give W at increasing or decreasing ticks.
+    """Levy's construction: W at increasing or decreasing ticks, up to one constant.
 
-    A node is the tick that it adds; the total of the unit interval from u to u + 1 is node u * _TICKS. `nodes` lists
-    them in the order in which `values` uses up their normals.
+    A node of the construction is the tick that it adds; the total of the unit interval from u to u + 1 is node
+    u * _TICKS. Intervals with up to `limit` ticks inside are refined all at once, level by level, larger ones node by
+    node, so that small states take few calls and large ones little memory. Both do the same operations on the same
+    numbers, in the same order.
     """
 
-    def __init__(self, ticks: list[int], scale: float):
+    def __init__(self, ticks: list[int], scale: float, draw: Draw, limit: int):
         self.ascending = ticks[1] > ticks[0]
-        self.scale = scale
         self.ticks = ticks if self.ascending else ticks[::-1]
+        self.scale, self.draw, self.limit = scale, draw, limit
+
+    def values(self) -> Iterator[Tensor]:
+        """Yield stacks of W at one or more ticks, in the order of the ticks."""
         first = self.ticks[0] // _TICKS
         last = max(first, -(-self.ticks[-1] // _TICKS) - 1)
-        self.units = range(first, last + 1) if self.ascending else range(last, first - 1, -1)
-
-    def nodes(self) -> list[int]:
-        """The nodes in the order of use."""
-        out: list[int] = []
-        for unit in self.units:
-            low = unit * _TICKS
-            out.append(low)
-            self._list(low, low + _TICKS, out)
-        return out
-
-    def _holds(self, low: int, high: int) -> bool:
-        """Whether a tick lies strictly inside."""
-        position = bisect_right(self.ticks, low)
-        return position < len(self.ticks) and self.ticks[position] < high
-
-    def _list(self, low: int, high: int, out: list[int]) -> None:
-        if not self._holds(low, high):
-            return
-        middle = _split(low, high)
-        out.append(middle)
-        for child in ((low, middle), (middle, high)) if self.ascending else ((middle, high), (low, middle)):
-            self._list(*child, out)
-
-    def values(self, normals: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Yield W at the ticks, up to one constant."""
-        base = None
-        for unit in self.units:
+        at_start = None
+        for unit in range(first, last + 1) if self.ascending else range(last, first - 1, -1):
             low, high = unit * _TICKS, (unit + 1) * _TICKS
-            total = next(normals) * self.scale
-            base = torch.zeros_like(total) if base is None else base
-            at_low, at_high = (base, base + total) if self.ascending else (base - total, base)
-            first, second = ((low, at_low), (high, at_high)) if self.ascending else ((high, at_high), (low, at_low))
-            if unit == self.units[0] and first[0] in (self.ticks[0], self.ticks[-1]):
-                yield first[1]
-            yield from self._visit(low, high, at_low, at_high, normals)
-            if self._holds(second[0] - 1, second[0] + 1):
-                yield second[1]
-            base = second[1]
+            total = self.draw([low])[0].mul_(self.scale)
+            start, end = (low, high) if self.ascending else (high, low)
+            if at_start is None:
+                at_start = torch.zeros_like(total)
+                if self._inside(start - 1, start + 1):
+                    yield at_start[None]
+            at_end = at_start + total if self.ascending else at_start - total
+            yield from self._refine(low, high, *((at_start, at_end) if self.ascending else (at_end, at_start)))
+            if self._inside(end - 1, end + 1):
+                yield at_end[None]
+            at_start = at_end
 
-    def _visit(
-        self, low: int, high: int, at_low: Tensor, at_high: Tensor, normals: Iterator[Tensor]
-    ) -> Iterator[Tensor]:
-        if not self._holds(low, high):
+    def _inside(self, low: int, high: int) -> int:
+        """Number of ticks strictly inside."""
+        return bisect_left(self.ticks, high) - bisect_right(self.ticks, low)
+
+    def _refine(self, low: int, high: int, at_low: Tensor, at_high: Tensor) -> Iterator[Tensor]:
+        inside = self._inside(low, high)
+        if inside == 0:
             return
-        middle = _split(low, high)
+        if inside <= self.limit:
+            yield self._refine_at_once(low, high, at_low, at_high)
+            return
+        middle = low + _split(high - low)
+        share, deviation = self._bridge(low, middle, high)
+        at_middle = torch.lerp(at_low, at_high, share).add_(self.draw([middle])[0].mul_(deviation))
+        halves = (low, middle, at_low, at_middle), (middle, high, at_middle, at_high)
+        yield from self._refine(*halves[0 if self.ascending else 1])
+        if self._inside(middle - 1, middle + 1):
+            yield at_middle[None]
+        yield from self._refine(*halves[1 if self.ascending else 0])
+
+    def _refine_at_once(self, low: int, high: int, at_low: Tensor, at_high: Tensor) -> Tensor:
+        """W at all ticks strictly inside, stacked."""
+        place, nodes, ends = {low: 0, high: 1}, [], []
+        intervals = [(low, high)]
+        while intervals:
+            split = [(a, a + _split(b - a), b) for a, b in intervals]
+            place.update((middle, 2 + len(nodes) + i) for i, (_, middle, _) in enumerate(split))
+            nodes += split
+            ends.append(len(nodes))
+            halves = itertools.chain.from_iterable(((a, middle), (middle, b)) for a, middle, b in split)
+            intervals = [half for half in halves if self._inside(*half)]
+        shares, deviations = zip(*(self._bridge(*node) for node in nodes), strict=True)
+        normals = self.draw([middle for _, middle, _ in nodes])
+        normals.mul_(_column(deviations, normals))
+        parents = torch.tensor([(place[a], place[b]) for a, _, b in nodes], device=normals.device).T
+        values = torch.empty(len(place), *at_low.shape, dtype=normals.dtype, device=normals.device)
+        values[0], values[1] = at_low, at_high
+        for start, end in itertools.pairwise([0, *ends]):
+            at_parents = values[parents[:, start:end]]
+            weights = _column(shares[start:end], normals)
+            torch.lerp(at_parents[0], at_parents[1], weights, out=values[start + 2 : end + 2])
+            values[start + 2 : end + 2] += normals[start:end]
+        ticks = self.ticks[bisect_right(self.ticks, low) : bisect_left(self.ticks, high)]
+        order = [place[tick] for tick in (ticks if self.ascending else reversed(ticks))]
+        return values[torch.tensor(order, device=values.device)]
+
+    def _bridge(self, low: int, middle: int, high: int) -> tuple[float, float]:
+        """Share of W(high) in the mean of W(middle), and its standard deviation."""
         share = (middle - low) / (high - low)
-        deviation = self.scale * math.sqrt((middle - low) * (1 - share) / _TICKS)
-        at_middle = torch.lerp(at_low, at_high, share).add_(next(normals), alpha=deviation)
-        left, right = (low, middle, at_low, at_middle), (middle, high, at_middle, at_high)
-        yield from self._visit(*(left if self.ascending else right), normals)
-        if self._holds(middle - 1, middle + 1):
-            yield at_middle
-        yield from self._visit(*(right if self.ascending else left), normals)
+        return share, self.scale * math.sqrt((middle - low) * (1 - share) / _TICKS)
 
 
-def _split(low: int, high: int) -> int:
-    """Where Levy's construction splits an interval.
+def _column(values: Sequence[float], stack: Tensor) -> Tensor | float:
+    """One number for each tensor of a stack; a single one stays a number, which need not be copied to a GPU."""
+    if len(values) == 1:
+        return values[0]
+    return torch.tensor(values, dtype=stack.dtype, device=stack.device).view(-1, *[1] * (stack.dim() - 1))
+
+
+@lru_cache(maxsize=1024)
+def _split(length: int) -> int:
+    """How far into an interval Levy's construction splits it.
 
     Above 1024 ticks (a thousandth) in the order 2, 5, 2, 5, 2, 5, so that 1/10, 1/20, 1/100, 1/200 and 1/1000 are met
     on the way; five parts as 2 + 3, three as 1 + 2. Below, in halves.
     """
-    length = high - low
     parts = length // 1024 if length > 1024 else length
     unit = length // parts
     if parts % 3 == 0:
-        return low + unit * (parts // 3)
+        return unit * (parts // 3)
     if parts % 2 == 0 and (parts % 5 or _power(parts, 2) >= _power(parts, 5)):
-        return low + length // 2
-    return low + unit * (2 * parts // 5)
+        return length // 2
+    return unit * (2 * parts // 5)
 
 
 def _power(number: int, prime: int) -> int:

@@ -1,8 +1,9 @@
 """Counter-based normal numbers: the value depends on (seed, node, element) only, not on what was drawn before.
 
 That is what makes a sample's noise the same whatever the batch, its split, its order or the step size, with no
-generator state to keep and one vectorised computation for all samples. A 64-bit counter goes through the finaliser of
-SplitMix64 and Box-Muller turns its two halves into two normals.
+generator state to keep and one vectorised computation for all samples. A well-mixed key of (seed, node) and one of the
+element, joined by exclusive or, go through the finaliser of SplitMix64; its first shift is left out, being linear in
+exclusive ors of keys that have been through it. Box-Muller turns two words of 32 bits into two normals.
 
 References:
     Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014 (SplitMix64);
@@ -12,15 +13,17 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["counter_normals", "hash_seeds"]
+__all__ = ["CounterNormals", "hash_seeds"]
 
 _GAMMA = 0x9E3779B97F4A7C15
 _M1 = 0xBF58476D1CE4E5B9
 _M2 = 0x94D049BB133111EB
+_BLOCK = 1 << 16  # pairs of normals computed at a time on a CPU, so that what lies between stays in its cache
 
 
 def _signed(value: int) -> int:
@@ -29,48 +32,85 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
+def _shift_(z: Tensor, bits: int, scratch: Tensor) -> Tensor:
+    """z ^= z >> bits; the mask turns the arithmetic into a logical shift."""
+    torch.bitwise_right_shift(z, bits, out=scratch)
+    return z.bitwise_xor_(scratch.bitwise_and_((1 << (64 - bits)) - 1))
+
+
+def _scramble_(z: Tensor, scratch: Tensor) -> Tensor:
+    """SplitMix64's finaliser after its first shift."""
+    _shift_(z.mul_(_signed(_M1)), 27, scratch)
+    return _shift_(z.mul_(_signed(_M2)), 31, scratch)
+
+
 def _mix_(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser, in place; the masks turn arithmetic into logical shifts."""
-    z ^= (z >> 30) & 0x3FFFFFFFF
-    z *= _signed(_M1)
-    z ^= (z >> 27) & 0x1FFFFFFFFF
-    z *= _signed(_M2)
-    z ^= (z >> 31) & 0x1FFFFFFFF
-    return z
+    """SplitMix64's finaliser."""
+    scratch = torch.empty_like(z)
+    return _scramble_(_shift_(z, 30, scratch), scratch)
 
 
-def hash_seeds(seeds: list[int], device: torch.device | str = "cpu") -> Tensor:
+def hash_seeds(seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """Return one well-mixed 64-bit key per seed, int64 (B,); seeds are taken modulo 2^64."""
     return _mix_(torch.tensor([_signed(seed + _GAMMA) for seed in seeds], dtype=torch.int64, device=device))
 
 
-def counter_normals(keys: Tensor, nodes: Tensor, size: int) -> Tensor:
+class CounterNormals:
     """Independent standard normals for every (node, key, element).
 
     Arguments:
         keys: int64 (B,), from :func:`hash_seeds`.
-        nodes: int64 (M,), any distinct numbers.
         size: Number of elements of one sample.
-
-    Returns:
-        float32 (M, B, size); each row depends on its node and key only. The largest value is sqrt(66 ln 2) = 6.8.
 
     Example:
         >>> keys = hash_seeds([7, 8, 9])
-        >>> z = counter_normals(keys, torch.arange(4), 5)
+        >>> z = CounterNormals(keys, 5)([0, 1, 2, 3])
         >>> z.shape
         torch.Size([4, 3, 5])
-        >>> bool((counter_normals(keys[1:2], torch.tensor([2]), 5) == z[2, 1]).all())
+        >>> bool((CounterNormals(keys[1:2], 5)([2]) == z[2, 1]).all())
         True
     """
-    half = (size + 1) // 2
-    streams = _mix_(nodes[:, None] * _signed(_GAMMA) + keys)
-    elements = _mix_(torch.arange(1, half + 1, device=keys.device) * _signed(_GAMMA))
-    z = _mix_(streams[..., None] + elements)
-    radius = ((z >> 32) & 0xFFFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-32)
-    radius.log_().mul_(-2.0).clamp_min_(0.0).sqrt_()
-    angle = z.bitwise_and_(0xFFFFFFFF).to(torch.float32).mul_(2 * math.pi * 2.0**-32)
-    normals = torch.empty(*z.shape[:2], 2 * half, device=keys.device)
-    torch.mul(torch.cos(angle), radius, out=normals[..., :half])
-    torch.mul(angle.sin_(), radius, out=normals[..., half:])
-    return normals[..., :size]
+
+    def __init__(self, keys: Tensor, size: int):
+        self._keys, self._size, self._half = keys, size, (size + 1) // 2
+        counters = torch.arange(1, self._half + 1, dtype=torch.int64, device=keys.device)
+        self._elements = _mix_(counters.mul_(_signed(_GAMMA)))
+        self._scratch = self._new_scratch(0)
+
+    def __call__(self, nodes: Sequence[int]) -> Tensor:
+        """Return float32 (M, B, size) for M distinct integers; each row depends on its node and key only.
+
+        The largest value is sqrt(62 ln 2) = 6.56.
+        """
+        counters = [_signed(node * _GAMMA) for node in nodes]
+        if len(counters) == 1:  # as a number, which need not be copied to a GPU
+            streams = _mix_(self._keys + counters[0])
+        else:
+            streams = _mix_(torch.tensor(counters, device=self._keys.device)[:, None] + self._keys).flatten()
+        blocks = 1 if streams.device.type != "cpu" else max(1, -(-len(streams) * self._half // _BLOCK))
+        rows = -(-len(streams) // blocks)
+        if len(self._scratch[0]) < rows:
+            self._scratch = self._new_scratch(rows)
+        normals = torch.empty(len(streams), self._size, dtype=torch.float32, device=streams.device)
+        for keys, out in zip(streams.split(rows), normals.split(rows), strict=True):
+            self._fill(keys, out)
+        return normals.view(len(counters), len(self._keys), self._size)
+
+    def _new_scratch(self, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Space for two words and two floats a pair of normals, kept as new memory costs page faults."""
+        dtypes = (torch.int64, torch.int64, torch.float32, torch.float32)
+        a, b, c, d = (torch.empty(rows, self._half, dtype=dtype, device=self._keys.device) for dtype in dtypes)
+        return a, b, c, d
+
+    def _fill(self, keys: Tensor, out: Tensor) -> None:
+        z, scratch, radius, angle = (buffer[: len(keys)] for buffer in self._scratch)
+        torch.bitwise_xor(keys[:, None], self._elements, out=z)
+        words = _scramble_(z, scratch).view(torch.int32)
+        # Negative odd numbers: minus the uniforms in (0, 1), in units of 2^-31.
+        radius.copy_(words[:, : self._half].bitwise_or_(-0x7FFFFFFF))
+        radius.mul_(-(2.0**-31)).log_().mul_(-2.0).sqrt_()
+        angle.copy_(words[:, self._half :]).mul_(math.pi * 2.0**-31)
+        second = self._size - self._half
+        cosine = scratch.view(torch.float32).view(-1)[: angle.numel()].view_as(angle)
+        torch.mul(torch.cos(angle, out=cosine), radius, out=out[:, : self._half])
+        torch.mul(angle.sin_()[:, :second], radius[:, :second], out=out[:, self._half :])
