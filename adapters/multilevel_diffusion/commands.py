@@ -65,7 +65,7 @@ def register(subparsers) -> None:
         metavar="DIM:BOTTOM:MID",
         help="networks instead of a preset's: base width, bottom depth, depth at the other scales; cheapest first",
     )
-    train.add_argument("--halvings", type=int, default=4, help="with --levels: how often the side is halved [4]")
+    train.add_argument("--halvings", type=int, help="with --levels: how often the side is halved [to 4 pixels]")
     train.add_argument("--steps", type=int, nargs="+", help="optimiser steps, one number or one per network")
     train.add_argument("--batch", type=int, help="images a step")
     train.add_argument("--learning-rate", type=float, help="peak rate of Adam")
@@ -199,11 +199,13 @@ def _preset_for(source: Source) -> str:
     return shapes.get(source.image_shape, "")
 
 
-def _parse_level(text: str, halvings: int, source: Source) -> UNetConfig:
+def _parse_level(text: str, halvings: int | None, source: Source) -> UNetConfig:
     """Read DIM:BOTTOM:MID."""
     try:
         dim, bottom, mid = (int(number) for number in text.split(":"))
     except ValueError:
         raise ValueError(f'"--levels" has {text!r}, expected DIM:BOTTOM:MID such as 32:3:2; write it so') from None
     channels, size, _ = source.image_shape
+    if halvings is None:
+        halvings = max(n for n in range(size.bit_length()) if size % 2**n == 0 and (n == 0 or size >> n >= 4))
     return UNetConfig(dim, bottom, mid, levels=halvings, image_size=size, channels=channels)

@@ -170,7 +170,7 @@ def save_ladder(
             raise ValueError(f'"networks[{level}]" has image shape {network.config.image_shape}, expected {shape}')
         _check_finite(network.state_dict(), f"networks[{level}]")
     flops = _increasing_flops(networks)
-    seconds = mls.SecondsCost(torch.zeros(batch, *shape))(networks)
+    seconds = mls.SecondsCost(torch.zeros(batch, *shape), calls=20)(networks)
     shared = {"schedule": schedule.to_dict(), "parameterisation": PARAMETERISATION, "image_shape": list(shape)}
     levels = []
     for index, network in enumerate(networks):
