@@ -106,6 +106,8 @@ def test_grids_may_run_either_way_and_the_reverse_increment_is_the_negative():
     torch.testing.assert_close(down(s, t), -down(t, s), rtol=1e-13, atol=1e-13)
     up = coupled_noise(schedule, [1, 2], times.flip(0)).like(y)
     torch.testing.assert_close(up(s, t), -up(t, s), rtol=1e-13, atol=1e-13)
+    coarse, fine = (noise_alone(schedule, 1.0, grid, up, count=2) for grid in (times[:11:5], times[:11]))
+    torch.testing.assert_close(coarse, fine, rtol=1e-9, atol=1e-12)
 
 
 def test_times_off_by_rounding_are_recognised():
