@@ -133,9 +133,9 @@ def test_other_runs_are_refused(tmp_path):
 
 def test_the_noise_of_one_image_is_learned(tmp_path):
     """If all images are x_0 the best estimate (x - alpha x_0) / sigma is exact; half of it needs no learning."""
-    settings = TrainSettings(steps=400, batch_size=32, learning_rate=1e-2, warmup=20, ema_decay=0.9)
+    settings = TrainSettings(steps=200, batch_size=32, learning_rate=1e-2, warmup=20, ema_decay=0.9)
     losses = train(replace(TINY, base_dim=8), Constant(), CosineSchedule(), tmp_path, settings, progress=False).losses
-    assert losses[-5:].mean() < 0.1 * losses[0]
+    assert losses[-5:].mean() < 0.15 * losses[0]
 
 
 def test_global_random_state_is_left_alone(tmp_path):

@@ -84,6 +84,7 @@ def register(subparsers) -> None:
     measure.add_argument("--draws", type=int, default=16, help="noisy versions of each image [16]")
     measure.add_argument("--batch", type=int, default=64, help="batch whose seconds are measured [64]")
     measure.add_argument("--seed", type=int, default=0, help="seed of the noise [0]")
+    measure.add_argument("--device", default=train.get_default("device"), help="[%(default)s]")
     measure.add_argument("--threads", type=int, help="CPU threads")
     measure.set_defaults(run=_measure)
 
@@ -111,11 +112,12 @@ def open_source(spec: str, size: int) -> Source:
     return SOURCES[name](path, size)
 
 
-def open_ladder(name: str) -> DiffusionLadder:
+def open_ladder(name: str, device: str = "cpu") -> DiffusionLadder:
     """Return a shipped ladder by its name, or the one in a folder.
 
     Arguments:
         name: One of `shipped_ladders()`, or a folder.
+        device: Where to put its weights.
 
     Raises:
         ValueError: There is no such ladder.
@@ -125,12 +127,12 @@ def open_ladder(name: str) -> DiffusionLadder:
         (1, 8, 8)
     """
     if name in shipped_ladders():
-        return load_ladder(shipped_ladder(name))
+        return load_ladder(shipped_ladder(name), device=device)
     if not Path(name).is_dir():
         raise ValueError(
             f'"--ladder" is {name!r}, expected a folder or one of {", ".join(shipped_ladders())}; give one'
         )
-    return load_ladder(name)
+    return load_ladder(name, device=device)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -172,16 +174,21 @@ def _measure(arguments: argparse.Namespace) -> int:
     """Measure the error of every level on held-out images, plot it against FLOPs and seconds, and fit gamma."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    ladder = open_ladder(arguments.ladder)
-    spec = arguments.data or ladder.record["data"].get("data", "")
-    source = open_source(spec, ladder.image_shape[-1])
+    ladder = open_ladder(arguments.ladder, arguments.device)
+    source = open_source(arguments.data or ladder.record["data"].get("data", ""), ladder.image_shape[-1])
     if tuple(source.image_shape) != ladder.image_shape:
         raise ValueError(f'"--data" gives images {source.image_shape}, expected {ladder.image_shape}; give other data')
-    images = source.held_out(arguments.images)
     errors = measure_errors(
-        ladder.networks, ladder.schedule, images, draws=arguments.draws, seed=arguments.seed, progress=True
+        ladder.networks,
+        ladder.schedule,
+        source.held_out(arguments.images),
+        draws=arguments.draws,
+        seed=arguments.seed,
+        device=arguments.device,
+        progress=True,
     )
-    seconds = mls.SecondsCost(torch.zeros(arguments.batch, *ladder.image_shape))(ladder.networks)
+    batch = torch.zeros(arguments.batch, *ladder.image_shape, device=arguments.device)
+    seconds = mls.SecondsCost(batch, calls=20)(ladder.networks)
     scaling = Scaling(
         errors,
         [sum(parameter.numel() for parameter in network.parameters()) for network in ladder.networks],

@@ -80,6 +80,7 @@ def measure_errors(
     draws: int = 16,
     seed: int = 0,
     batch: int = 256,
+    device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> LevelErrors:
     """Measure what each network gets wrong on noisy versions of the same held-out images.
@@ -91,6 +92,7 @@ def measure_errors(
         draws: Noisy versions of each image, at times evenly spaced behind a random phase per image.
         seed: Seed of the noise and the times.
         batch: Noisy images evaluated at once.
+        device: Where the networks are.
         progress: Whether to show a progress bar on stderr.
 
     Raises:
@@ -118,11 +120,13 @@ def measure_errors(
         noise = torch.randn(images.shape, generator=generator)
         x = schedule.perturb(images, noise, t)
         for row in rows:
-            estimates = [network(x[row], t[row]) for network in networks]
-            pairs = [(estimate, noise[row]) for estimate in estimates]
+            here = [value[row].to(device) for value in (x, t, noise)]
+            estimates = [network(here[0], here[1]) for network in networks]
+            pairs = [(estimate, here[2]) for estimate in estimates]
             pairs += [(a, b) for a, b in zip(estimates, [*estimates[1:], estimates[-1]], strict=True)]
             pairs += [(estimate, estimates[-1]) for estimate in estimates]
-            sums[:, row] += torch.stack([(a - b).double().square().flatten(1).mean(dim=1) for a, b in pairs])
+            squares = [(a - b).double().square().flatten(1).mean(dim=1) for a, b in pairs]
+            sums[:, row] += torch.stack(squares).cpu()
     loss, to_next, to_top = (sums / draws).reshape(3, levels, len(images))
     spread = loss.std(dim=1) / math.sqrt(len(images)) if len(images) > 1 else torch.full((levels,), math.nan)
     return LevelErrors(

@@ -50,12 +50,6 @@ class DiffusionLadder:
         clip: The box to which each level's x_0 is clipped, or None.
         record: What `ladder.json` says.
 
-    Attributes:
-        denoisers: One callable (x_t, t) -> x_0 per level.
-        image_shape: Shape (C, H, W) of one image.
-        ladder: The denoisers as a `multilevel_sde.Ladder`, costs in FLOPs of one image.
-        seconds_ladder: The same with the recorded seconds of one image as costs.
-
     Example:
         >>> digits = load_ladder(shipped_ladder("digits"))
         >>> digits.image_shape, len(digits.ladder)
@@ -133,7 +127,7 @@ def save_ladder(
     errors: Sequence[Mapping[str, Any]] | None = None,
     batch: int = 64,
 ) -> None:
-    """Write networks as a ladder, with their costs: FLOPs counted on one image, seconds measured on a batch.
+    """Write networks as a ladder, with their costs: FLOPs counted on one image, seconds measured where they are.
 
     Arguments:
         path: The folder; made if missing, a ladder there is replaced.
@@ -169,8 +163,9 @@ def save_ladder(
         if network.config.image_shape != shape:
             raise ValueError(f'"networks[{level}]" has image shape {network.config.image_shape}, expected {shape}')
         _check_finite(network.state_dict(), f"networks[{level}]")
-    flops = _increasing_flops(networks)
-    seconds = mls.SecondsCost(torch.zeros(batch, *shape), calls=20)(networks)
+    device = networks[0].stem.weight.device
+    flops = _increasing_flops(networks, device)
+    seconds = mls.SecondsCost(torch.zeros(batch, *shape, device=device), calls=20)(networks)
     shared = {"schedule": schedule.to_dict(), "parameterisation": PARAMETERISATION, "image_shape": list(shape)}
     levels = []
     for index, network in enumerate(networks):
@@ -189,7 +184,7 @@ def save_ladder(
                 **({"error": dict(errors[index])} if errors else {}),
             }
         )
-    measured = {"batch": batch, "threads": torch.get_num_threads(), "torch": torch.__version__, "device": "cpu"}
+    measured = {"batch": batch, "threads": torch.get_num_threads(), "torch": torch.__version__, "device": str(device)}
     record = {"format": FORMAT, **shared, "clip": clip and list(clip), "data": dict(data or {})}
     _write_json(root / "ladder.json", {**record, "seconds_measured": measured, "levels": levels})
 
@@ -267,8 +262,8 @@ def _load_level(root: Path, record: Mapping[str, Any], level: int) -> UNet:
     return network.eval().requires_grad_(False)
 
 
-def _increasing_flops(networks: Sequence[UNet]) -> list[float]:
-    flops = mls.FlopCost(torch.zeros(1, *networks[0].config.image_shape))(networks)
+def _increasing_flops(networks: Sequence[UNet], device: torch.device) -> list[float]:
+    flops = mls.FlopCost(torch.zeros(1, *networks[0].config.image_shape, device=device))(networks)
     if any(a >= b for a, b in pairwise(flops)):
         raise ValueError(f'"networks" cost {flops} FLOPs, expected increasing costs; put the cheapest first')
     return flops

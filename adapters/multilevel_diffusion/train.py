@@ -173,8 +173,8 @@ def train_ladder(
         )
         for level, (config, setting) in enumerate(zip(configs, settings, strict=True))
     ]
-    networks = [run.network for run in runs]
-    errors = measure_errors(networks, schedule, source.held_out(500), progress=progress)
+    networks = [run.network.to(device) for run in runs]
+    errors = measure_errors(networks, schedule, source.held_out(500), device=device, progress=progress)
     training = [
         {
             "settings": asdict(setting),
