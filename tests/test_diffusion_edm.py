@@ -75,8 +75,13 @@ def k_heun(model, x, sigmas):
     return x
 
 
-def edm_sampler(net, latents, class_labels=None, num_steps=24, churn=0.0, seed=0):
-    """Algorithm 2 of Karras et al. with S_churn, sigma 0-d and labels by position, as in generate.py."""
+def edm_sampler(net, latents, class_labels=None, num_steps=24, churn=0.0, guidance=1.0, seed=0):
+    """Algorithm 2 of Karras et al. with S_churn, sigma 0-d and labels by position; guidance calls twice, as in EDM2."""
+
+    def denoise(x, t):
+        conditional = net(x, t, class_labels).to(torch.float64)
+        return conditional if guidance == 1 else torch.lerp(net(x, t).to(torch.float64), conditional, guidance)
+
     generator = torch.Generator().manual_seed(seed)
     high, low = min(20.0, net.sigma_max), max(0.02, net.sigma_min)
     steps = net.round_sigma(karras(EDMSchedule(low, high), num_steps))
@@ -86,10 +91,10 @@ def edm_sampler(net, latents, class_labels=None, num_steps=24, churn=0.0, seed=0
         t_hat = net.round_sigma(t_cur + gamma * t_cur)
         noise = torch.randn(x_next.shape, generator=generator, dtype=x_next.dtype)
         x_hat = x_next + (t_hat**2 - t_cur**2).sqrt() * noise
-        d_cur = (x_hat - net(x_hat, t_hat, class_labels).to(torch.float64)) / t_hat
+        d_cur = (x_hat - denoise(x_hat, t_hat)) / t_hat
         x_next = x_hat + (t_next - t_hat) * d_cur
         if i < num_steps - 1:
-            d_prime = (x_next - net(x_next, t_next, class_labels).to(torch.float64)) / t_next
+            d_prime = (x_next - denoise(x_next, t_next)) / t_next
             x_next = x_hat + (t_next - t_hat) * (0.5 * d_cur + 0.5 * d_prime)
     return x_next
 
@@ -150,10 +155,12 @@ def test_one_call_is_unbiased():
 
 def test_the_budget_is_met_and_counted():
     model, low, top = make(budget_fraction=0.4)
-    for n in range(50):
-        k_heun(model, start(), SIGMAS)
-        assert model.stats.trajectory.calls == 47
-        assert model.stats.trajectories == n + 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for n in range(50):
+            k_heun(model, start(), SIGMAS)
+            assert model.stats.trajectory.calls == 47
+            assert model.stats.trajectories == n + 1
     assert model.stats.total.evaluations == (low.calls, top.calls)
     assert model.stats.total.fraction == pytest.approx(0.4, rel=0.02)
 
@@ -166,6 +173,7 @@ def test_the_budget_is_met_and_counted():
         lambda model, x: edm_sampler(model, x),
         lambda model, x: edm_sampler(model, x, churn=40.0),
         lambda model, x: edm_sampler(model, x, churn=5.0, num_steps=100),
+        lambda model, x: edm_sampler(model, x, churn=40.0, guidance=1.5),
     ],
 )
 def test_trajectories_are_told_apart_and_drawn_from_seeds_of_their_own(run):
@@ -193,8 +201,17 @@ def test_an_interrupted_trajectory_does_not_shift_the_next():
     assert torch.equal(k_euler(model, start(), SIGMAS), second)
 
 
+def test_both_calls_of_a_guided_step_share_a_draw():
+    model, low, top = make(seed=2, probabilities=torch.tensor([1.0, 0.3]).expand(47, 2))
+    edm_sampler(model, start(), guidance=1.5)
+    assert model.stats.trajectory.calls == 94
+    assert top.calls % 2 == low.calls % 2 == 0
+    assert [seen[0] for seen in top.seen[::2]] == [seen[0] for seen in top.seen[1::2]]
+
+
 def test_arguments_reach_the_levels_and_attributes_come_from_the_top():
     model, low, top = make(probabilities=torch.tensor([1.0, 0.999]))
+    low.sigma_max, low.label_dim = 99.0, 99
     labels = torch.eye(3)
     edm_sampler(model, start(), labels, num_steps=4)
     assert all(seen[1] is labels for seen in top.seen + low.seen)
@@ -224,7 +241,7 @@ def test_it_is_a_module_of_all_levels():
 
 def test_plain_functions_are_levels_too():
     ladder = mls.Ladder([lambda x, sigma: 0 * x, lambda x, sigma: x], costs=[1.0, 2.0])
-    model = MultilevelDenoiser(ladder, probabilities=torch.tensor([1.0, 1.0]))
+    model = MultilevelDenoiser(ladder, probabilities=[1.0, 1.0])
     assert torch.equal(model(torch.ones(2, 3), 1.0), torch.ones(2, 3))
     assert list(model.parameters()) == []
 

@@ -24,7 +24,7 @@ References:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -80,7 +80,7 @@ class MultilevelDenoiser(nn.Module):
         *,
         budget_fraction: float | None = None,
         plan: mls.Plan | None = None,
-        probabilities: Tensor | None = None,
+        probabilities: Tensor | Sequence[float] | None = None,
         schedule: mls.Schedule = mls.InverseCostSchedule(),  # noqa: B008 - immutable
         draw: mls.Draw = mls.systematic,
         seed: int = 0,
@@ -96,13 +96,16 @@ class MultilevelDenoiser(nn.Module):
             plan.check_ladder(ladder)
         elif budget_fraction is not None:
             probabilities = step_probabilities(ladder, budget_fraction, schedule, draw)
-        elif probabilities is not None and probabilities.shape[-1] != len(ladder):
-            raise ValueError(
-                f'"probabilities" has {probabilities.shape[-1]} columns, expected one for each of {len(ladder)} levels'
-            )
+        elif probabilities is not None:
+            shape = tuple(torch.as_tensor(probabilities).shape)
+            if shape[-1:] != (len(ladder),):
+                raise ValueError(
+                    f'"probabilities" has shape {shape}, expected one column for each of {len(ladder)} levels'
+                )
         self.ladder = ladder
         self.levels = nn.ModuleList(level for level in ladder.drifts if isinstance(level, nn.Module))
-        self._plan, self._probabilities, self._draw, self._seed = plan, probabilities, draw, seed
+        self._plan, self._draw, self._seed = plan, draw, seed
+        self._probabilities = None if probabilities is None else torch.as_tensor(probabilities)
         self.reset()
 
     def reset(self) -> None:
