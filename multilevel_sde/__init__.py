@@ -9,6 +9,9 @@ from multilevel_sde.diffusion import Diffusion, NoiseTerm
 from multilevel_sde.draw import Draw, independent, nested, systematic
 from multilevel_sde.errors import NonFiniteError
 from multilevel_sde.ladder import Ladder
+from multilevel_sde.learn import DivergedError, learn
+from multilevel_sde.learned import LearnedSchedule
+from multilevel_sde.path_gradient import central_difference, forward_mode
 from multilevel_sde.plan import Plan, draw_plan, em_plan, expected_cost
 from multilevel_sde.schedule import (
     FixedSchedule,
@@ -29,6 +32,7 @@ __all__ = [
     "BrownianPath",
     "CostModel",
     "Diffusion",
+    "DivergedError",
     "Draw",
     "Drift",
     "Estimator",
@@ -37,6 +41,7 @@ __all__ = [
     "GivenCost",
     "InverseCostSchedule",
     "Ladder",
+    "LearnedSchedule",
     "NoiseTerm",
     "NonFiniteError",
     "Plan",
@@ -49,12 +54,15 @@ __all__ = [
     "Telescoping",
     "TheoremSchedule",
     "TorchSDEBrownian",
+    "central_difference",
     "draw_plan",
     "em_plan",
     "euler_maruyama",
     "expected_cost",
+    "forward_mode",
     "from_torchsde",
     "independent",
+    "learn",
     "nested",
     "scale_to_budget",
     "seeded_normal",
