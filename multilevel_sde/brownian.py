@@ -24,6 +24,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ from multilevel_sde.times import as_times
 __all__ = ["Brownian", "BrownianPath", "TorchSDEBrownian"]
 
 Brownian = Callable[[float, float], Tensor]
-Draw = Callable[[Sequence[int]], Tensor]
+Draw = Callable[[Sequence[int], Sequence[float]], Tensor]
 
 _TICKS = 1_024_000
 _CHUNK = 1 << 17  # normals drawn at a time; bounds memory and amortises the calls of small states
@@ -119,11 +120,15 @@ class BrownianPath:
             yield increment.to(self.dtype)
 
     def _source(self) -> tuple[Draw, int]:
-        """Return draw(nodes) -> normals (M, B, *shape), and how many nodes to draw at a time."""
+        """Return draw(nodes, deviations) -> normals (M, B, *shape), and how many nodes to draw at a time."""
         shape = (len(self.seeds), *(self.shape or ()))
         normals = CounterNormals(self._keys, math.prod(shape[1:]))
         dtype = torch.promote_types(torch.float32, self.dtype)
-        return lambda nodes: normals(nodes).view(-1, *shape).to(dtype), _CHUNK // max(1, math.prod(shape))
+
+        def draw(nodes: Sequence[int], deviations: Sequence[float]) -> Tensor:
+            return normals(nodes, deviations).view(-1, *shape).to(dtype)
+
+        return draw, _CHUNK // max(1, math.prod(shape))
 
     # -- the user's grid: sums of cells ---------------------------------------------------------------------------
 
@@ -131,20 +136,18 @@ class BrownianPath:
         index = self._index(grid)
         sign = 1 if index[1] > index[0] else -1
         cells = range(index[0], index[-1]) if sign > 0 else range(index[0] - 1, index[-1] - 1, -1)
-        increments = self._scaled(cells, sign)
+        increments = self._cell_increments(cells, sign)
         for a, b in itertools.pairwise(index):
             total = next(increments)
             for _ in range(abs(b - a) - 1):
                 total.add_(next(increments))
             yield total
 
-    def _scaled(self, cells: range, sign: int) -> Iterator[Tensor]:
-        """Yield the increments of the cells one by one, drawn in chunks."""
+    def _cell_increments(self, cells: range, sign: int) -> Iterator[Tensor]:
         draw, limit = self._source()
         for start in range(0, len(cells), max(1, limit)):
             chunk = cells[start : start + max(1, limit)]
-            normals = draw(chunk)
-            yield from normals.mul_(_column([sign * self._cells[cell] for cell in chunk], normals)).unbind(0)
+            yield from draw(chunk, [sign * self._cells[cell] for cell in chunk]).unbind(0)
 
     def _index(self, times: Tensor) -> list[int]:
         """Index of every time in the ascending grid; a time must agree to a thousandth of the cell beside it."""
@@ -173,104 +176,115 @@ class BrownianPath:
                 f'"times" have steps below {self.unit / _TICKS:.3g}, the resolution of this BrownianPath; '
                 "give it grid=times, or a smaller unit"
             )
-        previous = None
-        for values in _Walk(ticks, math.sqrt(self.unit), *self._source()).values():
-            if previous is not None:
-                yield values[0] - previous
-            yield from values.diff(dim=0).unbind(0)
-            previous = values[-1]
+        for increments in _Walk(ticks, math.sqrt(self.unit), *self._source()).increments():
+            yield from increments.unbind(0)
 
 
 class _Walk:
-    """Levy's construction: W at increasing or decreasing ticks, up to one constant.
+    """Levy's construction: the increments of W between increasing or decreasing ticks.
 
-    A node of the construction is the tick that it adds; the total of the unit interval from u to u + 1 is node
-    u * _TICKS. Intervals with up to `limit` ticks inside are refined all at once, level by level, larger ones node by
-    node, so that small states take few calls and large ones little memory. Both do the same operations on the same
-    numbers, in the same order.
+    A node of the construction is the tick where it splits an interval, with the total D over it, into
+
+        D_left = share D + deviation z,    D_right = D - D_left;
+
+    the total of the unit interval from u to u + 1 is node u * _TICKS. Intervals with up to `limit` ticks inside are
+    refined all at once, level by level, larger ones node by node, so that small states take few calls and large ones
+    little memory. Both do the same operations on the same numbers in the same order.
     """
 
     def __init__(self, ticks: list[int], scale: float, draw: Draw, limit: int):
         self.ascending = ticks[1] > ticks[0]
         self.ticks = ticks if self.ascending else ticks[::-1]
-        self.scale, self.draw, self.limit = scale, draw, limit
+        self.points = frozenset(ticks)
+        self.scale = scale if self.ascending else -scale
+        self.draw, self.limit = draw, limit
+        self.begun: Tensor | None = None  # the sum of what was visited since the last tick
 
-    def values(self) -> Iterator[Tensor]:
-        """Yield stacks of W at one or more ticks, in the order of the ticks."""
+    def increments(self) -> Iterator[Tensor]:
+        """Yield stacks of one or more increments, in the order of the ticks."""
         first = self.ticks[0] // _TICKS
         last = max(first, -(-self.ticks[-1] // _TICKS) - 1)
-        at_start = None
         for unit in range(first, last + 1) if self.ascending else range(last, first - 1, -1):
-            low, high = unit * _TICKS, (unit + 1) * _TICKS
-            total = self.draw([low])[0].mul_(self.scale)
-            start, end = (low, high) if self.ascending else (high, low)
-            if at_start is None:
-                at_start = torch.zeros_like(total)
-                if self._inside(start - 1, start + 1):
-                    yield at_start[None]
-            at_end = at_start + total if self.ascending else at_start - total
-            yield from self._refine(low, high, *((at_start, at_end) if self.ascending else (at_end, at_start)))
-            if self._inside(end - 1, end + 1):
-                yield at_end[None]
-            at_start = at_end
+            low = unit * _TICKS
+            yield from self._visit(low, low + _TICKS, self.draw([low], [self.scale])[0])
 
     def _inside(self, low: int, high: int) -> int:
         """Number of ticks strictly inside."""
         return bisect_left(self.ticks, high) - bisect_right(self.ticks, low)
 
-    def _refine(self, low: int, high: int, at_low: Tensor, at_high: Tensor) -> Iterator[Tensor]:
+    def _ends(self, low: int, high: int) -> bool:
+        """Whether the far end of the interval is a tick."""
+        return (high if self.ascending else low) in self.points
+
+    def _wanted(self, low: int, high: int) -> bool:
+        """Whether the interval lies between the first and the last tick."""
+        return self.ticks[0] <= low and high <= self.ticks[-1]
+
+    def _visit(self, low: int, high: int, total: Tensor) -> Iterator[Tensor]:
         inside = self._inside(low, high)
         if inside == 0:
+            if self._wanted(low, high):
+                self.begun = total if self.begun is None else self.begun.add_(total)
+                if self._ends(low, high):
+                    done, self.begun = self.begun, None
+                    yield done[None]
             return
         if inside <= self.limit:
-            yield self._refine_at_once(low, high, at_low, at_high)
+            yield self._visit_at_once(low, high, total)
             return
-        middle = low + _split(high - low)
-        share, deviation = self._bridge(low, middle, high)
-        at_middle = torch.lerp(at_low, at_high, share).add_(self.draw([middle])[0].mul_(deviation))
-        halves = (low, middle, at_low, at_middle), (middle, high, at_middle, at_high)
-        yield from self._refine(*halves[0 if self.ascending else 1])
-        if self._inside(middle - 1, middle + 1):
-            yield at_middle[None]
-        yield from self._refine(*halves[1 if self.ascending else 0])
+        middle, share, deviation = self._bridge(low, high)
+        left = self.draw([middle], [deviation])[0].add_(total, alpha=share)
+        halves = (low, middle, left), (middle, high, total.sub_(left))
+        for half in halves if self.ascending else halves[::-1]:
+            yield from self._visit(*half)
 
-    def _refine_at_once(self, low: int, high: int, at_low: Tensor, at_high: Tensor) -> Tensor:
-        """W at all ticks strictly inside, stacked."""
-        place, nodes, ends = {low: 0, high: 1}, [], []
+    def _visit_at_once(self, low: int, high: int, total: Tensor) -> Tensor:
+        """What visiting the interval yields, stacked."""
+        rows = {(low, high): 0}  # where the totals of the intervals are; the right part takes the place of the whole
+        nodes, groups, parents = [], [], []
         intervals = [(low, high)]
         while intervals:
-            split = [(a, a + _split(b - a), b) for a, b in intervals]
-            place.update((middle, 2 + len(nodes) + i) for i, (_, middle, _) in enumerate(split))
+            split = sorted(((*self._bridge(a, b), a, b) for a, b in intervals), key=itemgetter(1))
+            for middle, _, _, a, b in split:
+                parents.append(rows.pop((a, b)))
+                rows[middle, b], rows[a, middle] = parents[-1], len(parents)
             nodes += split
-            ends.append(len(nodes))
-            halves = itertools.chain.from_iterable(((a, middle), (middle, b)) for a, middle, b in split)
+            groups += [(share, len(list(group))) for share, group in itertools.groupby(split, key=itemgetter(1))]
+            halves = itertools.chain.from_iterable(((a, middle), (middle, b)) for middle, _, _, a, b in split)
             intervals = [half for half in halves if self._inside(*half)]
-        shares, deviations = zip(*(self._bridge(*node) for node in nodes), strict=True)
-        normals = self.draw([middle for _, middle, _ in nodes])
-        normals.mul_(_column(deviations, normals))
-        parents = torch.tensor([(place[a], place[b]) for a, _, b in nodes], device=normals.device).T
-        values = torch.empty(len(place), *at_low.shape, dtype=normals.dtype, device=normals.device)
-        values[0], values[1] = at_low, at_high
-        for start, end in itertools.pairwise([0, *ends]):
-            at_parents = values[parents[:, start:end]]
-            weights = _column(shares[start:end], normals)
-            torch.lerp(at_parents[0], at_parents[1], weights, out=values[start + 2 : end + 2])
-            values[start + 2 : end + 2] += normals[start:end]
-        ticks = self.ticks[bisect_right(self.ticks, low) : bisect_left(self.ticks, high)]
-        order = [place[tick] for tick in (ticks if self.ascending else reversed(ticks))]
-        return values[torch.tensor(order, device=values.device)]
+        normals = self.draw([node[0] for node in nodes], [node[2] for node in nodes])
+        totals = torch.cat([total[None], normals] if self.begun is None else [total[None], normals, self.begun[None]])
+        places, start = torch.tensor(parents, device=total.device), 0
+        for share, count in groups:
+            above = totals[places[start : start + count]]
+            left = totals[start + 1 : start + 1 + count].add_(above, alpha=share)
+            totals[places[start : start + count]] = above.sub_(left)
+            start += count
+        return self._sums(totals, rows)
 
-    def _bridge(self, low: int, middle: int, high: int) -> tuple[float, float]:
-        """Share of W(high) in the mean of W(middle), and its standard deviation."""
-        share = (middle - low) / (high - low)
-        return share, self.scale * math.sqrt((middle - low) * (1 - share) / _TICKS)
+    def _sums(self, totals: Tensor, rows: dict[tuple[int, int], int]) -> Tensor:
+        """Add up the totals of the intervals between two ticks."""
+        runs: list[list[int]] = [[] if self.begun is None else [len(totals) - 1]]
+        for interval in sorted(rows, reverse=not self.ascending):
+            if self._wanted(*interval):
+                runs[-1].append(rows[interval])
+                if self._ends(*interval):
+                    runs.append([])
+        done = len(runs) - 1
+        runs = [run for run in runs if run]
+        sums = totals[torch.tensor([run[0] for run in runs], device=totals.device)]
+        for depth in range(1, max(map(len, runs))):
+            more = [(i, run[depth]) for i, run in enumerate(runs) if len(run) > depth]
+            into, what = torch.tensor(more, device=totals.device).unbind(1)
+            sums[into] += totals[what]
+        self.begun = sums[-1] if len(runs) > done else None
+        return sums[:done]
 
-
-def _column(values: Sequence[float], stack: Tensor) -> Tensor | float:
-    """One number for each tensor of a stack; a single one stays a number, which need not be copied to a GPU."""
-    if len(values) == 1:
-        return values[0]
-    return torch.tensor(values, dtype=stack.dtype, device=stack.device).view(-1, *[1] * (stack.dim() - 1))
+    def _bridge(self, low: int, high: int) -> tuple[int, float, float]:
+        """Where to split an interval, the share of the left part, and the standard deviation."""
+        left = _split(high - low)
+        share = left / (high - low)
+        return low + left, share, self.scale * math.sqrt(left * (1 - share) / _TICKS)
 
 
 @lru_cache(maxsize=1024)

@@ -56,7 +56,7 @@ def hash_seeds(seeds: Sequence[int], device: torch.device | str = "cpu") -> Tens
 
 
 class CounterNormals:
-    """Independent standard normals for every (node, key, element).
+    """Independent normals for every (node, key, element).
 
     Arguments:
         keys: int64 (B,), from :func:`hash_seeds`.
@@ -64,10 +64,10 @@ class CounterNormals:
 
     Example:
         >>> keys = hash_seeds([7, 8, 9])
-        >>> z = CounterNormals(keys, 5)([0, 1, 2, 3])
+        >>> z = CounterNormals(keys, 5)([0, 1, 2, 3], [1.0, 1.0, 0.5, 0.5])
         >>> z.shape
         torch.Size([4, 3, 5])
-        >>> bool((CounterNormals(keys[1:2], 5)([2]) == z[2, 1]).all())
+        >>> bool((CounterNormals(keys[1:2], 5)([2], [0.5]) == z[2, 1]).all())
         True
     """
 
@@ -75,42 +75,41 @@ class CounterNormals:
         self._keys, self._size, self._half = keys, size, (size + 1) // 2
         counters = torch.arange(1, self._half + 1, dtype=torch.int64, device=keys.device)
         self._elements = _mix_(counters.mul_(_signed(_GAMMA)))
-        self._scratch = self._new_scratch(0)
+        self._scratch = torch.empty(0, dtype=torch.int64, device=keys.device)
 
-    def __call__(self, nodes: Sequence[int]) -> Tensor:
-        """Return float32 (M, B, size) for M distinct integers; each row depends on its node and key only.
+    def __call__(self, nodes: Sequence[int], scales: Sequence[float]) -> Tensor:
+        """Return float32 (M, B, size) for M distinct nodes; each row depends on its node, scale and key only.
 
-        The largest value is sqrt(62 ln 2) = 6.56.
+        `scales` are the standard deviations, of any sign; the largest value is sqrt(62 ln 2) = 6.56 of them.
         """
+        keys, device = self._keys, self._keys.device
         counters = [_signed(node * _GAMMA) for node in nodes]
-        if len(counters) == 1:  # as a number, which need not be copied to a GPU
-            streams = _mix_(self._keys + counters[0])
+        if len(counters) == 1:  # as numbers, which need not be copied to a GPU
+            streams, factors = _mix_(keys + counters[0]), keys.new_full((1, 1), scales[0], dtype=torch.float32)
+            factors = factors.expand(len(streams), 1)
         else:
-            streams = _mix_(torch.tensor(counters, device=self._keys.device)[:, None] + self._keys).flatten()
-        blocks = 1 if streams.device.type != "cpu" else max(1, -(-len(streams) * self._half // _BLOCK))
+            streams = _mix_(torch.tensor(counters, device=device)[:, None] + keys).flatten()
+            factors = torch.tensor(scales, dtype=torch.float32, device=device).repeat_interleave(len(keys))[:, None]
+        blocks = 1 if device.type != "cpu" else max(1, -(-len(streams) * self._half // _BLOCK))
         rows = -(-len(streams) // blocks)
-        if len(self._scratch[0]) < rows:
-            self._scratch = self._new_scratch(rows)
-        normals = torch.empty(len(streams), self._size, dtype=torch.float32, device=streams.device)
-        for keys, out in zip(streams.split(rows), normals.split(rows), strict=True):
-            self._fill(keys, out)
-        return normals.view(len(counters), len(self._keys), self._size)
+        if len(self._scratch) < 3 * rows * self._half:  # kept from call to call, as new memory costs page faults
+            self._scratch = torch.empty(3 * rows * self._half, dtype=torch.int64, device=device)
+        normals = torch.empty(len(streams), self._size, dtype=torch.float32, device=device)
+        for block in zip(streams.split(rows), factors.split(rows), normals.split(rows), strict=True):
+            self._fill(*block)
+        return normals.view(len(counters), len(keys), self._size)
 
-    def _new_scratch(self, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Space for two words and two floats a pair of normals, kept as new memory costs page faults."""
-        dtypes = (torch.int64, torch.int64, torch.float32, torch.float32)
-        a, b, c, d = (torch.empty(rows, self._half, dtype=dtype, device=self._keys.device) for dtype in dtypes)
-        return a, b, c, d
-
-    def _fill(self, keys: Tensor, out: Tensor) -> None:
-        z, scratch, radius, angle = (buffer[: len(keys)] for buffer in self._scratch)
-        torch.bitwise_xor(keys[:, None], self._elements, out=z)
+    def _fill(self, streams: Tensor, factors: Tensor, out: Tensor) -> None:
+        shape = (len(streams), self._half)
+        z, scratch, last = (part.view(shape) for part in self._scratch[: 3 * math.prod(shape)].chunk(3))
+        radius, angle = (part.view(shape) for part in last.view(torch.float32).view(-1).chunk(2))
+        torch.bitwise_xor(streams[:, None], self._elements, out=z)
         words = _scramble_(z, scratch).view(torch.int32)
         # Negative odd numbers: minus the uniforms in (0, 1), in units of 2^-31.
         radius.copy_(words[:, : self._half].bitwise_or_(-0x7FFFFFFF))
-        radius.mul_(-(2.0**-31)).log_().mul_(-2.0).sqrt_()
+        radius.mul_(-(2.0**-31)).log_().mul_(-2.0).sqrt_().mul_(factors)
         angle.copy_(words[:, self._half :]).mul_(math.pi * 2.0**-31)
         second = self._size - self._half
-        cosine = scratch.view(torch.float32).view(-1)[: angle.numel()].view_as(angle)
+        cosine = scratch.view(torch.float32).view(-1)[: angle.numel()].view(shape)
         torch.mul(torch.cos(angle, out=cosine), radius, out=out[:, : self._half])
         torch.mul(angle.sin_()[:, :second], radius[:, :second], out=out[:, self._half :])
