@@ -26,8 +26,11 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         ),
     )
     rates.add_argument("--gamma", type=float, default=3.0, help="cost exponent of the ladder (default: 3)")
+    rates.add_argument(
+        "--levels", type=int, nargs=2, default=(3, 9), metavar=("LOW", "HIGH"), help="the ladders to run (default: 3 9)"
+    )
     rates.add_argument("--diffusion", type=float, default=0.5, help="noise of the SDE, 0 for the ODE (default: 0.5)")
-    rates.add_argument("--samples", type=int, default=128, help="paths to average over (default: 128)")
+    rates.add_argument("--samples", type=int, default=256, help="paths to average over (default: 256)")
     rates.add_argument("--seed", type=int, default=0, help="seed of states, noise and draws (default: 0)")
     rates.add_argument("--out", type=Path, metavar="DIR", help="also write rates.png and rates.json into this folder")
     rates.set_defaults(run=_rates)
@@ -38,6 +41,7 @@ def _rates(arguments: argparse.Namespace) -> int:
 
     result = rates(
         arguments.gamma,
+        levels=range(arguments.levels[0], arguments.levels[1] + 1),
         samples=arguments.samples,
         diffusion=arguments.diffusion,
         seed=arguments.seed,

@@ -19,7 +19,6 @@ References:
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -163,16 +162,24 @@ def exponent(points: Sequence[Point]) -> float:
     return float((x @ y) / x.square().sum())
 
 
-def limits(gamma: float, constants: Constants, most: int = 40) -> tuple[tuple[int, float, float], ...]:
-    """Predict the exponents of EM and ML-EM between K - 1 and K levels, K = 3 ... `most`, without simulation.
+def limits(
+    gamma: float, constants: Constants, at: Sequence[int] = (5, 10, 20, 40)
+) -> tuple[tuple[int, float, float], ...]:
+    """Predict the exponents of EM and ML-EM between K - 1 and K levels for each K, without simulation.
+
+    EM takes 2^K steps, ML-EM those of :func:`theorem_steps` but at least 4 2^K.
 
     Example:
         >>> K, em, multilevel = limits(3.0, Constants(0.5, 0.3, 0.5, 1.0))[-1]
         >>> K, round(em, 2), round(multilevel, 2)
         (40, 4.0, 3.0)
     """
-    em = [predict_em(gamma, constants, K, 2.0**K) for K in range(2, most + 1)]
-    steps = [max(theorem_steps(gamma, constants, K), 4 * 2.0**K) for K in range(2, most + 1)]
-    multilevel = [predict_multilevel(gamma, constants, K, n)[0] for K, n in enumerate(steps, start=2)]
-    pairs = zip(itertools.pairwise(em), itertools.pairwise(multilevel), strict=True)
-    return tuple((K, exponent(a), exponent(b)) for K, (a, b) in enumerate(pairs, start=3))
+
+    def multilevel(K: int) -> Point:
+        steps = max(theorem_steps(gamma, constants, K), 4 * 2.0**K)
+        return predict_multilevel(gamma, constants, K, steps)[0]
+
+    def em(K: int) -> Point:
+        return predict_em(gamma, constants, K, 2.0**K)
+
+    return tuple((K, exponent([em(K - 1), em(K)]), exponent([multilevel(K - 1), multilevel(K)])) for K in at)

@@ -58,8 +58,7 @@ class RatesResult:
         em_predicted: Their prediction.
         multilevel: Measured points of ML-EM.
         multilevel_predicted: Their prediction.
-        limits: For ladders up to 40 levels, (K, EM's exponent, ML-EM's exponent) between K - 1 and K levels, predicted
-            at the steps of :func:`theorem_steps`.
+        limits: (K, EM's exponent, ML-EM's exponent) between K - 1 and K levels up to K = 40, predicted, not run.
     """
 
     gamma: float
@@ -133,7 +132,7 @@ def rates(
     gamma: float,
     *,
     levels: Sequence[int] = tuple(range(3, 10)),
-    samples: int = 128,
+    samples: int = 256,
     diffusion: float = 0.5,
     seed: int = 0,
     progress: bool = False,
@@ -196,7 +195,7 @@ def rates(
     )
 
 
-def measure(problem: Problem, *, samples: int = 128, seed: int = 0) -> Constants:
+def measure(problem: Problem, *, samples: int = 256, seed: int = 0) -> Constants:
     """Measure the constants of the prediction on paths of the true drift; no multilevel run is involved.
 
     Arguments:
