@@ -3,6 +3,7 @@
 import importlib
 from types import ModuleType
 
+from multilevel_sde.best import BestPlan, best_plan
 from multilevel_sde.brownian import Brownian, BrownianPath, TorchSDEBrownian
 from multilevel_sde.cost import CostModel, Drift, FlopCost, GivenCost, SecondsCost
 from multilevel_sde.diffusion import Diffusion, NoiseTerm
@@ -28,6 +29,7 @@ from multilevel_sde.torchsde_bridge import from_torchsde
 __version__ = "0.1.0"
 
 __all__ = [
+    "BestPlan",
     "Brownian",
     "BrownianPath",
     "CostModel",
@@ -54,6 +56,7 @@ __all__ = [
     "Telescoping",
     "TheoremSchedule",
     "TorchSDEBrownian",
+    "best_plan",
     "central_difference",
     "draw_plan",
     "em_plan",
