@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 import multilevel_sde as mls
 from multilevel_diffusion.diffusers_calls import bind, check_residuals, explain, fresh, warn_of_disagreement
-from multilevel_diffusion.diffusers_checks import check_levels, check_scheduler, prediction_type
+from multilevel_diffusion.diffusers_checks import check_levels, check_scheduler
 from multilevel_diffusion.diffusers_clock import PipelineClock
 from multilevel_diffusion.diffusers_costs import count_costs
 from multilevel_diffusion.diffusers_store import Settings, load_ladder, load_models, save_ladder
@@ -107,7 +107,7 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         models = [_uncompiled(level) for level in levels]
-        check_levels(models, [prediction_type(model.config.get("_name_or_path")) for model in models])
+        check_levels(models)
         self.levels = nn.ModuleList(levels)
         self._internal_dict = FrozenDict(models[-1].config)
         self._names = list(inspect.signature(models[-1].forward).parameters)
@@ -152,9 +152,9 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
                 )
         elif plan is not None:
             plan.check_ladder(self._ladder)
-        self._apply(replace(self._settings, probabilities=table, plan=plan))
+        self._follow(replace(self._settings, probabilities=table, plan=plan))
 
-    def _apply(self, settings: Settings) -> None:
+    def _follow(self, settings: Settings) -> None:
         if settings.plan is not None:
             self._rows: DrawnRows | PlannedRows = PlannedRows(settings.plan)
         else:
@@ -186,7 +186,7 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
 
     @seed.setter
     def seed(self, seed: int) -> None:
-        self._apply(replace(self._settings, seed=int(seed)))
+        self._follow(replace(self._settings, seed=int(seed)))
 
     @property
     def stats(self) -> Stats:
@@ -221,11 +221,11 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
                 calls than the scheduler makes is refused when the pipeline runs.
         """
         scheduler = getattr(pipe, "scheduler", None)
-        if scheduler is None or scheduler is self._checked or self._deterministic():
+        if scheduler is None or scheduler.config is self._checked or self._deterministic():
             return
         inputs = self.config.get("in_channels") or 4
         check_scheduler(scheduler, min(inputs, self.config.get("out_channels") or inputs))
-        self._checked = scheduler
+        self._checked = scheduler.config
 
     def _deterministic(self) -> bool:
         if self._settings.plan is not None:
@@ -311,7 +311,7 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
         try:
             return model(**fresh(call))
         except RuntimeError as error:
-            reason = explain(level, model, state)
+            reason = explain(level, model, state, error)
             if reason is None:
                 raise
             raise ValueError(reason) from error

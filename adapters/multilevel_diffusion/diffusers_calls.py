@@ -69,15 +69,20 @@ def check_residuals(call: Mapping[str, Any], levels: Sequence[Any]) -> None:
             )
 
 
-def explain(level: int, model: nn.Module, state: Tensor) -> str | None:
-    """Say in a sentence why a level may have failed on this state, None where nothing is obvious."""
+def explain(level: int, model: nn.Module, state: Tensor, error: RuntimeError) -> str | None:
+    """Say in a sentence why a level failed on this state, None where it is not the state's dtype or shape."""
     dtype = next(model.parameters()).dtype
     if state.is_floating_point() and state.dtype != dtype:
         return f'the input is {state.dtype}, "levels[{level}]" {dtype}; convert one of them'
     channels, expected = state.shape[1 if state.dim() == 4 else -1], model.config.get("in_channels")  # type: ignore
     if expected not in (None, channels):
         return f'the input of shape {tuple(state.shape)} has {channels} channels, "levels[{level}]" takes {expected}'
-    return f'"levels[{level}]" cannot take an input of shape {tuple(state.shape)}' if state.dim() == 4 else None
+    if "sizes of tensors" in str(error).lower():
+        return (
+            f'"levels[{level}]" cannot take an input of shape {tuple(state.shape)}; height and width must be multiples '
+            "of its total downsampling"
+        )
+    return None
 
 
 def warn_of_disagreement(lower: Tensor, upper: Tensor, levels: tuple[int, int]) -> None:

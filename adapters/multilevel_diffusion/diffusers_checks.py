@@ -46,12 +46,11 @@ _SHARED = (
 _CHECKED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_levels(levels: Sequence[nn.Module], predictions: Sequence[str | None]) -> None:
+def check_levels(levels: Sequence[nn.Module]) -> None:
     """Refuse levels that cannot stand in for one another.
 
     Arguments:
         levels: diffusers models, cheapest first (not compiled, or unwrapped).
-        predictions: Prediction type of each, None where not known.
 
     Raises:
         TypeError: A level is not a diffusers model, or takes other arguments than the top level.
@@ -72,7 +71,7 @@ def check_levels(levels: Sequence[nn.Module], predictions: Sequence[str | None])
         _check_call(level, model, levels[top])
         _check_config(level, model.config, levels[top].config)  # type: ignore[union-attr]
         _check_weights(level, model, levels[top])
-    _check_predictions(predictions)
+    _check_predictions([prediction_type(model.config.get("_name_or_path")) for model in levels])  # type: ignore[union-attr]
 
 
 def _check_call(level: int, model: nn.Module, top: nn.Module) -> None:
