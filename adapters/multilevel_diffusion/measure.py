@@ -201,9 +201,10 @@ class Scaling:
     def _plot(self, path: Path) -> None:
         try:
             from matplotlib.figure import Figure
+            from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
         except ImportError:
             return
-        figure = Figure(figsize=(5 * len(self.costs), 4), layout="constrained")
+        figure = Figure(figsize=(5 * len(self.costs), 5), layout="constrained")
         panels = figure.subplots(1, len(self.costs), sharey=True, squeeze=False)[0]
         for axes, (unit, cost) in zip(panels, self.costs.items(), strict=True):
             fits, errors = self.fits(unit), self.errors
@@ -223,7 +224,11 @@ class Scaling:
                     line = np.geomspace(x[0], x[-1], 50)
                     axes.loglog(line, np.sqrt(np.maximum(fit(line) - below, 1e-300)), color=f"C{colour}", linewidth=1)
             axes.set_xlabel(f"{unit} per image and evaluation")
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+            for axis in (axes.xaxis, axes.yaxis):  # labels at 1, 2 and 5 only: in between they would overlap
+                axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                axis.set_major_formatter(LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(9, 9)))
+                axis.set_minor_formatter(NullFormatter())
         panels[0].set_ylabel("error of the noise estimate")
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=150)
