@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -294,41 +295,56 @@ def gaussian_mixture(
     if centres.dim() != 2:
         raise ValueError(f'"means" must have shape (M, dimension), got {tuple(centres.shape)}')
 
-    def moments(t: float) -> tuple[Tensor, float]:
-        return centres * math.exp(-t / 2), math.exp(-t) * std**2 - math.expm1(-t)
+    mixture = _Mixture(centres, std, horizon)
+    drift = Counted(mixture.reverse_drift(1.0 if stochastic else 0.5))
+    return Problem(
+        perturbed(drift, gamma, levels, centres.shape[1], seed),
+        drift,
+        mixture.initial,
+        1.0 if stochastic else None,
+        t0=horizon,
+        t1=0.0,
+        exact=mixture.flow if len(centres) == 1 and not stochastic else None,
+        law=mixture.law,
+    )
 
-    def reverse(x: Tensor, t: Tensor) -> Tensor:
-        scaled = centres.to(x) * torch.exp(-t / 2).to(x)
-        v = (torch.exp(-t) * std**2 - torch.expm1(-t)).to(x)
-        posterior = torch.softmax(-torch.cdist(x, scaled).square() / (2 * v), dim=-1)
-        score = (posterior @ scaled - x) / v
-        return -(x / 2 + (score if stochastic else score / 2))
 
-    def initial(samples: int, generator: torch.Generator) -> Tensor:
-        scaled, v = moments(horizon)
+@dataclass(frozen=True)
+class _Mixture:
+    """rho_t of :func:`gaussian_mixture`."""
+
+    centres: Tensor
+    std: float
+    horizon: float
+
+    def moments(self, t: float) -> tuple[Tensor, float]:
+        """Scaled centres alpha m_j, (M, dimension), and the variance v."""
+        return self.centres * math.exp(-t / 2), math.exp(-t) * self.std**2 - math.expm1(-t)
+
+    def reverse_drift(self, share: float) -> Drift:
+        """-(x/2 + share grad log rho_t)."""
+
+        def reverse(x: Tensor, t: Tensor) -> Tensor:
+            scaled = self.centres.to(x) * torch.exp(-t / 2).to(x)
+            v = (torch.exp(-t) * self.std**2 - torch.expm1(-t)).to(x)
+            posterior = torch.softmax(-torch.cdist(x, scaled).square() / (2 * v), dim=-1)
+            return -(x / 2 + share * (posterior @ scaled - x) / v)
+
+        return reverse
+
+    def initial(self, samples: int, generator: torch.Generator) -> Tensor:
+        scaled, v = self.moments(self.horizon)
         chosen = torch.randint(len(scaled), (samples,), generator=generator)
         noise = torch.randn(samples, scaled.shape[1], generator=generator, dtype=torch.float64)
         return scaled[chosen] + math.sqrt(v) * noise
 
-    def law(y0: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        scaled, v = moments(t)
+    def law(self, y0: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        scaled, v = self.moments(t)
         return scaled.mean(0), scaled.var(0, correction=0) + v
 
-    def exact(y0: Tensor, t: float, w: Tensor | None) -> Tensor:
-        (centre, v), (first, v_first) = moments(t), moments(horizon)
+    def flow(self, y0: Tensor, t: float, w: Tensor | None) -> Tensor:
+        (centre, v), (first, v_first) = self.moments(t), self.moments(self.horizon)
         return centre + math.sqrt(v / v_first) * (y0 - first)
-
-    drift = Counted(reverse)
-    return Problem(
-        perturbed(drift, gamma, levels, centres.shape[1], seed),
-        drift,
-        initial,
-        1.0 if stochastic else None,
-        t0=horizon,
-        t1=0.0,
-        exact=exact if len(centres) == 1 and not stochastic else None,
-        law=law,
-    )
 
 
 def _midpoint_rule(n: int, dimension: int) -> Drift:

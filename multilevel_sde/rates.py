@@ -16,16 +16,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 
-import torch
-from torch import Tensor
+import numpy as np
 from tqdm import tqdm
 
-from multilevel_sde.brownian import Brownian, BrownianPath
-from multilevel_sde.draw import independent
 from multilevel_sde.files import write_atomically
-from multilevel_sde.ladder import Ladder
-from multilevel_sde.plan import Plan, draw_plan, em_plan
-from multilevel_sde.problems import Problem, scaling_law
+from multilevel_sde.problems import scaling_law
 from multilevel_sde.rate_model import (
     Constants,
     Point,
@@ -35,14 +30,10 @@ from multilevel_sde.rate_model import (
     predict_multilevel,
     theorem_steps,
 )
-from multilevel_sde.schedule import TheoremSchedule
-from multilevel_sde.solve import solve
+from multilevel_sde.rate_runs import FINE_STEPS, Experiment, measure, measure_on
 from multilevel_sde.testbed import check_at_least, check_positive
 
 __all__ = ["Constants", "Point", "RatesResult", "exponent", "measure", "rates"]
-
-_FINE_STEPS = 2048  # steps of the reference path, and the most that a simulation takes
-_PILOT_STEPS = 256  # steps of the path that gives the constants: smooth integrals, so within a per cent
 
 
 @dataclass(frozen=True)
@@ -88,7 +79,30 @@ class RatesResult:
             lines.append(
                 f"{name:<33}{exponent(measured):10.2f}{exponent(predicted):11.2f}{limit:12.2f}{theory[index]:9.2f}"
             )
+        fine = max(min(point.error for point in points) for points in (self.em, self.multilevel))
+        coarse = min(max(point.error for point in points) for points in (self.em, self.multilevel))
+        if fine < coarse:
+            lines += ["", "measured cost of ML-EM over that of EM at equal error: "]
+            lines[-1] += ", ".join(f"{self.cost_ratio(error):.2g} at {error:.2g}" for error in (coarse, fine))
         return "\n".join(lines)
+
+    def cost_ratio(self, error: float) -> float:
+        """Return the measured cost of ML-EM over that of EM at an equal error, log-log interpolated.
+
+        Raises:
+            ValueError: The error is not within both measured curves.
+        """
+        logs = []
+        for points in (self.em, self.multilevel):
+            ordered = sorted(points, key=lambda point: point.error)
+            if not ordered[0].error <= error <= ordered[-1].error:
+                raise ValueError(
+                    f'"error" must lie within both measured curves, got {error:.3g} outside '
+                    f"{ordered[0].error:.3g} ... {ordered[-1].error:.3g}"
+                )
+            errors, costs = zip(*((math.log(point.error), math.log(point.cost)) for point in ordered), strict=True)
+            logs.append(float(np.interp(math.log(error), errors, costs)))
+        return math.exp(logs[1] - logs[0])
 
     def _curves(self) -> list[tuple[str, tuple[Point, ...], tuple[Point, ...]]]:
         return [("EM", self.em, self.em_predicted), ("ML-EM", self.multilevel, self.multilevel_predicted)]
@@ -158,25 +172,17 @@ def rates(
         >>> [point.steps for point in result.em], [point.cost for point in result.em]
         ([4, 8], [256.0, 4096.0])
     """
-    check_positive(gamma=gamma)
-    check_at_least(2, samples=samples)
-    if gamma > 20:
-        raise ValueError(f'"gamma" must be at most 20, got {gamma}: the cost of 40 levels would overflow')
-    chosen = list(levels)
-    if len(chosen) < 2 or chosen != sorted(set(chosen)) or chosen[0] < 2 or chosen[-1] > 9:
-        raise ValueError(f'"levels" must be at least two increasing numbers between 2 and 9, got {chosen}')
-    if not (math.isfinite(diffusion) and diffusion >= 0):
-        raise ValueError(f'"diffusion" must be a number that is not negative, got {diffusion}')
+    chosen = _check(gamma, levels, samples, diffusion)
     problem = scaling_law(gamma, chosen[-1], diffusion=diffusion or None)
-    experiment = _Experiment(problem, gamma, samples, seed)
-    constants = _measure(problem, experiment.y0, experiment.brownian)
-    fine_step = constants.duration / _FINE_STEPS
+    experiment = Experiment(problem, gamma, samples, seed)
+    constants = measure_on(problem, experiment.y0, experiment.brownian)
+    fine_step = constants.duration / FINE_STEPS
     em: list[Point] = []
     multilevel: list[Point] = []
     predicted: list[tuple[Point, Point]] = []
     for K in tqdm(chosen, unit="level", disable=not progress):
         unclipped = 2 ** math.ceil(math.log2(theorem_steps(gamma, constants, K)))
-        steps = min(max(unclipped, 4 * 2**K), _FINE_STEPS)
+        steps = min(max(unclipped, 4 * 2**K), FINE_STEPS)
         expected, scale = predict_multilevel(gamma, constants, K, steps, reference_step=fine_step)
         predicted.append((predict_em(gamma, constants, K, 2**K, reference_step=fine_step), expected))
         em.append(experiment.em(K, 2**K))
@@ -195,89 +201,14 @@ def rates(
     )
 
 
-def measure(problem: Problem, *, samples: int = 256, seed: int = 0) -> Constants:
-    """Measure the constants of the prediction on paths of the true drift; no multilevel run is involved.
-
-    Arguments:
-        problem: A :func:`multilevel_sde.problems.scaling_law`, whose drift acts on every component by itself, so that
-            the response J is the product of 1 + eta f'(x_i).
-        samples: Paths.
-        seed: Seed of the initial states and the noise.
-
-    Example:
-        >>> constants = measure(scaling_law(3.0, diffusion=0.5), samples=16)
-        >>> 0 < constants.gain < 1, constants.duration
-        (True, 1.0)
-    """
-    return _measure(problem, problem.y0(samples, seed), _stored_noise(problem, samples, seed))
-
-
-def _measure(problem: Problem, y0: Tensor, brownian: Brownian | None) -> Constants:
-    times = problem.times(_PILOT_STEPS)
-
-    def path(grid: Tensor) -> Tensor:
-        plan = em_plan(problem.limit, grid)
-        return solve(problem.limit, y0, grid, plan, diffusion=problem.diffusion, brownian=brownian, save=True).ys
-
-    xs = path(times)
-    eta = abs(problem.t1 - problem.t0) / _PILOT_STEPS
-    drifts, t = problem.ladder.drifts, times[:-1]
-    response = torch.ones_like(y0)
-    squared = 0.0
-    shifts = [torch.zeros_like(y0) for _ in drifts]
-    for n in reversed(range(_PILOT_STEPS)):
-        squared += float(response.square().mean()) / _PILOT_STEPS
-        true = problem.drift(xs[n], t[n])
-        for k, drift in enumerate(drifts, start=1):
-            shifts[k - 1] += eta * response * (drift(xs[n], t[n]) - true) * 2.0**k
-        response = response * (1 + eta * _slope(problem, xs[n], t[n]))
-    level = math.sqrt(sum(float(shift.square().mean()) for shift in shifts) / len(shifts))
-    coarse = path(problem.times(_PILOT_STEPS // 8))[-1]
-    step = float((coarse - xs[-1]).square().mean().sqrt()) / (7 * eta)
-    return Constants(level, step, squared, abs(problem.t1 - problem.t0))
-
-
-def _slope(problem: Problem, x: Tensor, t: Tensor) -> Tensor:
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        return torch.autograd.grad(problem.drift(x, t).sum(), x)[0]
-
-
-def _stored_noise(problem: Problem, samples: int, seed: int) -> Brownian | None:
-    """The same paths for every run, W stored on the fine grid; None for an ODE."""
-    if problem.diffusion is None:
-        return None
-    seeds = range(seed * samples, (seed + 1) * samples)
-    path = BrownianPath(seeds, shape=problem.y0(1).shape[1:], dtype=torch.float64)
-    increments = torch.stack(list(path.increments(problem.times(_FINE_STEPS))))
-    w = torch.cat([torch.zeros_like(increments[:1]), increments.cumsum(0)])
-    unit = _FINE_STEPS / (problem.t1 - problem.t0)
-    return lambda t, s: w[round((s - problem.t0) * unit)] - w[round((t - problem.t0) * unit)]
-
-
-class _Experiment:
-    """Runs on one problem with the same initial states, noise and reference."""
-
-    def __init__(self, problem: Problem, gamma: float, samples: int, seed: int):
-        self.problem, self.gamma, self.samples, self.seed = problem, gamma, samples, seed
-        self.y0 = problem.y0(samples, seed)
-        self.brownian = _stored_noise(problem, samples, seed)
-        self.reference = self._solve(problem.limit, problem.times(_FINE_STEPS))
-
-    def _solve(self, ladder: Ladder, times: Tensor, plan: Plan | None = None) -> Tensor:
-        plan = em_plan(ladder, times) if plan is None else plan
-        return solve(ladder, self.y0, times, plan, diffusion=self.problem.diffusion, brownian=self.brownian).y
-
-    def _point(self, levels: int, steps: int, cost: float, y: Tensor) -> Point:
-        return Point(levels, steps, cost, float((y - self.reference).square().mean().sqrt()))
-
-    def em(self, levels: int, steps: int) -> Point:
-        ladder, times = self.problem.ladder.subset([levels - 1]), self.problem.times(steps)
-        return self._point(levels, steps, steps * ladder.costs[0], self._solve(ladder, times))
-
-    def multilevel(self, levels: int, steps: int, scale: float) -> Point:
-        ladder, times = self.problem.ladder.subset(range(levels)), self.problem.times(steps)
-        p = TheoremSchedule(self.gamma).probabilities(ladder, times, scale=scale)
-        generator = torch.Generator().manual_seed(1000 * self.seed + levels)
-        plan = draw_plan(p, independent, generator=generator, samples=self.samples)
-        return self._point(levels, steps, plan.cost(ladder), self._solve(ladder, times, plan))
+def _check(gamma: float, levels: Sequence[int], samples: int, diffusion: float) -> list[int]:
+    check_positive(gamma=gamma)
+    check_at_least(2, samples=samples)
+    if gamma > 20:
+        raise ValueError(f'"gamma" must be at most 20, got {gamma}: the cost of 40 levels would overflow')
+    chosen = list(levels)
+    if len(chosen) < 2 or chosen != sorted(set(chosen)) or chosen[0] < 2 or chosen[-1] > 9:
+        raise ValueError(f'"levels" must be at least two increasing numbers between 2 and 9, got {chosen}')
+    if not (math.isfinite(diffusion) and diffusion >= 0):
+        raise ValueError(f'"diffusion" must be a number that is not negative, got {diffusion}')
+    return chosen

@@ -201,3 +201,13 @@ def test_table_lists_every_point():
         ["ML-EM", "2", str(small.multilevel[0].steps)],
         ["ML-EM", "3", str(small.multilevel[1].steps)],
     ]
+
+
+def test_cost_ratio_at_equal_error():
+    em = tuple(rate_model.Point(k, 1, cost=10.0 * 16.0**k, error=2.0**-k) for k in (1, 2, 3))
+    multilevel = tuple(rate_model.Point(k, 1, cost=40.0 * 8.0**k, error=2.0**-k) for k in (2, 3, 4))
+    made = RatesResult(3.0, 0.5, 2, CONSTANTS, em, em, multilevel, multilevel, ((40, 4.0, 3.0),))
+    assert math.isclose(made.cost_ratio(2**-2.5), 4 / 2**2.5)
+    assert "of EM at equal error: 1 at 0.25, 0.5 at 0.12" in made.table()
+    with pytest.raises(ValueError, match=r'^"error" must lie within both measured curves, got 0.5 outside 0.0625'):
+        made.cost_ratio(0.5)
