@@ -10,6 +10,7 @@ w_k - w_{k+1} is not zero (see :mod:`multilevel_sde.ladder`).
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,8 @@ class Plan:
         truncated: Whether some step leaves out the top levels on purpose, which is biased.
 
     Raises:
-        ValueError: Shapes differ or are not 2- or 3-dimensional, a weight is not finite, or non-zero without a hit.
+        ValueError: Shapes differ or are not 2- or 3-dimensional, a weight is not finite, or non-zero without a hit; a
+            step that evaluates nothing.
 
     Example:
         >>> import torch, multilevel_sde as mls
@@ -65,6 +67,12 @@ class Plan:
             step = int(((weights != 0) & ~hits).nonzero()[0, 0])
             raise ValueError(f'"weights" must be zero where there is no hit, got a non-zero weight at step {step}')
         self._hits, self._weights, self._truncated = hits, weights, bool(truncated)
+        idle = (self.coefficients == 0).all(-1)
+        if idle.any():
+            raise ValueError(
+                f'"weights" must leave a drift to evaluate at every step, got none at step {int(idle.nonzero()[0, 0])}; '
+                "the lowest level is usually hit with weight 1"
+            )
 
     @property
     def hits(self) -> Tensor:
@@ -149,6 +157,7 @@ class Plan:
         from safetensors.torch import save
 
         metadata = {"format": _FORMAT, "version": str(_VERSION), "truncated": str(int(self._truncated))}
+        metadata["sha256"] = _checksum(self._hits, self._weights, metadata["truncated"])
         write_atomically(path, save({"hits": self._hits, "weights": self._weights}, metadata))
 
     @classmethod
@@ -179,7 +188,17 @@ class Plan:
             )
         if tensors["hits"].dtype != torch.bool or tensors["weights"].dtype != torch.float64:
             raise ValueError(f'"{path}" holds hits or weights of another dtype; save the plan again')
-        return cls(tensors["hits"], tensors["weights"], truncated=metadata.get("truncated") == "1")
+        truncated = metadata.get("truncated", "")
+        if metadata.get("sha256") != _checksum(tensors["hits"], tensors["weights"], truncated):
+            raise ValueError(f'"{path}" is damaged, its checksum does not fit; save the plan again')
+        return cls(tensors["hits"], tensors["weights"], truncated=truncated == "1")
+
+
+def _checksum(hits: Tensor, weights: Tensor, truncated: str) -> str:
+    content = hashlib.sha256(f"{truncated} {tuple(hits.shape)} {tuple(weights.shape)}".encode())
+    content.update(hits.numpy().tobytes())
+    content.update(weights.numpy().tobytes())
+    return content.hexdigest()
 
 
 def check_probabilities(probabilities: Tensor, *, truncate: bool = False) -> Tensor:
@@ -282,7 +301,7 @@ def em_plan(ladder: Ladder, times: Tensor | Sequence[float]) -> Plan:
 def expected_cost(ladder: Ladder, probabilities: Tensor, draw: Draw = systematic) -> float:
     r"""Expected cost of one trajectory under a draw, every network counted at most once a step.
 
-    f^k is needed where w_k != w_{k+1}: where one of both hits, except where both hit with equal probabilities and the
+    f^k is needed where w_k != w_{k+1}: where one of both hits, except where both hit with equal weights 1/p and the
     network cancels,
 
         E[cost] = sum_n sum_k T_k ( P[B_k or B_{k+1}] - 1[p_k = p_{k+1}] P[B_k and B_{k+1}] ),    p_{K+1} := 0.
@@ -304,5 +323,5 @@ def expected_cost(ladder: Ladder, probabilities: Tensor, draw: Draw = systematic
     above = torch.cat([table[:, 1:], torch.zeros_like(table[:, :1])], dim=1)
     either = draw.either(table, above)
     both = table + above - either
-    needed = either - torch.where(table == above, both, 0.0)
+    needed = either - torch.where(1 / table == 1 / above, both, 0.0)
     return float((needed @ torch.tensor(ladder.costs, dtype=torch.float64)).sum())

@@ -121,7 +121,8 @@ def scale_to_budget(ladder: Ladder, shape: Tensor, budget: float | None, draw: D
     corrections = shape[:, 1:].double()
     positive = corrections[corrections > 0]
     all_clipped = 1.0 / float(positive.min())
-    nearly_none = 1e-9 / float(positive.max())
+    costs = torch.tensor(ladder.costs, dtype=torch.float64)
+    nearly_none = min(1e-6 * low / float((corrections * (costs[1:] + costs[:-1])).sum()), all_clipped)
 
     def cost(scale: float) -> float:
         return expected_cost(ladder, _clip(shape, scale), draw)

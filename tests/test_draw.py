@@ -1,0 +1,108 @@
+"""Laws of the draws: marginals, evenness, how levels hang together."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import multilevel_sde as mls
+
+DRAWS = [mls.independent, mls.nested, mls.systematic]
+NAMES = ["independent", "nested", "systematic"]
+TABLE = torch.tensor([[1.0, 0.7, 0.7, 0.1], [1.0, 0.4, 0.9, 0.9], [1.0, 1.0, 0.35, 0.02], [1.0, 0.05, 0.5, 0.5]])
+
+
+@st.composite
+def tables(draw, max_steps=60, max_levels=4):
+    """Probabilities in (0, 1], the lowest level 1."""
+    steps, levels = draw(st.integers(1, max_steps)), draw(st.integers(1, max_levels))
+    entry = st.one_of(st.just(1.0), st.floats(1e-6, 1.0), st.sampled_from([0.1, 0.25, 0.5, 1 / 3]))
+    rows = draw(st.lists(st.lists(entry, min_size=levels, max_size=levels), min_size=steps, max_size=steps))
+    table = torch.tensor(rows, dtype=torch.float64)
+    table[:, 0] = 1.0
+    return table
+
+
+def many(draw, table, count, seed=0):
+    return draw(table.double(), torch.Generator().manual_seed(seed), count)
+
+
+@pytest.mark.parametrize("draw", DRAWS, ids=NAMES)
+def test_marginals_are_the_probabilities(draw):
+    count = 40_000
+    hits = many(draw, TABLE, count)
+    assert hits.dtype == torch.bool
+    assert hits.shape == (4, count, 4)
+    p = TABLE.double()
+    error = (hits.double().mean(1) - p).abs() / (p * (1 - p) / count).sqrt().clamp_min(1e-12)
+    assert error.max() < 4  # 16 frequencies, 4 standard errors
+
+
+@pytest.mark.parametrize("draw", DRAWS, ids=NAMES)
+def test_shared_draws_have_the_marginals_too(draw):
+    generator, count = torch.Generator().manual_seed(1), 4000
+    mean = sum(draw(TABLE.double(), generator).double() for _ in range(count)) / count
+    p = TABLE.double()
+    assert ((mean - p).abs() <= 4 * (p * (1 - p) / count).sqrt()).all()
+
+
+@pytest.mark.parametrize("draw", DRAWS, ids=NAMES)
+def test_neighbouring_levels_hit_together_as_often_as_said(draw):
+    count = 40_000
+    hits = many(draw, TABLE, count, seed=2)
+    p, q = TABLE[:, :-1].double(), TABLE[:, 1:].double()
+    either = (hits[..., :-1] | hits[..., 1:]).double().mean(1)
+    expected = draw.either(p, q)
+    error = (expected * (1 - expected) / count).clamp_min(0).sqrt()
+    assert ((either - expected).abs() <= 4 * error + 1e-12).all()
+
+
+@given(table=tables(), seed=st.integers(0, 2**31))
+def test_systematic_hits_in_any_window_differ_from_their_expectation_by_less_than_one(table, seed):
+    hits = mls.systematic(table, torch.Generator().manual_seed(seed))
+    zero = torch.zeros(1, table.shape[1], dtype=torch.float64)
+    excess = torch.cat([zero, (hits.double() - table).cumsum(0)])
+    windows = excess[:, None] - excess[None, :]
+    assert windows.abs().max() < 1 + 1e-9  # 1e-9 for the rounding of the sums
+
+
+@given(table=tables(), seed=st.integers(0, 2**31), samples=st.sampled_from([None, 1, 3]))
+def test_a_sure_hit_is_never_lost(table, seed, samples):
+    for draw in DRAWS:
+        hits = draw(table, torch.Generator().manual_seed(seed), samples)
+        sure = table == 1 if samples is None else (table == 1)[:, None].expand_as(hits)
+        assert hits[sure].all()
+
+
+def test_nested_hits_imply_those_of_likelier_levels():
+    hits = many(mls.nested, TABLE, 5000)
+    likelier = TABLE[:, None, :, None] >= TABLE[:, None, None, :]
+    assert (hits[..., :, None] | ~hits[..., None, :] | ~likelier).all()
+
+
+def test_independent_steps_and_systematic_levels_are_uncorrelated():
+    count, p = 40_000, torch.full((3, 3), 0.5)
+    steps = many(mls.independent, p, count).double()[:, :, 1] - 0.5
+    levels = many(mls.systematic, p, count).double()[1, :, 1:].T - 0.5
+    for pair in (steps[:2], steps[::2], levels):
+        correlation = (pair[0] * pair[1]).mean() / 0.25
+        assert abs(correlation) < 4 / count**0.5
+
+
+@pytest.mark.parametrize("draw", DRAWS, ids=NAMES)
+def test_samples_draw_for_themselves(draw):
+    count = 20_000
+    hits = many(draw, torch.tensor([[1.0, 0.5]]), count)[0, :, 1].double() - 0.5
+    assert abs((hits[1:] * hits[:-1]).mean() / 0.25) < 4 / count**0.5
+
+
+@pytest.mark.parametrize("draw", DRAWS, ids=NAMES)
+def test_the_generator_decides_alone(draw):
+    table = TABLE.double()
+    first = draw(table, torch.Generator().manual_seed(5), 7)
+    torch.manual_seed(99)
+    assert torch.equal(first, draw(table, torch.Generator().manual_seed(5), 7))
+    assert not torch.equal(first, draw(table, torch.Generator().manual_seed(6), 7))
+    state = torch.random.get_rng_state()
+    draw(table, torch.Generator().manual_seed(5))
+    assert torch.equal(state, torch.random.get_rng_state())
