@@ -78,6 +78,14 @@ def test_exact_laws_are_recovered(gamma):
     assert fit.high >= gamma * (1 - 1e-6)
 
 
+def test_nearly_equal_costs_do_not_overflow():
+    """Timings of small networks can differ by less than their noise; the law is then absurdly steep, not an error."""
+    fit = fit_power([1e-4, 1.001e-4, 1.002e-4], [1.0, 0.5, 0.1])
+    assert fit.gamma < 0.01
+    assert fit.amplitude == pytest.approx((1.0 * 0.5 * 0.1) ** (1 / 3))
+    assert fit_power_with_floor([1e-4, 1.001e-4, 1.002e-4], [1.0, 0.5, 0.1]).gamma > 0
+
+
 def test_ignoring_the_floor_overestimates_gamma():
     losses = [0.1 + cost**-0.4 for cost in COSTS]
     assert fit_power(COSTS, losses).gamma > 2 * fit_power_with_floor(COSTS, losses).gamma

@@ -1,6 +1,8 @@
 r"""Power laws of the squared error in the cost, and the exponent gamma, from a handful of levels.
 
-.. math:: e^2 = floor + A\, T^{-2/\gamma}
+.. math:: e^2 = floor + A\, (T / T_0)^{-2/\gamma}
+
+T_0 is the geometric mean of the costs: A is then of the size of the errors however steep the law is.
 
 With a handful of levels the intervals are wide, and that is the truth: they are the regression's, with as many degrees
 of freedom as there are levels beyond the parameters.
@@ -25,13 +27,14 @@ __all__ = ["PowerFit", "fit_power", "fit_power_with_floor"]
 
 @dataclass(frozen=True)
 class PowerFit:
-    r"""The law :math:`e^2 = floor + A\, T^{-2/\gamma}` with a 95 % confidence interval of gamma.
+    r"""The law :math:`e^2 = floor + A\, (T / T_0)^{-2/\gamma}` with a 95 % confidence interval of gamma.
 
     Arguments:
         gamma: The exponent; infinite where the error does not fall.
         low: Lower end of its interval.
         high: Upper end, infinite where the data do not exclude a flat error.
-        amplitude: A.
+        amplitude: A, the squared error above the floor at the cost T_0.
+        reference: T_0.
         floor: The irreducible part.
     """
 
@@ -39,6 +42,7 @@ class PowerFit:
     low: float
     high: float
     amplitude: float
+    reference: float = 1.0
     floor: float = 0.0
 
     def __call__(self, cost: np.ndarray) -> np.ndarray:
@@ -48,7 +52,7 @@ class PowerFit:
             >>> float(PowerFit(gamma=2.0, low=2.0, high=2.0, amplitude=3.0)(np.array(3.0)))
             1.0
         """
-        return self.floor + self.amplitude * np.asarray(cost) ** (-2 / self.gamma)
+        return self.floor + self.amplitude * (np.asarray(cost) / self.reference) ** (-2 / self.gamma)
 
 
 def fit_power(costs: Sequence[float], squared_errors: Sequence[float]) -> PowerFit:
@@ -68,14 +72,15 @@ def fit_power(costs: Sequence[float], squared_errors: Sequence[float]) -> PowerF
         2.0
     """
     x, y = _logarithms(costs, squared_errors, least=2)
-    slope, intercept = (float(value) for value in np.polyfit(x, y, 1))
+    centre = float(x.mean())
+    slope, intercept = (float(value) for value in np.polyfit(x - centre, y, 1))
     freedom = len(x) - 2
     half = math.inf
     if freedom > 0:
-        residual = y - slope * x - intercept
-        error = math.sqrt((residual @ residual) / freedom / ((x - x.mean()) ** 2).sum())
+        residual = y - slope * (x - centre) - intercept
+        error = math.sqrt((residual @ residual) / freedom / ((x - centre) ** 2).sum())
         half = float(student.ppf(0.975, freedom)) * error
-    return _power_fit(-slope, half, math.exp(intercept), 0.0)
+    return _power_fit(-slope, half, math.exp(intercept), math.exp(centre))
 
 
 def fit_power_with_floor(costs: Sequence[float], losses: Sequence[float]) -> PowerFit:
@@ -97,7 +102,7 @@ def fit_power_with_floor(costs: Sequence[float], losses: Sequence[float]) -> Pow
         (4.0, 0.5)
     """
     x, y = _logarithms(costs, losses, least=3)
-    centre, lowest = x.mean(), math.exp(y.min())
+    centre, lowest = float(x.mean()), math.exp(y.min())
 
     def model(p: np.ndarray) -> np.ndarray:
         return np.log(p[2] + np.exp(p[0] - p[1] * (x - centre)))
@@ -119,7 +124,7 @@ def fit_power_with_floor(costs: Sequence[float], losses: Sequence[float]) -> Pow
     if freedom > 0:
         covariance = np.linalg.pinv(best.jac.T @ best.jac) * (2 * best.cost / freedom)
         half = float(student.ppf(0.975, freedom)) * math.sqrt(covariance[1, 1])
-    return _power_fit(float(best.x[1]), half, math.exp(best.x[0] + best.x[1] * centre), float(best.x[2]))
+    return _power_fit(float(best.x[1]), half, math.exp(best.x[0]), math.exp(centre), float(best.x[2]))
 
 
 def _logarithms(costs: Sequence[float], errors: Sequence[float], least: int) -> tuple[np.ndarray, np.ndarray]:
@@ -133,10 +138,10 @@ def _logarithms(costs: Sequence[float], errors: Sequence[float], least: int) -> 
     return np.log(x), np.log(y)
 
 
-def _power_fit(slope: float, half: float, amplitude: float, floor: float) -> PowerFit:
+def _power_fit(slope: float, half: float, amplitude: float, reference: float, floor: float = 0.0) -> PowerFit:
     """Turn e^2 ~ T^-slope, slope +- half, into gamma = 2 / slope."""
 
     def gamma(value: float) -> float:
         return 2 / value if value > 0 else math.inf
 
-    return PowerFit(gamma(slope), gamma(slope + half), gamma(slope - half), amplitude, floor)
+    return PowerFit(gamma(slope), gamma(slope + half), gamma(slope - half), amplitude, reference, floor)
