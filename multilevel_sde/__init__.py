@@ -8,11 +8,13 @@ from multilevel_sde.brownian import Brownian, BrownianPath, TorchSDEBrownian
 from multilevel_sde.cost import CostModel, Drift, FlopCost, GivenCost, SecondsCost
 from multilevel_sde.diffusion import Diffusion, NoiseTerm
 from multilevel_sde.draw import Draw, independent, nested, systematic
+from multilevel_sde.error_model import Advice, Pilot, PilotPlan, Prediction, Rates
 from multilevel_sde.errors import NonFiniteError
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.learn import DivergedError, learn
 from multilevel_sde.learned import LearnedSchedule
 from multilevel_sde.path_gradient import central_difference, forward_mode
+from multilevel_sde.pilot import pilot
 from multilevel_sde.plan import Plan, draw_plan, em_plan, expected_cost
 from multilevel_sde.schedule import (
     FixedSchedule,
@@ -29,6 +31,7 @@ from multilevel_sde.torchsde_bridge import from_torchsde
 __version__ = "0.1.0"
 
 __all__ = [
+    "Advice",
     "BestPlan",
     "Brownian",
     "BrownianPath",
@@ -46,7 +49,11 @@ __all__ = [
     "LearnedSchedule",
     "NoiseTerm",
     "NonFiniteError",
+    "Pilot",
+    "PilotPlan",
     "Plan",
+    "Prediction",
+    "Rates",
     "Schedule",
     "SecondsCost",
     "Solution",
@@ -67,6 +74,7 @@ __all__ = [
     "independent",
     "learn",
     "nested",
+    "pilot",
     "scale_to_budget",
     "seeded_normal",
     "solve",
