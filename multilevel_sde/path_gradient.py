@@ -155,8 +155,8 @@ def path_gradient(
     noise_of = None if diffusion is None else as_noise(diffusion)
     with torch.no_grad():
         noise_increments = increments(brownian, grid, y0)
-        x = y = y0
-        tangent = torch.zeros_like(y0)
+        x = y = y0.contiguous()  # an expanded tensor cannot carry a tangent
+        tangent = torch.zeros_like(y)
         scores = torch.zeros_like(directions)
         points, on_device = grid.tolist(), grid.to(y0.device).unbind()
         for n, drawn in enumerate(hits):
