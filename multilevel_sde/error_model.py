@@ -11,120 +11,30 @@ error, and the tail, the measured ratio of mean to typical error.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
-from multilevel_sde.allocate import Allocation, allocate, shrink
+from multilevel_sde.allocate import shrink
+from multilevel_sde.curves import SHRINKAGE, Curve, first_order_error
 from multilevel_sde.draw import Draw, independent, systematic
 from multilevel_sde.files import write_atomically
 from multilevel_sde.ladder import Ladder
+from multilevel_sde.pilot_file import decode, encode
 from multilevel_sde.plan import Plan, draw_plan
+from multilevel_sde.results import Advice, PilotPlan, Prediction, Rate, Rates, slope
 from multilevel_sde.schedule import scale_to_budget
 
 __all__ = ["Advice", "Pilot", "PilotPlan", "Prediction", "Rate", "Rates"]
 
-SHRINKAGE = 0.05
-_FORMAT, _VERSION = "multilevel_sde.pilot", 1
 _DRAWS = 64  # draws over which the error of random plans is averaged
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Expected error and cost of one trajectory.
-
-    Attributes:
-        mse: Mean squared error per number against the top level's path on the finest grid.
-        level_mse: The part that comes from leaving out corrections.
-        step_mse: The part that comes from the number of steps.
-        typical: Mean squared error with each sample's cut at 10 times the median: what most samples show.
-        cost: In the ladder's unit.
-        seconds: By the measured time of each level.
-    """
-
-    mse: float
-    level_mse: float
-    step_mse: float
-    typical: float
-    cost: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class PilotPlan:
-    """A plan with the grid it is for.
-
-    Attributes:
-        plan: Hits and weights for the whole ladder (a level that is left out is never evaluated).
-        times: The grid.
-        levels: The levels that are evaluated, 0-based.
-        predicted: What to expect.
-    """
-
-    plan: Plan
-    times: Tensor
-    levels: tuple[int, ...]
-    predicted: Prediction
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A regression slope with its 95% confidence interval (infinite with two points)."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Exponents per level, in powers of two, and what they mean.
-
-    Attributes:
-        alpha: Decay of the RMS distance of level k to the top one.
-        beta: Decay of V_k = E||f^k - f^{k-1}||^2.
-        gamma: Growth of the cost.
-        cost_exponent: gamma against the RMS error, 2 gamma / beta: the paper's gamma.
-        harder_than_monte_carlo: Whether it is above 2, where the multilevel method gains a power.
-    """
-
-    alpha: Rate
-    beta: Rate
-    gamma: Rate
-    cost_exponent: float
-    harder_than_monte_carlo: bool
-
-
-@dataclass(frozen=True)
-class Advice:
-    """What to use at a budget.
-
-    Attributes:
-        pays: Whether the multilevel plan is predicted to need less than 0.9 of the cost of the best single level.
-        text: The advice in words.
-        best: The multilevel plan at the budget.
-        em_cost: Cost at which EM on the top level reaches the same error.
-        single_cost: Cost at which the best single level (the top one included) reaches it.
-        em_steps: Steps of EM on the top level for the same budget.
-    """
-
-    pays: bool
-    text: str
-    best: PilotPlan
-    em_cost: float
-    single_cost: float
-    em_steps: int
 
 
 @dataclass(frozen=True)
@@ -185,10 +95,10 @@ class Pilot:
     def rates(self) -> Rates:
         """Regressions on the level index; the cheapest level's own size does not enter."""
         variances = self.variances.mean(0).clamp_min(1e-300)
-        beta = _slope(range(1, self.levels), (-variances.log2()).tolist())
-        gamma = _slope(range(self.levels), [math.log2(cost) for cost in self.costs])
+        beta = slope(range(1, self.levels), (-variances.log2()).tolist())
+        gamma = slope(range(self.levels), [math.log2(cost) for cost in self.costs])
         to_top = variances.flip(0).cumsum(0).flip(0)
-        alpha = _slope(range(1, self.levels), (-0.5 * to_top.log2()).tolist())
+        alpha = slope(range(1, self.levels), (-0.5 * to_top.log2()).tolist())
         exponent = 2 * gamma.value / beta.value if beta.value > 0 else math.inf
         return Rates(alpha, beta, gamma, exponent, exponent > 2)
 
@@ -218,13 +128,14 @@ class Pilot:
         steps = plans[0].steps
         first_order = sum(self.first_order(plan) for plan in plans) / len(plans)
         evaluations = torch.stack([plan.evaluations for plan in plans]).double().mean(0)
-        return self._prediction(first_order, steps, evaluations)
+        return self.prediction(first_order, steps, evaluations)
 
     def first_order(self, plan: Plan) -> float:
         """The uncalibrated level error (w - 1)' G (w - 1) of a plan."""
-        return first_order_error(shrink(self._gram_for(plan.steps), SHRINKAGE), plan)
+        return first_order_error(shrink(self.gram_for(plan.steps), SHRINKAGE), plan)
 
-    def _prediction(self, first_order: float, steps: int, evaluations: Tensor) -> Prediction:
+    def prediction(self, first_order: float, steps: int, evaluations: Tensor) -> Prediction:
+        """Return what to expect of a plan with this first-order level error and these evaluations of each level."""
         level, step = self.tail * self._calibrated(first_order), self.step_error(steps)
         cost = float(evaluations @ torch.tensor(self.costs, dtype=torch.float64))
         seconds = float(evaluations @ torch.tensor(self.seconds, dtype=torch.float64))
@@ -247,7 +158,7 @@ class Pilot:
         ratio = np.interp(math.log(first_order), np.log([p for p, _ in pairs]), np.log([r for _, r in pairs]))
         return first_order * math.exp(float(ratio))
 
-    def _gram_for(self, steps: int) -> Tensor:
+    def gram_for(self, steps: int) -> Tensor:
         """Gram matrix for a grid of so many steps: a sub-grid of the candidates, or each shared by several steps."""
         if steps % self.steps == 0:
             return self.gram
@@ -309,14 +220,14 @@ class Pilot:
         return self.plan(budget=high)
 
     @cached_property
-    def _curves(self) -> list[_Curve]:
+    def _curves(self) -> list[Curve]:
         subsets = [
             (*chosen, self.levels - 1)
             for size in range(1, self.levels)
             for chosen in combinations(range(self.levels - 1), size)
         ]
         strides = [stride for stride in (1, 2, 4) if self.steps % stride == 0 and self.steps // stride >= 8]
-        return [_Curve(self, subset, self.steps // stride) for stride in strides for subset in subsets]
+        return [Curve(self, subset, self.steps // stride) for stride in strides for subset in subsets]
 
     def schedule(self, *, budget: float, draw: Draw = systematic) -> Tensor:
         """Return probabilities for `pilot.times`, float64 (M, K), whose expected cost is the budget.
@@ -394,14 +305,7 @@ class Pilot:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the pilot atomically as safetensors (needs safetensors)."""
-        from safetensors.torch import save
-
-        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
-        tensors["gram"] = tensors["gram"].float()
-        values = {name: getattr(self, name) for name in _VALUES} | {"em_errors": list(self.em_errors.items())}
-        write_atomically(
-            path, save(tensors, {"format": _FORMAT, "version": str(_VERSION), "values": json.dumps(values)})
-        )
+        write_atomically(path, encode(vars(self)))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Pilot:
@@ -411,117 +315,8 @@ class Pilot:
             FileNotFoundError: There is no such file.
             ValueError: The file is damaged, not a pilot, or of another version.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not Path(path).is_file():
-            raise FileNotFoundError(f'no pilot file at "{path}"')
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if metadata.get("format") != _FORMAT or metadata.get("version") != str(_VERSION):
-                raise ValueError(f'"{path}" is not a pilot of version {_VERSION}; run the pilot again')
-            values = json.loads(metadata["values"])
-            tuples = {name: tuple(values[name]) for name in ("costs", "seconds", "kurtosis", "consistency")}
-            scalars = {name: values[name] for name in ("unit", "fine_error", "tail", "cost", "samples")}
-            return cls(
-                **{name: tensors[name].double() for name in _TENSORS},
-                **tuples,
-                **scalars,
-                em_errors={int(n): float(e) for n, e in values["em_errors"]},
-                calibration=tuple((float(p), float(m)) for p, m in values["calibration"]),
-            )
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f'"{path}" is damaged ({error}); run the pilot again') from None
-
-
-_TENSORS = ("times", "coefficients", "gram", "variances")
-_VALUES = (
-    "costs",
-    "unit",
-    "seconds",
-    "kurtosis",
-    "consistency",
-    "fine_error",
-    "calibration",
-    "tail",
-    "cost",
-    "samples",
-)
-
-
-class _Curve:
-    """Error against cost for one choice of levels and steps: one greedy run, cut where a budget ends."""
-
-    def __init__(self, pilot: Pilot, levels: tuple[int, ...], steps: int):
-        self.pilot, self.levels, self.steps = pilot, levels, steps
-        self.base_cost = steps * pilot.costs[levels[0]]
-
-    @cached_property
-    def allocation(self) -> Allocation:
-        """The greedy picks up to the cost of the top level at every step."""
-        gram = self.pilot._gram_for(self.steps)
-        blocks = gram.reshape(self.pilot.levels - 1, self.steps, self.pilot.levels - 1, self.steps)
-        merged = [blocks[low:high, :, low:high].sum((0, 2)) for low, high in pairwise(self.levels)]
-        needs, prices = adjacent_needs([self.pilot.costs[level] for level in self.levels], self.steps)
-        total = self.steps * self.pilot.costs[-1] - self.base_cost
-        return allocate(shrink(torch.block_diag(*merged), SHRINKAGE), needs, prices, total)
-
-    def within(self, budget: float) -> PilotPlan | None:
-        """The best plan that costs at most the budget."""
-        pilot = self.pilot
-        if self.base_cost > budget * (1 + 1e-9):
-            return None
-        count = self.allocation.count_within(budget - self.base_cost)
-        few = plan_of(self.allocation.weights(count), self.steps, len(self.levels))
-        weights = torch.zeros(self.steps, pilot.levels, dtype=torch.float64)
-        weights[:, : self.levels[0] + 1] = 1.0
-        for place, (low, high) in enumerate(pairwise(self.levels)):
-            weights[:, low + 1 : high + 1] = few.weights[:, place + 1 : place + 2]
-        plan = Plan(weights != 0, weights)
-        stride = pilot.steps // self.steps
-        predicted = pilot._prediction(pilot.first_order(plan), self.steps, plan.evaluations.double())
-        return PilotPlan(plan, pilot.times[::stride].clone(), self.levels, predicted)
-
-
-def adjacent_needs(costs: tuple[float, ...] | list[float], steps: int) -> tuple[Tensor, Tensor]:
-    """What observing D_k(n) takes: networks k and k - 1 at step n, the lowest being evaluated anyway.
-
-    Returns:
-        needs, int64 ((K - 1) M, 2), and the prices of the K M evaluations, index k M + n.
-    """
-    levels = len(costs)
-    prices = torch.tensor(costs, dtype=torch.float64)[:, None].repeat(1, steps)
-    prices[0] = 0.0
-    index = torch.arange(levels * steps).reshape(levels, steps)
-    return torch.stack([index[1:], index[:-1]], dim=-1).reshape(-1, 2), prices.reshape(-1)
-
-
-def first_order_error(gram: Tensor, plan: Plan) -> float:
-    """(w - 1)' G (w - 1) with index k M + n; where several steps share a response, their weights are averaged."""
-    levels = plan.levels - 1
-    weights = plan.weights[:, 1:].reshape(len(gram) // levels, -1, levels).mean(1)
-    left_out = weights.T.reshape(-1) - 1
-    return float(left_out @ gram @ left_out)
-
-
-def plan_of(weights: Tensor, steps: int, levels: int) -> Plan:
-    """The plan with these weights on the corrections, index k M + n, and the lowest level at every step."""
-    table = torch.ones(steps, levels, dtype=torch.float64)
-    table[:, 1:] = weights.reshape(levels - 1, steps).T
-    return Plan(table != 0, table)
+        return cls(**decode(path))
 
 
 def _no_drift(x: Tensor, t: Tensor) -> Tensor:
     return torch.zeros_like(x)
-
-
-def _slope(x: range, y: list[float]) -> Rate:
-    """Least-squares slope with its 95% interval by Student's t."""
-    if len(x) < 2:
-        return Rate(math.nan, -math.inf, math.inf)
-    fit: Any = stats.linregress(list(x), y)
-    if len(x) == 2:
-        return Rate(float(fit.slope), -math.inf, math.inf)
-    half = float(stats.t.ppf(0.975, len(x) - 2) * fit.stderr)
-    return Rate(float(fit.slope), float(fit.slope) - half, float(fit.slope) + half)

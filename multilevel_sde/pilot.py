@@ -35,8 +35,9 @@ from tqdm.auto import tqdm
 from multilevel_sde.allocate import allocate, shrink
 from multilevel_sde.brownian import Brownian, BrownianPath
 from multilevel_sde.cost import SecondsCost
+from multilevel_sde.curves import SHRINKAGE, adjacent_needs, first_order_error, plan_of
 from multilevel_sde.diffusion import Diffusion, as_noise
-from multilevel_sde.error_model import SHRINKAGE, Pilot, adjacent_needs, first_order_error, plan_of
+from multilevel_sde.error_model import Pilot
 from multilevel_sde.errors import NonFiniteError
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.plan import Plan, em_plan
