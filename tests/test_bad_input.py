@@ -1,0 +1,385 @@
+"""Bad input is refused with a sentence: which argument, what came, what was expected."""
+
+import re
+
+import pytest
+import torch
+
+import multilevel_sde as mls
+
+NAN, INF = float("nan"), float("inf")
+TIMES = [0.0, 0.5, 1.0]
+
+
+def twin():
+    return mls.Ladder([lambda x, t: -x, lambda x, t: -2 * x], costs=[1.0, 8.0])
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def solve(ladder=None, y0=None, times=TIMES, plan=None, **options):
+    ladder = ladder or twin()
+    plan = plan or mls.em_plan(ladder, [0.0, 0.5, 1.0])
+    return mls.solve(ladder, torch.ones(3) if y0 is None else y0, times, plan, **options)
+
+
+def refused(message, error=ValueError):
+    return pytest.raises(error, match=message)
+
+
+# -- ladders and costs ------------------------------------------------------------------------------------------------
+
+
+def test_empty_ladder():
+    with refused('"drifts" is empty'):
+        mls.Ladder([], costs=[])
+
+
+def test_a_drift_that_is_not_callable():
+    with refused(r'"drifts\[1\]" must be a callable .* got Tensor', TypeError):
+        mls.Ladder([torch.sin, torch.ones(2)], costs=[1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("costs", "message"),
+    [
+        ([4.0, 1.0], '"costs" must strictly increase with the level, got 4 for level 0 and 1 for level 1'),
+        ([2.0, 2.0], '"costs" must strictly increase with the level, got 2 for level 0 and 2 for level 1'),
+        ([0.0, 1.0], r'"costs\[0\]" must be a positive finite number, got 0.0'),
+        ([-1.0, 1.0], r'"costs\[0\]" must be a positive finite number, got -1.0'),
+        ([1.0, NAN], r'"costs\[1\]" must be a positive finite number, got nan'),
+        ([1.0, INF], r'"costs\[1\]" must be a positive finite number, got inf'),
+        ([1.0], '"costs" has 1 entries for 2 drifts'),
+        ([1.0, 2.0, 3.0], '"costs" has 3 entries for 2 drifts'),
+    ],
+)
+def test_costs(costs, message):
+    with refused(message):
+        mls.Ladder([torch.sin, torch.cos], costs=costs)
+
+
+def test_a_cost_model_of_the_wrong_length():
+    class Short:
+        unit = "units"
+
+        def __call__(self, drifts):
+            return [1.0]
+
+    with refused('"costs" has 1 entries for 2 drifts'):
+        mls.Ladder([torch.sin, torch.cos], costs=Short())
+
+
+def test_flops_of_pointwise_drifts():
+    matrix = torch.ones(2, 2)
+    with refused(r'"drifts\[1\]" has no operation that the FLOP counter sees.*SecondsCost'):
+        mls.FlopCost(torch.ones(1, 2))([lambda x, t: x @ matrix, lambda x, t: torch.sin(x)])
+
+
+@pytest.mark.parametrize("counts", [{"calls": 0}, {"warmup": -1}])
+def test_counts_of_timed_calls(counts):
+    counts = {"calls": 3, "warmup": 2, **counts}
+    came = f"calls={counts['calls']}, warmup={counts['warmup']}"
+    with refused(f'"calls" must be at least 1 and "warmup" at least 0, got {came}'):
+        mls.SecondsCost(torch.ones(1), **counts)
+
+
+@pytest.mark.parametrize("levels", [[], [1, 0], [0, 0], [0, 2], [-1], [0.0]])
+def test_levels_of_a_subset(levels):
+    with refused(r'"levels" must be strictly increasing indices within 0\.\.1, got ' + re.escape(str(levels))):
+        twin().subset(levels)
+
+
+# -- what a drift returns ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (
+            lambda x: x[:2],
+            ValueError,
+            r"drift of level 1 returned shape torch.Size\(\[2\]\).* shape torch.Size\(\[3\]\)",
+        ),
+        (lambda x: x.double(), ValueError, "drift of level 1 returned dtype torch.float64 .* dtype torch.float32"),
+        (lambda x: x.to("meta"), ValueError, "drift of level 1 returned device meta .* device cpu"),
+        (lambda x: 0.0, TypeError, "drift of level 1 must return a Tensor, got float"),
+        (lambda x: None, TypeError, "drift of level 1 must return a Tensor, got NoneType"),
+    ],
+)
+def test_what_a_drift_returns_is_checked_at_its_first_call(value, error, message):
+    with refused(message, error):
+        solve(mls.Ladder([lambda x, t: x, lambda x, t: value(x)], costs=[1.0, 2.0]))
+
+
+def test_only_levels_that_are_called_are_checked():
+    ladder = mls.Ladder([lambda x, t: x[:1], lambda x, t: -x], costs=[1.0, 2.0])
+    assert solve(ladder).status == "completed"
+
+
+# -- probabilities and budgets ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ([[1.0, 1.5]], r'"probabilities" must lie in \(0, 1\], got 1.5 at step 0, level 1$'),
+        ([[1.0, 0.5], [1.0, -0.1]], r"got -0.1 at step 1, level 1$"),
+        ([[1.0, NAN]], "got nan at step 0, level 1$"),
+        ([[1.0, 0.0]], "got 0 at step 0, level 1; a level is dropped only with truncate=True"),
+        ([1.0, 0.5], r'"probabilities" must have shape \(steps, levels\), got \(2,\)'),
+        ([[[1.0]]], r'"probabilities" must have shape \(steps, levels\), got \(1, 1, 1\)'),
+        ([[], []], r'"probabilities" must have shape \(steps, levels\), got \(2, 0\)'),
+        ([[1.0, 1.0], [0.5, 0.5]], '"probabilities" of the lowest level must be 1, got 0.5 at step 1'),
+    ],
+)
+def test_probabilities(table, message):
+    with refused(message):
+        mls.draw_plan(torch.tensor(table), generator=generator())
+    if torch.tensor(table).dim() == 2:
+        with refused(message):
+            mls.FixedSchedule(torch.tensor(table))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ([[1.0, 0.0, 0.5]], '"probabilities" at step 0 drop a level but keep one above it'),
+        ([[1.0, 0.5, -0.5]], "got -0.5 at step 0, level 2$"),
+        ([[0.0, 0.0, 0.0]], '"probabilities" of the lowest level must be 1, got 0 at step 0'),
+    ],
+)
+def test_truncated_probabilities(table, message):
+    with refused(message):
+        mls.draw_plan(torch.tensor(table), generator=generator(), truncate=True)
+
+
+def test_tables_of_another_size_than_the_ladder_or_the_times():
+    for table in (torch.ones(3, 2), torch.ones(2, 3), torch.ones(3)):
+        with refused(r'"table" has shape .* 2 steps and 2 levels need \(2, 2\)'):
+            mls.FixedSchedule(table).probabilities(twin(), TIMES)
+
+
+def test_a_budget_does_not_fit_a_truncated_table():
+    with refused('"budget" and "scale" do not apply to a table with zeros'):
+        mls.FixedSchedule(torch.tensor([1.0, 0.0]), truncate=True).probabilities(twin(), TIMES, budget=3.0)
+
+
+@pytest.mark.parametrize("budget", [1.9, 16.1, 0.0, -5.0, NAN, INF])
+def test_budgets_out_of_reach(budget):
+    with refused(
+        rf'"budget" must lie between 2 \(every step on the lowest level\) and 16 \(every step on the top level\) '
+        rf"units for 2 steps, got {budget}"
+    ):
+        mls.InverseCostSchedule().probabilities(twin(), TIMES, budget=budget)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"budget": 3.0, "scale": 0.5}])
+def test_one_of_budget_and_scale(arguments):
+    with refused(
+        f'exactly one of "budget" and "scale", got budget={arguments.get("budget")} and scale={arguments.get("scale")}'
+    ):
+        mls.TheoremSchedule(gamma=2.0).probabilities(twin(), TIMES, **arguments)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, NAN, INF])
+def test_scales(scale):
+    with refused(f'"scale" must be a positive finite number, got {scale}'):
+        mls.InverseCostSchedule().probabilities(twin(), TIMES, scale=scale)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, NAN, INF])
+@pytest.mark.parametrize("name", ["gamma", "beta"])
+def test_exponents(name, value):
+    with refused(f'"{name}" must be a positive finite number, got {value}'):
+        mls.TheoremSchedule(**{"gamma": 2.0, name: value})
+
+
+def test_switch_boundaries():
+    with refused(r'"boundaries" must be finite times, got \[nan\]'):
+        mls.SwitchSchedule([NAN])
+    with refused('"boundaries" must have one time for each of the 1 upper levels, got 2'):
+        mls.SwitchSchedule([0.1, 0.2]).plan(twin(), TIMES)
+    three = mls.Ladder([torch.sin] * 3, costs=[1.0, 2.0, 3.0])
+    with refused(r'"boundaries" must be in the order of "times", which run from 1 to 0, got \[0.2, 0.8\]'):
+        mls.SwitchSchedule([0.2, 0.8]).plan(three, [1.0, 0.5, 0.0])
+
+
+# -- times ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([], r'"times" must be a 1-d grid of at least 2 times, got shape \(0,\)'),
+        ([0.0], r'"times" must be a 1-d grid of at least 2 times, got shape \(1,\)'),
+        (torch.zeros(2, 2), r'"times" must be a 1-d grid of at least 2 times, got shape \(2, 2\)'),
+        (torch.tensor(1.0), r'"times" must be a 1-d grid of at least 2 times, got shape \(\)'),
+        ([0.0, NAN, 1.0], '"times" must be finite, got nan at index 1'),
+        ([0.0, 1.0, INF], '"times" must be finite, got inf at index 2'),
+        (
+            [0.0, 1.0, 0.5],
+            '"times" must be strictly increasing or strictly decreasing, got 1 followed by 0.5 at index 1',
+        ),
+        ([1.0, 0.5, 0.75], "got 0.5 followed by 0.75 at index 1"),
+        ([0.0, 0.0, 1.0], "got 0 followed by 0 at index 0"),
+        ([0.0, 1.0, 1.0], "got 1 followed by 1 at index 1"),
+    ],
+)
+def test_times(times, message):
+    with refused(message):
+        solve(times=times)
+    with refused(message):
+        mls.em_plan(twin(), times)
+    with refused(message):
+        mls.TheoremSchedule(gamma=2.0).probabilities(twin(), times, scale=1.0)
+    with refused(message):
+        mls.BrownianPath([0], grid=times)
+
+
+# -- plans ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hits", "weights", "message"),
+    [
+        ([[True]], [[1.0, 1.0]], r'"hits" and "weights" must both have shape .* got \(1, 1\) and \(1, 2\)'),
+        ([True], [1.0], r"got \(1,\) and \(1,\)"),
+        ([[True, True]], [[1.0, NAN]], '"weights" must be finite, got NaN or infinity at step 0'),
+        ([[True, True], [True, True]], [[1.0, 1.0], [1.0, INF]], "NaN or infinity at step 1"),
+        (
+            [[True, True], [True, False]],
+            [[1.0, 1.0], [1.0, 2.0]],
+            '"weights" must be zero where there is no hit.*step 1',
+        ),
+        ([[True, True], [False, False]], [[1.0, 1.0], [0.0, 0.0]], '"weights" must leave a drift to evaluate.*step 1'),
+    ],
+)
+def test_plans(hits, weights, message):
+    with refused(message):
+        mls.Plan(torch.tensor(hits), torch.tensor(weights))
+
+
+def test_samples_of_a_draw():
+    with refused('"samples" must be at least 1, got 0'):
+        mls.draw_plan(torch.ones(2, 2), generator=generator(), samples=0)
+
+
+@pytest.mark.parametrize("wrong", [None, 0, torch])
+def test_a_draw_needs_a_generator(wrong):
+    with refused(f'"generator" must be a torch.Generator, got {type(wrong).__name__}', TypeError):
+        mls.draw_plan(torch.ones(2, 2), generator=wrong)
+
+
+def test_a_plan_for_other_times():
+    with refused('"plan" has 2 steps, "times" has 3'):
+        solve(times=[0.0, 0.25, 0.5, 1.0])
+
+
+def test_a_plan_for_another_ladder():
+    plan = mls.em_plan(twin(), TIMES)
+    with refused('"plan" was made for 2 levels, the ladder has 1'):
+        solve(twin().top(), plan=plan)
+    with refused('"plan" was made for 2 levels, the ladder has 1'):
+        plan.cost(twin().top())
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (5, 4)])
+def test_a_plan_for_other_samples(shape):
+    plan = mls.draw_plan(torch.ones(2, 2), generator=generator(), samples=4)
+    with refused('"plan" has draws for 4 samples, "y0" has shape ' + re.escape(str(shape))):
+        solve(y0=torch.ones(shape), plan=plan)
+
+
+# -- the rest of solve ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("y0", "came"), [([1.0], "list"), (torch.ones(3, dtype=torch.int64), "torch.int64")])
+def test_the_state_is_a_floating_point_tensor(y0, came):
+    with refused(f'"y0" must be a floating-point Tensor, got {came}', TypeError):
+        solve(y0=y0)
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_the_state_is_finite(value):
+    with refused('"y0" must be finite, got NaN or infinity'):
+        solve(y0=torch.tensor([1.0, value]))
+
+
+def test_noise_and_diffusion_come_together():
+    with refused('"diffusion" needs "brownian"'):
+        solve(diffusion=1.0)
+    with refused('"brownian" was given without "diffusion"'):
+        solve(brownian=mls.BrownianPath(range(3)))
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_a_diffusion_number_is_finite(value):
+    with refused(f'"diffusion" must be finite, got {value}'):
+        solve(diffusion=value, brownian=mls.BrownianPath(range(3)))
+
+
+@pytest.mark.parametrize("wrong", [True, "one", torch.ones(3), lambda: 1.0, lambda y, t, s: 1.0, lambda *a: 1.0])
+def test_a_diffusion_is_a_number_or_a_function_of_one_or_two_arguments(wrong):
+    came = type(wrong).__name__
+    with refused(rf'"diffusion" must be None, a number, sigma\(t\), g\(y, t\) or a NoiseTerm, got {came}', TypeError):
+        solve(diffusion=wrong, brownian=mls.BrownianPath(range(3)))
+
+
+def test_noise_of_another_shape_than_the_state():
+    with refused(r'"diffusion" and "brownian" give noise of shape \(3, 2\) for a state of shape \(3, 1\)'):
+        solve(y0=torch.ones(3, 1), diffusion=1.0, brownian=mls.BrownianPath(range(3), shape=(2,)))
+
+
+@pytest.mark.parametrize("save", [[3], [-4], [0, 7], []])
+def test_saved_indices(save):
+    with refused(r'"save" must be True, False or indices of times within 0\.\.2, got ' + re.escape(str(save))):
+        solve(save=save)
+
+
+# -- Brownian paths ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (4, 3)])
+def test_seeds_that_do_not_match_the_batch(shape):
+    with refused(r'"seeds" has 3 entries, the state of shape ' + re.escape(str(shape))):
+        solve(y0=torch.ones(shape), diffusion=1.0, brownian=mls.BrownianPath(range(3)))
+
+
+def test_no_seeds():
+    with refused('"seeds" is empty'):
+        mls.BrownianPath([])
+
+
+@pytest.mark.parametrize("unit", [0.0, -1.0, NAN, INF])
+def test_units(unit):
+    with refused(f'"unit" must be a positive finite length of time, got {unit}'):
+        mls.BrownianPath([0], unit=unit)
+
+
+def test_the_dtype_of_a_path():
+    with refused('"dtype" must be a floating-point dtype, got torch.int32'):
+        mls.BrownianPath([0], dtype=torch.int32)
+
+
+def test_a_path_without_a_shape():
+    with refused('"shape" of this path is not set'):
+        mls.BrownianPath([0])(0.0, 1.0)
+
+
+def test_steps_below_the_resolution():
+    path = mls.BrownianPath([0], shape=())
+    with refused('"times" have steps below 9.77e-07.*grid=times, or a smaller unit'):
+        path(0.0, 1e-7)
+    assert mls.BrownianPath([0], shape=(), unit=1e-3)(0.0, 1e-7).abs() < 1e-2
+
+
+def test_times_off_the_given_grid():
+    path = mls.BrownianPath([0], grid=[0.0, 0.5, 1.0], shape=())
+    with refused("time 0.25 is not on the grid of the BrownianPath"):
+        path(0.0, 0.25)
+    with refused("time 1.5 is not on the grid"):
+        path(0.0, 1.5)
+    with refused('"times" has two times at one point of the grid'):
+        path(0.5, 0.5 + 1e-5)

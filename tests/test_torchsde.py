@@ -1,0 +1,128 @@
+"""torchsde's objects in, torchsde's solutions out: equal on the same path, to rounding."""
+
+import pytest
+import torch
+import torchsde
+
+import multilevel_sde as mls
+
+B, D, M = 6, 4, 3
+
+
+class Diagonal:
+    noise_type, sde_type = "diagonal", "ito"
+
+    def f(self, t, y):
+        return torch.sin(y) - t
+
+    def g(self, t, y):
+        return 0.3 + 0.1 * torch.cos(y) + t
+
+
+class Additive(Diagonal):
+    noise_type = "additive"
+
+    def g(self, t, y):
+        columns = torch.linspace(-1.0, 1.0, D * M, dtype=y.dtype).reshape(D, M)
+        return columns.expand(len(y), D, M) * (1 + t)
+
+
+class Scalar(Diagonal):
+    noise_type = "scalar"
+
+    def g(self, t, y):
+        return (0.2 * y)[..., None]
+
+
+SDES = {"diagonal": (Diagonal(), D), "additive": (Additive(), M), "scalar": (Scalar(), 1)}
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_one_level_is_torchsde_euler_on_the_same_path(name):
+    sde, noises = SDES[name]
+    y0 = torch.linspace(-1.0, 1.0, B * D, dtype=torch.float64).reshape(B, D)
+    steps = 16  # dt = 1/16 adds up exactly: torchsde accumulates t + dt and would add a sliver step otherwise
+    times = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64)
+    bm = torchsde.BrownianInterval(0.0, 1.0, size=(B, noises), dtype=torch.float64, entropy=5, dt=1 / steps)
+    theirs = torchsde.sdeint(sde, y0, times[[0, 8, 16]], bm=bm, method="euler", dt=1 / steps)
+    ladder, diffusion = mls.from_torchsde([sde])
+    noise = mls.TorchSDEBrownian(bm)
+    ours = mls.solve(
+        ladder, y0, times, mls.em_plan(ladder, times), diffusion=diffusion, brownian=noise, save=[0, 8, 16]
+    )
+    torch.testing.assert_close(ours.ys, theirs, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_our_path_drives_torchsde(name):
+    """The other way round: torchsde on a BrownianPath."""
+    sde, noises = SDES[name]
+    y0, times = torch.ones(B, D, dtype=torch.float64), torch.linspace(0.0, 1.0, 9, dtype=torch.float64)
+    path = mls.BrownianPath(range(B), shape=(noises,), dtype=torch.float64)
+
+    class Ours(torchsde.BaseBrownian):
+        dtype, device, shape, levy_area_approximation = torch.float64, torch.device("cpu"), (B, noises), "none"
+
+        def __call__(self, ta, tb=None, return_U=False, return_A=False):
+            return path(float(ta), float(tb))
+
+        def __repr__(self):
+            return "Ours"
+
+        size = shape
+
+    theirs = torchsde.sdeint(sde, y0, times[[0, 8]], bm=Ours(), method="euler", dt=1 / 8)[-1]
+    ladder, diffusion = mls.from_torchsde([sde])
+    ours = mls.solve(ladder, y0, times, mls.em_plan(ladder, times), diffusion=diffusion, brownian=path).y
+    torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
+
+
+def test_the_diffusion_is_that_of_the_top_level():
+    class Quiet(Diagonal):
+        def g(self, t, y):
+            return torch.zeros_like(y)
+
+    loud, y0, times = Diagonal(), torch.ones(2, 1), [0.0, 0.5, 1.0]
+    solutions = []
+    for sdes in ([Quiet(), loud], [loud]):
+        ladder, diffusion = mls.from_torchsde(sdes)
+        solutions.append(
+            mls.solve(
+                ladder, y0, times, mls.em_plan(ladder, times), diffusion=diffusion, brownian=mls.BrownianPath([1, 2])
+            )
+        )
+    assert torch.equal(solutions[0].y, solutions[1].y)
+
+
+def test_costs_are_given_or_doubling():
+    assert mls.from_torchsde([Diagonal(), Diagonal(), Diagonal()])[0].costs == (1.0, 2.0, 4.0)
+    assert mls.from_torchsde([Diagonal(), Diagonal()], costs=[3.0, 50.0])[0].costs == (3.0, 50.0)
+
+
+def test_torchsde_noise_runs_down_as_minus_up():
+    bm = torchsde.BrownianInterval(0.0, 1.0, size=(2, 2), entropy=1)
+    noise = mls.TorchSDEBrownian(bm)
+    assert torch.equal(noise(0.75, 0.25), -noise(0.25, 0.75))
+    assert torch.equal(noise(0.25, 0.75), bm(0.25, 0.75))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"sde_type": "stratonovich"}, r'"sdes\[1\]" has sde_type \'stratonovich\'; only "ito"'),
+        ({"noise_type": "general"}, r'"sdes\[1\]" has noise_type \'general\'; only additive, diagonal, scalar'),
+        ({"noise_type": "scalar"}, r'"sdes\[1\]" has noise_type \'scalar\' and "sdes\[0\]" \'diagonal\''),
+    ],
+)
+def test_what_is_not_supported_is_refused(attributes, message):
+    with pytest.raises(ValueError, match=message):
+        mls.from_torchsde([Diagonal(), type("Other", (Diagonal,), attributes)()])
+
+
+def test_other_objects_are_refused():
+    with pytest.raises(ValueError, match='"sdes" is empty'):
+        mls.from_torchsde([])
+    with pytest.raises(TypeError, match=r'"sdes\[1\]" lacks g, noise_type, sde_type'):
+        mls.from_torchsde([Diagonal(), type("Half", (), {"f": None})()])
+    with pytest.raises(TypeError, match='"bm" must be a torchsde Brownian object, got float'):
+        mls.TorchSDEBrownian(0.5)
