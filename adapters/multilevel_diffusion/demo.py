@@ -20,14 +20,14 @@ from torch import Tensor
 import multilevel_sde as mls
 from multilevel_diffusion.grids import uniform
 from multilevel_diffusion.pictures import save_grid, save_rows
-from multilevel_diffusion.sampling import Process, Samples, sample
+from multilevel_diffusion.sampling import Process, Samples, sample, stored_pilot
 from multilevel_diffusion.store import DiffusionLadder, load_ladder, shipped_ladder
 from multilevel_sde.files import write_atomically
 
 __all__ = ["Row", "demo", "register"]
 
 _FINE = 1000
-_MULTILEVEL_STEPS = 200
+_MULTILEVEL_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,12 @@ def register(subparsers) -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[6.0, 12.0, 24.0], help="in top evaluations")
     parser.add_argument("--steps", type=int, default=_FINE, help="steps of the reference [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="first image's seed; images take consecutive ones")
+    parser.add_argument("--threads", type=int, default=1, help="8x8 images are too small for more [%(default)s]")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    torch.set_num_threads(arguments.threads)
     digits = load_ladder(shipped_ladder("digits"))
     print(_level_table(digits, arguments.images))
     demo(digits, arguments.out, arguments.images, arguments.budgets, arguments.steps, arguments.seed)
@@ -102,8 +104,11 @@ def demo(
     reference = run(fine, mls.em_plan(ladder, fine), f"reference: {steps} steps of the largest network")
     rows, pictures = [], []
     for budget in budgets:
-        for name, method in (("EM", _euler_maruyama), ("ML-EM", _multilevel)):
-            times, plan = method(ladder, process, budget)
+        for name, (times, plan) in {
+            "EM": _euler_maruyama(ladder, process, budget),
+            "ML-EM, p = C/T": _inverse_cost(ladder, process, budget),
+            "ML-EM, pilot": _piloted(digits, process, budget),
+        }.items():
             result = run(times, plan, f"{name} at {budget:g} evaluations")
             rows.append(_row(name, budget, result, reference, ladder))
             pictures.append((f"{name}, cost {rows[-1].cost:.1f}, MSE {rows[-1].mse:.4f}", result.images))
@@ -124,7 +129,18 @@ def _euler_maruyama(ladder: mls.Ladder, process: Process, budget: float) -> tupl
     return times, mls.em_plan(ladder, times)
 
 
-def _multilevel(ladder: mls.Ladder, process: Process, budget: float) -> tuple[Tensor, mls.Plan]:
+def _piloted(digits: DiffusionLadder, process: Process, budget: float) -> tuple[Tensor, mls.Plan]:
+    """The plan of the stored pilot, or of one made now where the demo's finest grid is not the pilot's."""
+    pilot = stored_pilot(digits, "ddpm")
+    if pilot is None or not set(pilot.times.tolist()) <= set(process.fine_times.tolist()):
+        seeds = range(1_000_000, 1_000_016)
+        start = process.start(seeds, digits.image_shape)
+        pilot = mls.pilot(digits.ladder, start, process.fine_times, progress=True, **process.arguments(seeds))
+    planned = pilot.plan(budget=budget * digits.ladder.costs[-1])
+    return planned.times, planned.plan
+
+
+def _inverse_cost(ladder: mls.Ladder, process: Process, budget: float) -> tuple[Tensor, mls.Plan]:
     times = process.grid(min(_MULTILEVEL_STEPS, len(process.fine_times) - 1))
     table = mls.InverseCostSchedule().probabilities(ladder, times, budget=budget * ladder.costs[-1])
     return times, mls.draw_plan(table, mls.systematic, generator=torch.Generator().manual_seed(0))
@@ -150,14 +166,14 @@ def _level_table(digits: DiffusionLadder, batch: int) -> str:
 
 
 def _table(rows: list[Row], reference: Samples, steps: int, ladder: mls.Ladder) -> str:
-    head = f"{'method':<10} {'cost':>8} {'MSE':>9} {'median':>9} {'seconds':>8}  evaluations per level"
+    head = f"{'method':<15} {'cost':>8} {'MSE':>9} {'median':>9} {'seconds':>8}  evaluations per level"
     lines = ["", f"distance to {steps} steps of the largest network; cost in its evaluations (FLOPs)", head]
     lines += [
-        f"{row.method:<10} {row.cost:>8.2f} {row.mse:>9.5f} {row.median:>9.5f} {row.seconds:>8.2f}  {row.evaluations}"
+        f"{row.method:<15} {row.cost:>8.2f} {row.mse:>9.5f} {row.median:>9.5f} {row.seconds:>8.2f}  {row.evaluations}"
         for row in rows
     ]
     cost = reference.cost / ladder.costs[-1]
-    lines.append(f"{'reference':<10} {cost:>8.2f} {0:>9.5f} {0:>9.5f} {reference.seconds:>8.2f}")
+    lines.append(f"{'reference':<15} {cost:>8.2f} {0:>9.5f} {0:>9.5f} {reference.seconds:>8.2f}")
     return "\n".join(lines)
 
 

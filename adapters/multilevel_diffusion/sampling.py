@@ -18,8 +18,11 @@ import multilevel_sde as mls
 from multilevel_diffusion.noise import coupled_noise
 from multilevel_diffusion.schedules import NoiseSchedule
 from multilevel_diffusion.steps import ExponentialStep
+from multilevel_diffusion.store import DiffusionLadder
 
-__all__ = ["Process", "Samples", "sample"]
+__all__ = ["MODES", "Process", "Samples", "batch_for", "sample", "stored_pilot"]
+
+MODES = {"ddpm": 1.0, "ddim": 0.0}  # the tau of each
 
 
 @dataclass(frozen=True)
@@ -145,3 +148,16 @@ def sample(
 def batch_for(shape: Sequence[int], states: int = 1 << 22) -> int:
     """Return how many images to compute at a time, so that a state has about `states` numbers at most."""
     return max(1, min(256, states // math.prod(shape)))
+
+
+def stored_pilot(ladder: DiffusionLadder, mode: str) -> mls.Pilot | None:
+    """Return the pilot that lies in a ladder's folder for a mode ("ddpm" or "ddim"), or None.
+
+    Example:
+        >>> from multilevel_diffusion.store import load_ladder, shipped_ladder
+        >>> stored_pilot(load_ladder(shipped_ladder("digits")), "ddpm").steps
+        100
+    """
+    if ladder.folder is None or not (ladder.folder / f"pilot_{mode}.safetensors").is_file():
+        return None
+    return mls.Pilot.load(ladder.folder / f"pilot_{mode}.safetensors")

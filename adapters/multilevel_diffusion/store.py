@@ -49,6 +49,7 @@ class DiffusionLadder:
         schedule: The noise schedule they were trained with.
         clip: The box to which each level's x_0 is clipped, or None.
         record: What `ladder.json` says.
+        folder: Where it was loaded from.
 
     Example:
         >>> digits = load_ladder(shipped_ladder("digits"))
@@ -62,6 +63,7 @@ class DiffusionLadder:
     schedule: NoiseSchedule
     clip: tuple[float, float] | None
     record: Mapping[str, Any] = field(repr=False)
+    folder: Path | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -218,7 +220,7 @@ def load_ladder(
         raise ValueError(f'"path" holds a ladder without levels ({root / "ladder.json"}); write it with save_ladder')
     clip = None if record["clip"] is None else (float(record["clip"][0]), float(record["clip"][1]))
     networks = tuple(network.to(device, dtype) for network in networks)
-    return DiffusionLadder(networks, schedule_from_dict(record["schedule"]), clip, record)
+    return DiffusionLadder(networks, schedule_from_dict(record["schedule"]), clip, record, root)
 
 
 def _load_level(root: Path, record: Mapping[str, Any], level: int) -> UNet:
