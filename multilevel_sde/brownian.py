@@ -126,7 +126,7 @@ class BrownianPath:
         dtype = torch.promote_types(torch.float32, self.dtype)
 
         def draw(nodes: Sequence[int], deviations: Sequence[float]) -> Tensor:
-            return normals(nodes, deviations).view(-1, *shape).to(dtype)
+            return normals(nodes, deviations).view(len(nodes), *shape).to(dtype)
 
         return draw, _CHUNK // max(1, math.prod(shape))
 

@@ -13,7 +13,6 @@ References:
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from tqdm.auto import tqdm
 
 from multilevel_sde.brownian import Brownian, BrownianPath
 from multilevel_sde.diffusion import Diffusion, as_noise
-from multilevel_sde.errors import NonFiniteError
+from multilevel_sde.finite import FiniteWatch
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.plan import Plan
 from multilevel_sde.times import as_times
@@ -36,7 +35,6 @@ Step = Callable[[Tensor, Tensor, float, float, Tensor | None], Tensor]
 Combine = Callable[[int, dict[int, Tensor]], Tensor]
 
 _BLOCK = 1024  # steps whose bookkeeping is unpacked at a time, so that memory does not grow with the steps
-_GPU_CHECK = 32  # steps between two looks at the finiteness flags on a GPU, each of which waits for the device
 
 
 class Estimator(Protocol):
@@ -65,9 +63,13 @@ class Telescoping:
     def start(self, plan: Plan) -> Combine:
         """Return the weighted sum."""
         coefficients = plan.coefficients
+        first, rows = 0, []
 
         def shared(n: int, values: dict[int, Tensor]) -> Tensor:
-            row = coefficients[n].tolist()
+            nonlocal first, rows
+            if not 0 <= n - first < len(rows):
+                first, rows = n, coefficients[n : n + _BLOCK].tolist()
+            row = rows[n - first]
             estimate = None
             for level, value in values.items():
                 if estimate is None:
@@ -80,7 +82,7 @@ class Telescoping:
         def per_sample(n: int, values: dict[int, Tensor]) -> Tensor:
             estimate = None
             for level, value in values.items():
-                column = coefficients[n, :, level].to(value).reshape(-1, *[1] * (value.dim() - 1))
+                column = coefficients[n, :, level].to(value, non_blocking=True).reshape(-1, *[1] * (value.dim() - 1))
                 estimate = value * column if estimate is None else torch.addcmul(estimate, value, column)
             assert estimate is not None
             return estimate
@@ -169,7 +171,8 @@ def solve(
         estimator: How hits become an estimate.
         save: True for all states, or the indices of times to keep; by default only the last state.
         gradients: Keep the autograd graph; by default where y0 requires a gradient. True trains drift parameters.
-        check_finite: Stop at the first NaN or infinity (checked at every step on a CPU, every 32 on a GPU).
+        check_finite: Stop at the first NaN or infinity (looked for at every step; with small states every 16 steps, on
+            a GPU every 32).
         progress: Show a progress bar.
 
     Returns:
@@ -199,22 +202,24 @@ def solve(
     with torch.set_grad_enabled(keep_graph):
         combine = estimator.start(plan)
         evaluate = _Evaluator(ladder)
-        increments = _increments(brownian, grid, y0)
+        watch = FiniteWatch(y0) if check_finite else None
+        noise_increments = increments(brownian, grid, y0)
         y = y0
         saved = [y0] if 0 in kept else []
-        for n, t, s, time_n, needed in _steps(grid, estimator.needed(plan), y0.device, progress):
-            values = evaluate(y, time_n, needed)
-            noise = None if noise_of is None else noise_of(y, time_n, next(increments))
-            if n == 0 and noise is not None and noise.shape != y.shape:
-                raise ValueError(
-                    f'"diffusion" and "brownian" give noise of shape {tuple(noise.shape)} for a state of shape '
-                    f"{tuple(y.shape)}; a diffusion that is not diagonal goes into a NoiseTerm"
-                )
-            y = step(y, combine(n, values), t, s, noise)
-            if check_finite:
-                evaluate.check(n, t, values, y, last=n == len(grid) - 2)
-            if n + 1 in kept:
-                saved.append(y)
+        try:
+            for n, t, s, time_n, needed in _steps(grid, estimator.needed(plan), y0.device, progress):
+                values = evaluate(y, time_n, needed)
+                noise = None if noise_of is None else noise_of(y, time_n, next(noise_increments))
+                if n == 0 and noise is not None:
+                    _check_noise(noise, y)
+                y = step(y, combine(n, values), t, s, noise)
+                if watch is not None:
+                    watch(n, t, values, y)
+                if n + 1 in kept:
+                    saved.append(y)
+        finally:  # a drift that raises on NaN is not to blame for the NaN
+            if watch is not None:
+                watch.look()
     evaluations = estimator.needed(plan).sum(0)
     cost = float((evaluations.double() @ torch.tensor(ladder.costs, dtype=torch.float64)).mean())
     stats = Stats(evaluations, tuple(evaluate.calls), cost, time.perf_counter() - start, len(grid) - 1)
@@ -251,6 +256,14 @@ def _check_arguments(
         raise ValueError('"diffusion" needs "brownian"; for example brownian=BrownianPath(seeds=range(len(y0)))')
 
 
+def _check_noise(noise: Tensor, y: Tensor) -> None:
+    if noise.shape != y.shape:
+        raise ValueError(
+            f'"diffusion" and "brownian" give noise of shape {tuple(noise.shape)} for a state of shape '
+            f"{tuple(y.shape)}; a diffusion that is not diagonal goes into a NoiseTerm"
+        )
+
+
 def _kept_indices(save: bool | Sequence[int], points: int) -> set[int]:
     if save is True:
         return set(range(points))
@@ -263,7 +276,7 @@ def _kept_indices(save: bool | Sequence[int], points: int) -> set[int]:
     return {index % points for index in kept}
 
 
-def _increments(brownian: Brownian | BrownianPath | None, grid: Tensor, y: Tensor) -> Iterator[Tensor]:
+def increments(brownian: Brownian | BrownianPath | None, grid: Tensor, y: Tensor) -> Iterator[Tensor]:
     if brownian is None:
         return iter(())
     if isinstance(brownian, BrownianPath):
@@ -274,38 +287,40 @@ def _increments(brownian: Brownian | BrownianPath | None, grid: Tensor, y: Tenso
 
 def _steps(
     grid: Tensor, needed: Tensor, device: torch.device, progress: bool
-) -> Iterator[tuple[int, float, float, Tensor, Tensor | list[bool]]]:
-    """Yield (n, t, s, t as a 0-d tensor on the device, what each step needs), unpacked a block at a time."""
-    bar = tqdm(total=len(needed), unit="step", disable=not progress)
+) -> Iterator[tuple[int, float, float, Tensor, Tensor | list[int]]]:
+    """Yield (n, t, s, t as a 0-d tensor on the device, the levels to evaluate), unpacked a block at a time."""
+    bar = tqdm(total=len(needed), unit="step") if progress else None
     shared = needed.dim() == 2
     for first in range(0, len(needed), _BLOCK):
         block = grid[first : first + _BLOCK + 1]
         host, on_device = block.tolist(), block.to(device).unbind()
         rows = needed[first : first + _BLOCK]
-        for i, row in enumerate(rows.tolist() if shared else rows):
+        levels = [[k for k, need in enumerate(row) if need] for row in rows.tolist()] if shared else rows
+        for i, row in enumerate(levels):
             yield first + i, host[i], host[i + 1], on_device[i], row
-            bar.update()
-    bar.close()
+            if bar is not None:
+                bar.update()
+    if bar is not None:
+        bar.close()
 
 
 class _Evaluator:
-    """Calls the drifts that a step needs, once each; counts calls and looks for trouble."""
+    """Calls the drifts that a step needs, once each, and counts the calls."""
 
     def __init__(self, ladder: Ladder):
         self.drifts = ladder.drifts
         self.calls = [0] * len(ladder)
-        self.flags: list[tuple[int, float, int | None, Tensor]] = []
 
-    def __call__(self, y: Tensor, t: Tensor, needed: Tensor | list[bool]) -> dict[int, Tensor]:
+    def __call__(self, y: Tensor, t: Tensor, needed: Tensor | list[int]) -> dict[int, Tensor]:
         if isinstance(needed, list):
-            return {level: self._call(level, y, t) for level, need in enumerate(needed) if need}
+            return {level: self._call(level, y, t) for level in needed}
         values = {}
         for level in range(len(self.drifts)):
             rows = needed[:, level].nonzero()[:, 0]
             if len(rows) == len(y):
                 values[level] = self._call(level, y, t)
             elif len(rows):
-                chosen = rows.to(y.device)
+                chosen = rows.to(y.device, non_blocking=True)
                 values[level] = torch.zeros_like(y).index_copy(0, chosen, self._call(level, y[chosen], t))
         return values
 
@@ -315,30 +330,6 @@ class _Evaluator:
             _check_value(level, y, value)
         self.calls[level] += 1
         return value
-
-    def check(self, n: int, t: float, values: dict[int, Tensor], y: Tensor, *, last: bool) -> None:
-        """Raise NonFiniteError where y is not finite; on a GPU only every few steps, to keep the device busy."""
-        if y.device.type == "cpu":
-            if not math.isfinite(y.detach().sum().item()):
-                bad = [level for level, value in values.items() if not bool(value.isfinite().all())]
-                _raise_non_finite(n, t, bad[0] if bad else None, y)
-            return
-        self.flags += [(n, t, level, value.detach().sum()) for level, value in values.items()]
-        self.flags.append((n, t, None, y.detach().sum()))
-        if last or (n + 1) % _GPU_CHECK == 0:
-            sums = torch.stack([flag[3].float() for flag in self.flags]).tolist()
-            first = next((flag for flag, total in zip(self.flags, sums, strict=True) if not math.isfinite(total)), None)
-            self.flags.clear()
-            if first is not None:
-                _raise_non_finite(*first[:3], y)
-
-
-def _raise_non_finite(n: int, t: float, level: int | None, y: Tensor) -> None:
-    """Raise unless the sum that raised suspicion merely overflowed."""
-    finite = y.detach().isfinite()
-    if not bool(finite.all()):
-        per_sample = finite.reshape(len(y), -1).all(1) if y.dim() else finite.reshape(1)
-        raise NonFiniteError(n, t, level, (~per_sample).nonzero()[:, 0].tolist())
 
 
 def _check_value(level: int, y: Tensor, value: Tensor) -> None:

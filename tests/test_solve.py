@@ -1,0 +1,546 @@
+"""Laws of the loop: it is Euler-Maruyama where it should be, evaluates what the plan names, and nothing else."""
+
+import gc
+import itertools
+import math
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import multilevel_sde as mls
+import multilevel_sde.finite
+
+DOUBLE = torch.float64
+TIMES = torch.linspace(0.0, 1.0, 21, dtype=DOUBLE)
+TABLE = torch.tensor([1.0, 0.5, 0.5, 0.1])
+
+
+class Counted:
+    """A drift a sin(b x) - t that counts its calls and the samples it saw."""
+
+    def __init__(self, a, b=1.0):
+        self.a, self.b, self.calls, self.samples = a, b, 0, []
+
+    def __call__(self, x, t):
+        self.calls += 1
+        self.samples.append(len(x) if x.dim() else 1)
+        return self.a * torch.sin(self.b * x) - t.to(x)
+
+
+def ladder_of(levels=4):
+    return mls.Ladder(
+        [Counted(1.0 + 0.5**k, 1.0 + 0.3**k) for k in range(levels)], costs=[4.0**k for k in range(levels)]
+    )
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def draw(draw=mls.systematic, seed=0, samples=None, table=TABLE, steps=20):
+    return mls.draw_plan(table.expand(steps, -1), draw, generator=generator(seed), samples=samples)
+
+
+def hand_written_em(drift, y, times, sigma=None, path=None):
+    """Euler-Maruyama as one would write it."""
+    points = times.tolist()
+    increments = None if path is None else path.like(y).increments(times)
+    for n, (t, s) in enumerate(itertools.pairwise(points)):
+        following = torch.add(y, drift(y, times[n]), alpha=s - t)
+        y = following if sigma is None else following + sigma * next(increments)
+    return y
+
+
+# -- Euler-Maruyama ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma", [None, 0.7])
+@pytest.mark.parametrize(
+    "times", [TIMES, TIMES.flip(0), torch.tensor([0.0, 0.1, 0.4, 0.45, 3.0])], ids=["up", "down", "uneven"]
+)
+def test_probability_one_is_euler_maruyama_on_the_top_level_bit_for_bit(times, sigma):
+    y0, path = torch.linspace(-2.0, 2.0, 12, dtype=DOUBLE).reshape(4, 3), mls.BrownianPath(range(4))
+    noise = {} if sigma is None else {"diffusion": sigma, "brownian": path}
+    ladder, steps = ladder_of(), len(times) - 1
+    expected = hand_written_em(ladder.drifts[-1], y0, times, sigma, path)
+    whole = mls.solve(ladder, y0, times, draw(table=torch.ones(4), steps=steps), **noise)
+    alone = mls.solve(ladder.top(), y0, times, mls.em_plan(ladder.top(), times), **noise)
+    own = mls.solve(ladder, y0, times, draw(table=torch.ones(4), steps=steps, samples=4), **noise)
+    for solution in (whole, alone, own):
+        assert torch.equal(solution.y, expected)
+        assert solution.stats.cost == steps * 64.0
+        assert solution.stats.steps == steps
+    assert whole.stats.evaluations.tolist() == [0, 0, 0, steps]
+    assert alone.stats.evaluations.tolist() == [steps]
+    assert whole.status == alone.status == "completed"
+
+
+@given(
+    hits=st.lists(st.lists(st.booleans(), min_size=2, max_size=2), min_size=1, max_size=12),
+    p=st.lists(st.floats(0.05, 1.0), min_size=2, max_size=2),
+)
+def test_any_plan_is_the_telescoping_sum(hits, p):
+    hits = torch.tensor([[True, *row] for row in hits])
+    plan = mls.Plan(hits, hits / torch.tensor([1.0, *p], dtype=DOUBLE))
+    ladder, times = ladder_of(3), torch.linspace(0.0, 1.0, len(hits) + 1, dtype=DOUBLE)
+    y = y0 = torch.tensor([0.3, -1.2], dtype=DOUBLE)
+    for n, step in enumerate(times.diff().tolist()):
+        f = [drift(y, times[n]) for drift in ladder.drifts]
+        w = plan.weights[n]
+        y = y + step * (w[0] * f[0] + w[1] * (f[1] - f[0]) + w[2] * (f[2] - f[1]))
+    torch.testing.assert_close(mls.solve(ladder, y0, times, plan).y, y, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("draw_rule", [mls.independent, mls.nested, mls.systematic])
+def test_one_step_is_unbiased(draw_rule):
+    ladder, times, y0 = ladder_of(), [0.0, 0.1], torch.full((20_000, 2), 0.4, dtype=DOUBLE)
+    plan = draw(draw_rule, samples=len(y0), steps=1)
+    y = mls.solve(ladder, y0, times, plan).y
+    expected = hand_written_em(ladder.drifts[-1], y0, torch.tensor(times, dtype=DOUBLE))
+    assert ((y - expected).mean(0).abs() <= 4 * y.std(0) / len(y) ** 0.5).all()
+
+
+# -- what is evaluated ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draw_rule", [mls.independent, mls.nested, mls.systematic])
+def test_statistics_are_the_drifts_own_counters_and_nothing_else_is_called(draw_rule):
+    ladder, plan = ladder_of(), draw(draw_rule, seed=3)
+    solution = mls.solve(ladder, torch.ones(5), TIMES, plan)
+    counted = [drift.calls for drift in ladder.drifts]
+    assert solution.stats.evaluations.tolist() == counted == plan.evaluations.tolist() == list(solution.stats.calls)
+    assert solution.stats.cost == plan.cost(ladder) == sum(n * c for n, c in zip(counted, ladder.costs, strict=True))
+
+
+def test_drifts_are_called_at_the_times_that_the_plan_names():
+    seen = []
+    ladder = mls.Ladder([lambda x, t, k=k: (seen.append((k, t.item())), -x)[1] for k in range(2)], costs=[1.0, 2.0])
+    hits = torch.tensor([[True, False], [True, True], [True, False]])
+    mls.solve(ladder, torch.ones(1), [3.0, 2.0, 1.0, 0.0], mls.Plan(hits, torch.tensor([[1.0, 0], [1, 1], [1, 0]])))
+    assert seen == [(0, 3.0), (1, 2.0), (0, 1.0)]  # equal weights: the lower network cancels
+    seen.clear()
+    mls.solve(ladder, torch.ones(1), [3.0, 2.0, 1.0, 0.0], mls.Plan(hits, torch.tensor([[1.0, 0], [1, 2], [1, 0]])))
+    assert seen == [(0, 3.0), (0, 2.0), (1, 2.0), (0, 1.0)]
+
+
+def test_samples_with_their_own_draws_evaluate_only_their_hits():
+    ladder, plan = ladder_of(), draw(mls.independent, samples=7)
+    solution = mls.solve(ladder, torch.linspace(-1, 1, 7), TIMES, plan)
+    needed = plan.coefficients != 0
+    for level, drift in enumerate(ladder.drifts):
+        assert drift.samples == [n for n in needed[:, :, level].sum(1).tolist() if n]
+        assert solution.stats.calls[level] == drift.calls == needed[:, :, level].any(1).sum()
+    assert torch.equal(solution.stats.evaluations, needed.sum(0))
+    assert solution.stats.cost == pytest.approx(plan.cost(ladder), rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 2, 3)])
+def test_samples_with_their_own_draws_are_the_samples_solved_one_by_one(shape):
+    ladder, plan = ladder_of(), draw(mls.nested, seed=5, samples=6)
+    y0 = torch.linspace(-1.0, 2.0, math.prod(shape), dtype=DOUBLE).reshape(shape)
+    together = mls.solve(ladder, y0, TIMES, plan, diffusion=0.4, brownian=mls.BrownianPath(range(10, 16)))
+    for b in range(6):
+        own = mls.Plan(plan.hits[:, b], plan.weights[:, b])
+        alone = mls.solve(ladder, y0[b : b + 1], TIMES, own, diffusion=0.4, brownian=mls.BrownianPath([10 + b]))
+        torch.testing.assert_close(together.y[b], alone.y[0], rtol=1e-13, atol=1e-13)
+        assert torch.equal(together.stats.evaluations[b], alone.stats.evaluations)
+
+
+# -- noise and diffusion ----------------------------------------------------------------------------------------------
+
+
+def test_the_batch_can_be_split():
+    ladder, plan, y0 = ladder_of(), draw(), torch.linspace(-1.0, 1.0, 10)
+    whole = mls.solve(ladder, y0, TIMES, plan, diffusion=0.5, brownian=mls.BrownianPath(range(10))).y
+    for part in (slice(0, 1), slice(1, 4), slice(4, 10)):
+        y = mls.solve(ladder, y0[part], TIMES, plan, diffusion=0.5, brownian=mls.BrownianPath(range(10)[part])).y
+        torch.testing.assert_close(y, whole[part], rtol=1e-6, atol=1e-6)
+
+
+def test_all_forms_of_one_diffusion_agree():
+    ladder, y0 = ladder_of(), torch.linspace(-1.0, 1.0, 6, dtype=DOUBLE).reshape(3, 2)
+    forms = [
+        0.5,
+        lambda t: 0.5,
+        lambda t: torch.full_like(t, 0.5),
+        lambda y, t: torch.full_like(y, 0.5),
+        lambda y, t, scale=0.5: scale,
+        mls.NoiseTerm(lambda y, t, dW: 0.5 * dW),
+    ]
+    path = mls.BrownianPath(range(3))
+    solutions = [mls.solve(ladder, y0, TIMES, draw(), diffusion=form, brownian=path).y for form in forms]
+    for y in solutions[1:]:
+        assert torch.equal(y, solutions[0])
+    unit = mls.solve(ladder, y0, TIMES, draw(), diffusion=1.0, brownian=path).y
+    assert torch.equal(unit, mls.solve(ladder, y0, TIMES, draw(), diffusion=lambda t: 1.0, brownian=path).y)
+
+
+def test_the_diffusion_sees_the_time_and_the_state_before_the_step():
+    still = mls.Ladder([lambda x, t: torch.zeros_like(x)], costs=[1.0])
+    times, path, plan = (
+        torch.tensor([0.5, 1.0, 3.0], dtype=DOUBLE),
+        mls.BrownianPath([1]),
+        mls.em_plan(still, [0, 1, 2]),
+    )
+    dW = list(path.like(torch.zeros(1, dtype=DOUBLE)).increments(times))
+    y0 = torch.tensor([2.0], dtype=DOUBLE)
+    additive = mls.solve(still, y0, times, plan, diffusion=lambda t: t, brownian=path).y
+    torch.testing.assert_close(additive, y0 + 0.5 * dW[0] + 1.0 * dW[1])
+    geometric = mls.solve(still, y0, times, plan, diffusion=lambda y, t: y, brownian=path).y
+    torch.testing.assert_close(geometric, y0 * (1 + dW[0]) * (1 + dW[1]))
+
+
+def test_noise_of_another_shape_goes_through_a_noise_term():
+    still = mls.Ladder([lambda x, t: torch.zeros_like(x)], costs=[1.0])
+    g = torch.tensor([[1.0, 2.0, -1.0], [0.0, 0.5, 3.0]], dtype=DOUBLE)
+    path = mls.BrownianPath(range(4), shape=(3,))
+    y0 = torch.zeros(4, 2, dtype=DOUBLE)
+    y = mls.solve(
+        still, y0, TIMES, mls.em_plan(still, TIMES), diffusion=mls.NoiseTerm(lambda y, t, dW: dW @ g.T), brownian=path
+    ).y
+    whole = mls.BrownianPath(range(4), shape=(3,), dtype=DOUBLE)(0.0, 1.0)
+    torch.testing.assert_close(y, whole @ g.T, rtol=1e-12, atol=1e-12)
+
+
+def test_any_callable_of_an_interval_is_a_brownian_path():
+    still, asked = mls.Ladder([lambda x, t: torch.zeros_like(x)], costs=[1.0]), []
+
+    def brownian(t, s):
+        asked.append((t, s))
+        return torch.full((2,), s - t)
+
+    y = mls.solve(
+        still, torch.zeros(2), [1.0, 0.5, 0.25], mls.em_plan(still, [0, 1, 2]), diffusion=2.0, brownian=brownian
+    ).y
+    assert asked == [(1.0, 0.5), (0.5, 0.25)]
+    assert y.tolist() == [-1.5, -1.5]
+
+
+def test_a_step_gets_host_times_the_estimate_and_the_noise():
+    seen = []
+
+    def step(y, estimate, t, s, noise):
+        seen.append((t, s, type(t), noise is None))
+        return y * (s / t) + (s - t) * estimate
+
+    ladder, times = mls.Ladder([lambda x, t: 3 * x], costs=[1.0]), [1.0, 0.5, 0.25]
+    y = mls.solve(ladder, torch.ones(1, dtype=DOUBLE), times, mls.em_plan(ladder, times), step=step).y
+    assert seen == [(1.0, 0.5, float, True), (0.5, 0.25, float, True)]
+    assert y.item() == (0.5 - 1.5) * (0.5 - 0.75)
+
+
+def test_an_estimator_sees_the_plan_and_the_needed_values():
+    class Last:
+        """Remembers the last correction and always needs both levels."""
+
+        def needed(self, plan):
+            return torch.ones_like(plan.hits)
+
+        def start(self, plan):
+            memory = []
+
+            def combine(n, values):
+                memory.append((n, sorted(values)))
+                self.memory = memory
+                return values[1]
+
+            return combine
+
+    ladder, estimator = ladder_of(2), Last()
+    hits = torch.tensor([[True, False]]).expand(20, 2)
+    solution = mls.solve(ladder, torch.ones(2), TIMES, mls.Plan(hits, hits.double()), estimator=estimator)
+    assert estimator.memory == [(n, [0, 1]) for n in range(20)]
+    assert torch.equal(solution.y, mls.solve(ladder, torch.ones(2), TIMES, mls.em_plan(ladder, TIMES)).y)
+    assert solution.stats.evaluations.tolist() == [20, 20]
+    assert solution.stats.cost == 20 * 5.0
+
+
+# -- states -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 0), (2, 3, 4, 5)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, DOUBLE])
+def test_states_of_any_shape_and_precision(shape, dtype):
+    y0 = torch.linspace(0.1, 1.0, math.prod(shape)).reshape(shape).to(dtype)
+    for samples in [None, shape[0]] if shape else [None]:
+        noise = {"diffusion": 0.1, "brownian": mls.BrownianPath(range(shape[0]))} if shape else {}
+        solution = mls.solve(ladder_of(), y0, TIMES, draw(samples=samples), save=True, **noise)
+        assert solution.y.shape == shape
+        assert solution.ys.shape == (21, *shape)
+        assert solution.y.dtype == solution.ys.dtype == dtype
+        assert solution.y.isfinite().all()
+
+
+def test_low_precision_is_close_to_double():
+    y0, plan, noise = (
+        torch.linspace(-1.0, 1.0, 8, dtype=DOUBLE),
+        draw(),
+        {"diffusion": 0.3, "brownian": mls.BrownianPath(range(8))},
+    )
+    exact = mls.solve(ladder_of(), y0, TIMES, plan, **noise).y
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.1)):
+        y = mls.solve(ladder_of(), y0.to(dtype), TIMES, plan, **noise).y
+        assert (y.double() - exact).abs().max() < tolerance
+
+
+def test_the_initial_state_is_not_changed():
+    y0 = torch.ones(3)
+    mls.solve(ladder_of(), y0, TIMES, draw(), diffusion=1.0, brownian=mls.BrownianPath(range(3)))
+    assert (y0 == 1).all()
+
+
+def test_saved_states():
+    ladder, y0, plan = ladder_of(), torch.ones(2), draw()
+    everything = mls.solve(ladder, y0, TIMES, plan, save=True)
+    assert torch.equal(everything.times, TIMES)
+    assert torch.equal(everything.ys[0], y0)
+    assert torch.equal(everything.ys[-1], everything.y)
+    chosen = mls.solve(ladder, y0, TIMES, plan, save=[-1, 0, 7, 7])
+    assert torch.equal(chosen.ys, everything.ys[[0, 7, 20]])
+    assert torch.equal(chosen.times, TIMES[[0, 7, 20]])
+    some = mls.solve(ladder, y0, TIMES, plan, save=[3])
+    assert torch.equal(some.ys, everything.ys[3:4])
+    assert torch.equal(some.y, everything.y)
+    last = mls.solve(ladder, y0, TIMES, plan)
+    assert torch.equal(last.ys, everything.y[None])
+    assert torch.equal(last.times, TIMES[-1:])
+
+
+def test_times_are_cut_into_blocks_without_a_seam(monkeypatch):
+    ladder, plan, y0 = ladder_of(), draw(), torch.ones(3)
+    noise = {"diffusion": 0.5, "brownian": mls.BrownianPath(range(3))}
+    whole = mls.solve(ladder, y0, TIMES, plan, save=True, **noise).ys
+    monkeypatch.setattr(sys.modules["multilevel_sde.solve"], "_BLOCK", 7)  # the package's `solve` is the function
+    assert torch.equal(mls.solve(ladder, y0, TIMES, plan, save=True, **noise).ys, whole)
+    own = draw(samples=3)
+    cut = mls.solve(ladder, y0, TIMES, own, **noise).y
+    monkeypatch.undo()
+    assert torch.equal(mls.solve(ladder, y0, TIMES, own, **noise).y, cut)
+
+
+# -- gradients and memory ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("samples", [None, 2])
+def test_gradients_are_those_of_finite_differences(samples):
+    a = torch.tensor([0.7, -0.4], dtype=DOUBLE, requires_grad=True)
+    times = torch.linspace(0.0, 1.0, 6, dtype=DOUBLE)
+    plan = draw(mls.independent, samples=samples, table=torch.tensor([1.0, 0.5]), steps=5)
+
+    def end(y0, a):
+        ladder = mls.Ladder([lambda x, t: a[0] * x, lambda x, t: a[1] * torch.sin(x) * (1 + t)], costs=[1.0, 2.0])
+        noise = {"diffusion": lambda y, t: 0.3 * y * a[0], "brownian": mls.BrownianPath([1, 2])}
+        return mls.solve(ladder, y0, times, plan, gradients=True, **noise).y
+
+    y0 = torch.tensor([[0.5, 1.0], [-0.2, 0.1]], dtype=DOUBLE, requires_grad=True)
+    assert torch.autograd.gradcheck(end, (y0, a))
+    assert torch.autograd.gradcheck(lambda a: end(y0.detach(), a), (a,))
+
+
+def test_a_graph_is_kept_only_where_it_is_asked_for():
+    weight = torch.ones(1, requires_grad=True)
+    ladder = mls.Ladder([lambda x, t: weight * x], costs=[1.0])
+    plan, y0 = mls.em_plan(ladder, TIMES), torch.ones(2)
+    wants = torch.ones(2, requires_grad=True)
+    assert not mls.solve(ladder, y0, TIMES, plan).y.requires_grad
+    assert mls.solve(ladder, wants, TIMES, plan).y.requires_grad
+    assert mls.solve(ladder, y0, TIMES, plan, gradients=True).y.requires_grad
+    assert not mls.solve(ladder, wants, TIMES, plan, gradients=False).y.requires_grad
+    with torch.no_grad():
+        assert not mls.solve(ladder, wants, TIMES, plan).y.requires_grad
+    assert torch.is_grad_enabled()
+    assert weight.grad is None
+
+
+@pytest.mark.parametrize("steps", [40, 200])
+def test_memory_does_not_grow_with_the_steps(steps):
+    size, alive = 12_345, []
+    ladder = mls.Ladder([lambda x, t: -x, lambda x, t: (alive.append(count()), -2 * x)[1]], costs=[1.0, 2.0])
+
+    def count():
+        return sum(type(o) is torch.Tensor and o.shape == (3, size) for o in gc.get_objects())
+
+    noise = {"diffusion": 0.1, "brownian": mls.BrownianPath(range(3))}
+    plan = draw(table=torch.tensor([1.0, 0.1]), steps=steps)
+    mls.solve(ladder, torch.ones(3, size), torch.linspace(0.0, 1.0, steps + 1), plan, **noise)
+    assert len(alive) >= steps // 10
+    assert max(alive) < 32  # what Levy's construction and one step need
+
+
+# -- trouble ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["small", "large", "gpu"])
+def watched(request, monkeypatch):
+    """The three ways of looking for NaN: the one for GPUs works on any device."""
+    if request.param == "gpu":
+        monkeypatch.setattr(multilevel_sde.finite, "_on_host", lambda y: False)
+    if request.param == "large":
+        monkeypatch.setattr(multilevel_sde.finite, "_SMALL", 0)
+
+
+def fails_at(level, step, samples, value=math.nan):
+    """A ladder of which one level returns `value` in some samples from one step on."""
+
+    def drift(x, t, k):
+        out = -x
+        if k == level and t >= TIMES[step] - 1e-9:
+            out = out.clone()
+            out[samples] = value
+        return out
+
+    return mls.Ladder([lambda x, t, k=k: drift(x, t, k) for k in range(3)], costs=[1.0, 2.0, 4.0])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("samples", [[0], [2, 4], [0, 1, 2, 3, 4]])
+@pytest.mark.parametrize("shape", [(5,), (5, 3)])
+def test_the_error_names_step_time_level_and_samples(watched, value, samples, shape):
+    weights = torch.tensor([1.0, 1.0, 2.0]).expand(20, 3)
+    plan = mls.Plan(weights > 0, weights)
+    with pytest.raises(mls.NonFiniteError) as caught:
+        mls.solve(fails_at(1, 7, samples, value), torch.ones(shape), TIMES, plan)
+    error = caught.value
+    assert (error.step, error.level, error.samples) == (7, 1, samples)
+    assert error.time == pytest.approx(0.35)
+    assert f"level 1 was not finite at step 7, time 0.35, samples {samples}" in str(error)
+    assert isinstance(error, ArithmeticError)
+
+
+def test_only_called_levels_are_blamed(watched):
+    weights = torch.tensor([[1.0, 0.0, 0.0]] * 12 + [[1.0, 1.0, 0.0]] * 8)
+    with pytest.raises(mls.NonFiniteError) as caught:
+        mls.solve(fails_at(1, 3, [1]), torch.ones(2), TIMES, mls.Plan(weights > 0, weights))
+    assert (caught.value.step, caught.value.level, caught.value.samples) == (12, 1, [1])
+
+
+def test_with_own_draws_the_sample_that_hits_fails(watched):
+    hits = torch.ones(20, 3, 2, dtype=torch.bool)
+    hits[:9, :, 1] = False
+    hits[9:, [0, 1], 1] = False
+    with pytest.raises(mls.NonFiniteError) as caught:
+        mls.solve(fails_at(1, 0, [0]).subset([0, 1]), torch.ones(3), TIMES, mls.Plan(hits, hits.double()))
+    assert (caught.value.step, caught.value.level, caught.value.samples) == (9, 1, [2])
+
+
+@pytest.mark.parametrize("culprit", ["noise", "diffusion", "step"])
+def test_no_level_is_blamed_for_noise_diffusion_or_step(watched, culprit):
+    ladder = ladder_of(1)
+    path = mls.BrownianPath(range(3))
+
+    def brownian(t, s):
+        increment = path.like(torch.ones(3))(t, s)
+        increment[1] = math.nan if culprit == "noise" and t > 0.49 else increment[1]
+        return increment
+
+    def sigma(y, t):
+        return torch.where((torch.arange(3) == 1) & (t > 0.49) & (culprit == "diffusion"), math.inf, 1.0)
+
+    def step(y, estimate, t, s, noise):
+        following = mls.euler_maruyama(y, estimate, t, s, noise)
+        following[1] *= math.inf if culprit == "step" and t > 0.49 else 1.0
+        return following
+
+    with pytest.raises(
+        mls.NonFiniteError, match=r"the state was not finite after step 10, time 0\.5, samples"
+    ) as caught:
+        mls.solve(
+            ladder, torch.ones(3), TIMES, mls.em_plan(ladder, TIMES), diffusion=sigma, brownian=brownian, step=step
+        )
+    assert (caught.value.step, caught.value.level, caught.value.samples) == (10, None, [1])
+
+
+def test_a_state_without_samples_can_fail(watched):
+    ladder = mls.Ladder([lambda x, t: x * math.inf], costs=[1.0])
+    with pytest.raises(mls.NonFiniteError) as caught:
+        mls.solve(ladder, torch.ones(()), TIMES, mls.em_plan(ladder, TIMES))
+    assert (caught.value.step, caught.value.samples) == (0, [0])
+
+
+def test_a_sum_that_overflows_hides_nothing(watched):
+    def drift(x, t):
+        return torch.where((t > 0.49) & (torch.arange(4) == 2), math.nan, torch.zeros_like(x))
+
+    ladder = mls.Ladder([drift], costs=[1.0])
+    with pytest.raises(mls.NonFiniteError) as caught:
+        mls.solve(ladder, torch.full((4,), 3e38), TIMES, mls.em_plan(ladder, TIMES))
+    assert (caught.value.step, caught.value.level, caught.value.samples) == (10, 0, [2])
+
+
+@pytest.mark.parametrize("last", [1, 15, 16, 17, 31, 32, 33])
+def test_every_step_is_looked_at(watched, last):
+    times = torch.linspace(0.0, 1.0, last + 1, dtype=DOUBLE)
+    ladder = mls.Ladder([lambda x, t: x * (math.nan if t >= times[-2] else 1.0)], costs=[1.0])
+    with pytest.raises(mls.NonFiniteError) as caught:
+        mls.solve(ladder, torch.ones(2), times, mls.em_plan(ladder, times))
+    assert caught.value.step == last - 1
+
+
+def test_many_samples_are_shortened_in_the_message_only():
+    ladder = mls.Ladder([lambda x, t: x / 0.0], costs=[1.0])
+    with pytest.raises(mls.NonFiniteError, match=r"samples \[0, 1, 2, 3, 4, 5, 6, 7, \.\.\.\]") as caught:
+        mls.solve(ladder, torch.ones(30), TIMES, mls.em_plan(ladder, TIMES))
+    assert caught.value.samples == list(range(30))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "large"), [(torch.float16, 6e4), (torch.bfloat16, 3e38), (torch.float32, 3e38), (DOUBLE, 1.7e308)]
+)
+def test_a_sum_that_overflows_is_no_false_alarm(watched, dtype, large):
+    still = mls.Ladder([lambda x, t: torch.zeros_like(x)], costs=[1.0])
+    y0 = torch.full((4, 10), large, dtype=dtype)
+    assert torch.equal(mls.solve(still, y0, TIMES, mls.em_plan(still, TIMES)).y, y0)
+
+
+def test_checking_can_be_turned_off():
+    ladder = mls.Ladder([lambda x, t: x / 0.0], costs=[1.0])
+    assert (
+        not mls.solve(ladder, torch.ones(2), TIMES, mls.em_plan(ladder, TIMES), check_finite=False).y.isfinite().any()
+    )
+
+
+def test_a_drift_may_fail_by_itself(watched):
+    def drift(x, t):
+        if t > 0.5:
+            raise KeyError("mine")
+        return -x
+
+    ladder = mls.Ladder([drift], costs=[1.0])
+    with pytest.raises(KeyError, match="mine"):
+        mls.solve(ladder, torch.ones(2), TIMES, mls.em_plan(ladder, TIMES))
+
+
+def test_a_drift_that_fails_on_nan_is_not_blamed_for_it(watched):
+    def drift(x, t):
+        if x.isnan().any():
+            raise RuntimeError("cannot work with NaN")
+        return x * (math.nan if t > 0.49 else 1.0)
+
+    ladder = mls.Ladder([drift], costs=[1.0])
+    with pytest.raises(mls.NonFiniteError, match="level 0 was not finite at step 10"):
+        mls.solve(ladder, torch.ones(2), TIMES, mls.em_plan(ladder, TIMES))
+
+
+# -- progress and replay ----------------------------------------------------------------------------------------------
+
+
+def test_progress_goes_to_stderr_only_on_request(capsys):
+    mls.solve(ladder_of(), torch.ones(2), TIMES, draw())
+    assert capsys.readouterr() == ("", "")
+    mls.solve(ladder_of(), torch.ones(2), TIMES, draw(), progress=True)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "20/20" in captured.err
+
+
+def test_a_solve_repeats_bit_for_bit_and_uses_no_global_generator():
+    plan, y0 = draw(), torch.linspace(-1.0, 1.0, 4)
+    noise = {"diffusion": 0.5, "brownian": mls.BrownianPath(range(4))}
+    state = torch.random.get_rng_state()
+    first = mls.solve(ladder_of(), y0, TIMES, plan, **noise)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert torch.equal(first.y, mls.solve(ladder_of(), y0, TIMES, plan, **noise).y)
+    assert first.stats.seconds > 0
