@@ -86,26 +86,32 @@ def allocate(gram: Tensor, needs: Tensor, prices: Tensor, budget: float) -> Allo
         >>> allocate(gram, needs, torch.ones(9), budget=1.0).picks  # the middle first
         (4,)
     """
-    posterior = gram.double().clone()
+    gram = gram.double()
     due = prices.double().clone()
     same = needs[:, 0] == needs[:, 1]
-    floor = 1e-12 * float(torch.diag(posterior).max().clamp_min(torch.finfo(torch.float64).tiny))
-    spent, picks, costs, errors = 0.0, [], [], [float(posterior.sum())]
-    open_ = torch.ones(len(posterior), dtype=torch.bool)
+    variance, sums = torch.diag(gram).clone(), gram.sum(1)  # diagonal and row sums of the posterior
+    factor = torch.empty(64, len(gram), dtype=torch.float64)  # posterior = gram - factor' factor
+    floor = 1e-12 * float(variance.max().clamp_min(torch.finfo(torch.float64).tiny))
+    spent, picks, costs, errors = 0.0, [], [], [float(sums.sum())]
+    open_ = torch.ones(len(gram), dtype=torch.bool)
     while bool(open_.any()):
         price = due[needs[:, 0]] + torch.where(same, 0.0, due[needs[:, 1]])
-        variance = torch.diag(posterior)
         open_ &= (variance > floor) & (spent + price <= budget * (1 + 1e-9))
-        gain = torch.where(open_, posterior.sum(1).square() / variance.clamp_min(floor), 0.0)
+        gain = torch.where(open_, sums.square() / variance.clamp_min(floor), 0.0)
         best = int((gain / price.clamp_min(1e-9 * float(prices.max()))).argmax())
         if gain[best] <= 1e-9 * errors[0]:
             break
-        column = posterior[:, best].clone()
-        posterior -= torch.outer(column, column) / column[best]
+        if len(picks) == len(factor):
+            factor = torch.cat([factor, torch.empty_like(factor)])
+        known = factor[: len(picks)]
+        column = (gram[best] - known[:, best] @ known) / variance[best].sqrt()
+        factor[len(picks)] = column
+        variance -= column.square()
+        sums -= column * column.sum()
         spent += float(price[best])
         due[needs[best]] = 0.0
         open_[best] = False
         picks.append(best)
         costs.append(spent)
-        errors.append(max(0.0, float(posterior.sum())))
-    return Allocation(tuple(picks), tuple(costs), tuple(errors), gram.double())
+        errors.append(max(0.0, float(sums.sum())))
+    return Allocation(tuple(picks), tuple(costs), tuple(errors), gram)

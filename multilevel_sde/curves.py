@@ -38,11 +38,16 @@ class Curve:
         total = self.steps * self.pilot.costs[-1] - self.base_cost
         return allocate(shrink(torch.block_diag(*merged), SHRINKAGE), needs, prices, total)
 
-    def within(self, budget: float) -> PilotPlan | None:
-        """The best plan that costs at most the budget."""
+    def estimate(self, budget: float) -> float:
+        """The predicted error at a budget, without correlations between levels: cheap, for choosing among curves."""
+        count = self.allocation.count_within(budget - self.base_cost)
+        return self.pilot.prediction(
+            self.allocation.errors[count], self.steps, torch.zeros(self.pilot.levels, dtype=torch.float64)
+        ).mse
+
+    def within(self, budget: float) -> PilotPlan:
+        """The best plan that costs at most the budget, which must be the base cost or more."""
         pilot = self.pilot
-        if self.base_cost > budget * (1 + 1e-9):
-            return None
         count = self.allocation.count_within(budget - self.base_cost)
         few = plan_of(self.allocation.weights(count), self.steps, len(self.levels))
         weights = torch.zeros(self.steps, pilot.levels, dtype=torch.float64)

@@ -11,6 +11,7 @@ error, and the tail, the measured ratio of mean to typical error.
 
 from __future__ import annotations
 
+import heapq
 import math
 import os
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ from multilevel_sde.schedule import scale_to_budget
 
 __all__ = ["Advice", "Pilot", "PilotPlan", "Prediction", "Rate", "Rates"]
 
+_FINALISTS = 8  # choices of levels and steps that are compared by the full prediction
 _DRAWS = 64  # draws over which the error of random plans is averaged
 
 
@@ -86,6 +88,11 @@ class Pilot:
     def levels(self) -> int:
         """Number of levels K."""
         return len(self.costs)
+
+    @property
+    def least_budget(self) -> float:
+        """The lowest budget of a plan: the cheapest level on the coarsest of its grids."""
+        return min(curve.base_cost for curve in self._curves)
 
     def share(self, samples: int, budget: float) -> float:
         """The pilot's cost as a part of a run of so many samples at a budget each."""
@@ -196,15 +203,11 @@ class Pilot:
         if target_mse is not None:
             return self._plan_for(target_mse)
         assert budget is not None
-        best: PilotPlan | None = None
-        for curve in self._curves:
-            plan = curve.within(budget)
-            if plan is not None and (best is None or plan.predicted.mse < best.predicted.mse):
-                best = plan
-        if best is None:
-            lowest = min(curve.base_cost for curve in self._curves)
-            raise ValueError(f'"budget" must be at least {lowest:.6g} {self.unit}, got {budget}')
-        return best
+        affordable = [curve for curve in self._curves if curve.base_cost <= budget * (1 + 1e-9)]
+        if not affordable:
+            raise ValueError(f'"budget" must be at least {self.least_budget:.6g} {self.unit}, got {budget}')
+        likely = heapq.nsmallest(_FINALISTS, affordable, key=lambda curve: curve.estimate(budget))
+        return min((curve.within(budget) for curve in likely), key=lambda plan: plan.predicted.mse)
 
     def _plan_for(self, target: float) -> PilotPlan:
         ceiling = self.steps * self.costs[-1]
@@ -213,8 +216,8 @@ class Pilot:
                 f'"target_mse" is {target}, the best reachable with {self.steps} candidate steps is '
                 f"{self.plan(budget=ceiling).predicted.mse:.3g}; run a pilot with more candidates"
             )
-        low, high = min(curve.base_cost for curve in self._curves), ceiling
-        for _ in range(40):
+        low, high = self.least_budget, ceiling
+        for _ in range(24):
             middle = math.sqrt(low * high)
             low, high = (low, middle) if self.plan(budget=middle).predicted.mse <= target else (middle, high)
         return self.plan(budget=high)
