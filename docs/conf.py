@@ -20,3 +20,17 @@ html_title = "multilevel_sde"
 html_static_path = ["images"]
 exclude_patterns = ["_build"]
 nitpicky = False
+
+
+def _plain_text(app, what, name, obj, options, lines: list[str]) -> None:
+    """Docstrings are plain text: escape what reStructuredText would take for markup, outside of doctests."""
+    inside = False
+    for index, line in enumerate(lines):
+        inside = line.lstrip().startswith(">>>") or (inside and bool(line.strip()))
+        if not inside:
+            lines[index] = line.replace("|", r"\|").replace("*", r"\*")
+
+
+def setup(app) -> None:
+    """Run before napoleon, whose own markup must stay."""
+    app.connect("autodoc-process-docstring", _plain_text, priority=100)

@@ -57,7 +57,7 @@ def save_grid(path: str | os.PathLike[str], images: Tensor, columns: int | None 
     write_atomically(path, buffer.getvalue())
 
 
-def save_rows(path: str | os.PathLike[str], rows: Sequence[tuple[str, Tensor]], title: str, *, scale: int = 4) -> None:
+def save_rows(path: str | os.PathLike[str], rows: Sequence[tuple[str, Tensor]], title: str, *, scale: int = 5) -> None:
     """Write rows of images, each with its label on the left, as PNG: the same seeds under each other.
 
     Arguments:
@@ -71,7 +71,7 @@ def save_rows(path: str | os.PathLike[str], rows: Sequence[tuple[str, Tensor]], 
 
     strips = [image_grid(images, len(images), scale=scale).numpy() for _, images in rows]
     height, width = strips[0].shape[:2]
-    dpi, label = 100, 260
+    dpi, label = 100, 290
     figure = Figure(figsize=((width + label + 20) / dpi, ((height + 8) * len(rows) + 44) / dpi), dpi=dpi)
     figure.text(0.012, 1 - 14 / (figure.get_figheight() * dpi), title, fontsize=11, weight="bold", va="top")
     total = figure.get_figheight() * dpi
