@@ -236,12 +236,12 @@ class LearnedSchedule(Schedule):
         errors = [error for error, _ in self.history]
         prices = [self.regularisation * cost for _, cost in self.history]
         axes.semilogy(steps, [e + c for e, c in zip(errors, prices, strict=True)], color="C0", label="loss")
-        axes.semilogy(steps, errors, color="C1", label="mean squared error (of the step's batch)")
+        axes.semilogy(steps, errors, color="C1", label="mean squared error")
         if self.regularisation > 0:
             axes.semilogy(steps, prices, color="C2", label=r"$\lambda$ × expected cost")
-        axes.set_xlabel("step of learning")
+        axes.set_xlabel("step of learning, each on a batch of its own")
         axes.grid(which="major", alpha=0.3)
-        axes.legend()
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
         buffer = BytesIO()
         figure.savefig(buffer, format="png", dpi=150)
         write_atomically(path, buffer.getvalue())
