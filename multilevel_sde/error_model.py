@@ -320,6 +320,12 @@ class Pilot:
         """
         return cls(**decode(path))
 
+    def report(self, path: str | os.PathLike[str], *, title: str = "Pilot report") -> None:
+        """Write a self-contained HTML page and the same as JSON; see :func:`multilevel_sde.report.write_report`."""
+        from multilevel_sde.report import write_report
+
+        write_report(self, path, title=title)
+
 
 def _no_drift(x: Tensor, t: Tensor) -> Tensor:
     return torch.zeros_like(x)
