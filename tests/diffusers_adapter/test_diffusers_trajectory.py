@@ -98,6 +98,7 @@ def test_runs_of_a_single_call_are_apart():
 
 def test_ascending_times_are_followed():
     assert positions(Trajectory(), [0, 3, 6, 9, 0, 3]) == [0, 1, 2, 3, 0, 1]
+    assert positions(Trajectory(), [1, 3, 6, 9, 2, 4]) == [0, 1, 2, 3, 0, 1]
 
 
 def test_rounding_does_not_begin_a_trajectory_but_a_rise_does():
