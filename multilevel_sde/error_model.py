@@ -188,7 +188,8 @@ class Pilot:
     def plan(self, *, budget: float | None = None, target_mse: float | None = None) -> PilotPlan:
         """Return the deterministic plan with greedily chosen hits and optimal weights.
 
-        The levels (any that contain the top one) and the number of steps (M, M/2, M/4) are chosen too.
+        The levels (any that contain the top one) and the number of steps (M; where coarser grids were measured, M/2 and
+        M/4) are chosen too.
 
         Arguments:
             budget: Cost of one trajectory in the ladder's unit.
@@ -229,7 +230,12 @@ class Pilot:
             for size in range(1, self.levels)
             for chosen in combinations(range(self.levels - 1), size)
         ]
-        strides = [stride for stride in (1, 2, 4) if self.steps % stride == 0 and self.steps // stride >= 8]
+        measured = min(self.em_errors, default=self.steps) < self.steps  # else the error of coarser grids is not known
+        strides = [
+            stride
+            for stride in ((1, 2, 4) if measured else (1,))
+            if self.steps % stride == 0 and self.steps // stride >= 8
+        ]
         return [Curve(self, subset, self.steps // stride) for stride in strides for subset in subsets]
 
     def schedule(self, *, budget: float, draw: Draw = systematic) -> Tensor:
@@ -285,11 +291,15 @@ class Pilot:
         return best
 
     def advise(self, *, budget: float) -> Advice:
-        """Say which levels, steps and plan to use at a budget and what it saves, or that the ladder does not pay."""
-        best = self.plan(budget=budget)
+        """Say which levels, steps and plan to use at a budget and what it saves, or that the ladder does not pay.
+
+        Raises:
+            ValueError: The budget pays neither a plan nor one evaluation of the top level.
+        """
+        steps = max(1, int(budget / self.costs[-1] * (1 + 1e-9)))
+        best = self.plan(budget=budget) if budget >= self.least_budget else self._euler_maruyama(budget, steps)
         em, single = self.em_cost(best.predicted.mse), self.single_cost(best.predicted.mse)
-        steps = max(1, int(budget // self.costs[-1]))
-        pays = best.predicted.cost < 0.9 * single
+        pays = len(best.levels) > 1 and best.predicted.cost < 0.9 * single
         if pays:
             levels = ", ".join(str(level + 1) for level in best.levels)
             text = (
@@ -303,6 +313,16 @@ class Pilot:
                 f"This ladder does not pay here: use the best single level, such as f^{self.levels} with {steps} steps."
             )
         return Advice(pays, text, best, em, single, steps)
+
+    def _euler_maruyama(self, budget: float, steps: int) -> PilotPlan:
+        """EM on the top level, where the budget is below that of the cheapest multilevel plan."""
+        if budget < self.costs[-1]:
+            raise ValueError(f'"budget" must be at least {self.costs[-1]:.6g} {self.unit}, got {budget}')
+        index = torch.linspace(0, self.steps, steps + 1, dtype=torch.float64).round().long()
+        weights = torch.ones(steps, self.levels, dtype=torch.float64)
+        plan = Plan(weights > 0, weights)
+        predicted = self.prediction(0.0, steps, plan.evaluations.double())
+        return PilotPlan(plan, self.times[index], (self.levels - 1,), predicted)
 
     # -- files ----------------------------------------------------------------------------------------------------
 

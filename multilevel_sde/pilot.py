@@ -47,6 +47,7 @@ from multilevel_sde.times import as_times
 __all__ = ["pilot", "typical"]
 
 _CALIBRATED_COSTS = (4.0, 10.0, 25.0)  # evaluations of the top level at which the first order is checked
+_TIMED = 4  # calls of every level to time it, one of them to warm up
 _CHUNK = 1 << 22  # numbers in a batch of perturbed states
 
 
@@ -112,7 +113,8 @@ def pilot(
         fine_error = rig.fine_error(fine, fine[index])
     seen = [*[errors for _, errors in runs], *em_errors.values()]
     tails = [float(errors.mean()) / typical(errors) for errors in seen if typical(errors) > 0]
-    seconds = SecondsCost(y0, t=float(fine[index[count // 2]]), calls=3, warmup=1)(ladder.drifts)
+    seconds = SecondsCost(y0, t=float(fine[index[count // 2]]), calls=_TIMED - 1, warmup=1)(ladder.drifts)
+    rig.cost += _TIMED * sum(ladder.costs) * len(y0)
     return Pilot(
         costs=ladder.costs,
         unit=ladder.unit,
@@ -314,7 +316,7 @@ def _candidates_within(ladder: Ladder, samples: int, steps: int, candidates: int
     def cost(count: int) -> float:
         coarse = sum(n for n in (4, 8, 14, count // 2, count // 4) if n < count)
         calibration = sum(c for c in _CALIBRATED_COSTS if c < 0.6 * count) / 2
-        walk = count * sum(ladder.costs) + count**2 / 2 * (levels - 1) * base
+        walk = (count + _TIMED) * sum(ladder.costs) + count**2 / 2 * (levels - 1) * base
         return samples * (walk + (coarse + calibration) * top + (steps + count) * base)
 
     while count > 8 and cost(count) > limit:

@@ -88,7 +88,7 @@ class Advice:
     Attributes:
         pays: Whether the multilevel plan is predicted to need less than 0.9 of the cost of the best single level.
         text: The advice in words.
-        best: The multilevel plan at the budget.
+        best: The multilevel plan at the budget; EM on the top level where the budget is too small for one.
         em_cost: Cost at which EM on the top level reaches the same error.
         single_cost: Cost at which the best single level (the top one included) reaches it.
         em_steps: Steps of EM on the top level for the same budget.
