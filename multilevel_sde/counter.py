@@ -64,10 +64,10 @@ class CounterNormals:
 
     Example:
         >>> keys = hash_seeds([7, 8, 9])
-        >>> z = CounterNormals(keys, 5)([0, 1, 2, 3], [1.0, 1.0, 0.5, 0.5])
+        >>> z = CounterNormals(keys, 5)(torch.arange(4), torch.tensor([1.0, 1.0, 0.5, 0.5]))
         >>> z.shape
         torch.Size([4, 3, 5])
-        >>> bool((CounterNormals(keys[1:2], 5)([2], [0.5]) == z[2, 1]).all())
+        >>> bool((CounterNormals(keys[1:2], 5)(2, 0.5) == z[2, 1]).all())
         True
     """
 
@@ -77,19 +77,21 @@ class CounterNormals:
         self._elements = _mix_(counters.mul_(_signed(_GAMMA)))
         self._scratch = torch.empty(0, dtype=torch.int64, device=keys.device)
 
-    def __call__(self, nodes: Sequence[int], scales: Sequence[float]) -> Tensor:
-        """Return float32 (M, B, size) for M distinct nodes; each row depends on its node, scale and key only.
+    def __call__(self, nodes: Tensor | int, scales: Tensor | float) -> Tensor:
+        """Return float32 (M, B, size) for distinct nodes, int64 (M,); each row depends on its node, scale and key only.
 
-        `scales` are the standard deviations, of any sign; the largest value is sqrt(62 ln 2) = 6.56 of them.
+        `scales` are the standard deviations, (M,), of any sign; the largest value is sqrt(62 ln 2) = 6.56 of them. One
+        node and its scale may be numbers, which need not be copied to a GPU.
         """
         keys, device = self._keys, self._keys.device
-        counters = [_signed(node * _GAMMA) for node in nodes]
-        if len(counters) == 1:  # as numbers, which need not be copied to a GPU
-            streams, factors = _mix_(keys + counters[0]), keys.new_full((1, 1), scales[0], dtype=torch.float32)
-            factors = factors.expand(len(streams), 1)
+        if isinstance(nodes, Tensor):
+            counters = (nodes * _signed(_GAMMA)).to(device, non_blocking=True)
+            streams = _mix_(counters[:, None] + keys).flatten()
+            factors = torch.as_tensor(scales).to(device, torch.float32, non_blocking=True)
+            factors = factors.repeat_interleave(len(keys))[:, None]
         else:
-            streams = _mix_(torch.tensor(counters, device=device)[:, None] + keys).flatten()
-            factors = torch.tensor(scales, dtype=torch.float32, device=device).repeat_interleave(len(keys))[:, None]
+            streams = _mix_(keys + _signed(nodes * _GAMMA))
+            factors = keys.new_full((1, 1), float(scales), dtype=torch.float32).expand(len(keys), 1)
         blocks = 1 if device.type != "cpu" else max(1, -(-len(streams) * self._half // _BLOCK))
         rows = -(-len(streams) // blocks)
         if len(self._scratch) < 3 * rows * self._half:  # kept from call to call, as new memory costs page faults
@@ -97,19 +99,21 @@ class CounterNormals:
         normals = torch.empty(len(streams), self._size, dtype=torch.float32, device=device)
         for block in zip(streams.split(rows), factors.split(rows), normals.split(rows), strict=True):
             self._fill(*block)
-        return normals.view(len(counters), len(keys), self._size)
+        return normals.view(len(streams) // len(keys), len(keys), self._size)
 
     def _fill(self, streams: Tensor, factors: Tensor, out: Tensor) -> None:
-        shape = (len(streams), self._half)
-        z, scratch, last = (part.view(shape) for part in self._scratch[: 3 * math.prod(shape)].chunk(3))
+        shape, pairs = (len(streams), self._half), len(streams) * self._half
+        z, scratch, last = (part.view(shape) for part in self._scratch[: 3 * pairs].chunk(3))
         radius, angle = (part.view(shape) for part in last.view(torch.float32).view(-1).chunk(2))
+        low = scratch.view(torch.int32).view(-1)[:pairs].view(shape)
+        cosine = scratch.view(torch.float32).view(-1)[:pairs].view(shape)
         torch.bitwise_xor(streams[:, None], self._elements, out=z)
-        words = _scramble_(z, scratch).view(torch.int32)
-        # Negative odd numbers: minus the uniforms in (0, 1), in units of 2^-31.
-        radius.copy_(words[:, : self._half].bitwise_or_(-0x7FFFFFFF))
+        _scramble_(z, scratch)
+        # The angle is made of the high bits, the radius of the low ones: odd numbers below 0 are minus the uniforms in
+        # (0, 1), in units of 2^-31.
+        angle.copy_(z).mul_(math.pi * 2.0**-63)
+        radius.copy_(low.copy_(z).bitwise_or_(-0x7FFFFFFF))
         radius.mul_(-(2.0**-31)).log_().mul_(-2.0).sqrt_().mul_(factors)
-        angle.copy_(words[:, self._half :]).mul_(math.pi * 2.0**-31)
         second = self._size - self._half
-        cosine = scratch.view(torch.float32).view(-1)[: angle.numel()].view(shape)
         torch.mul(torch.cos(angle, out=cosine), radius, out=out[:, : self._half])
         torch.mul(angle.sin_()[:, :second], radius[:, :second], out=out[:, self._half :])

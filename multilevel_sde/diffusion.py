@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 __all__ = ["Diffusion", "NoiseTerm", "as_noise"]
@@ -46,7 +47,10 @@ def as_noise(diffusion: Diffusion) -> Callable[[Tensor, Tensor, Tensor], Tensor]
     if isinstance(diffusion, int | float) and not isinstance(diffusion, bool):
         if not math.isfinite(diffusion):
             raise ValueError(f'"diffusion" must be finite, got {diffusion}')
-        return (lambda y, t, dW: dW) if diffusion == 1 else (lambda y, t, dW: dW * diffusion)
+        if diffusion == 1:
+            return lambda y, t, dW: dW
+        scale = torch.tensor(float(diffusion), dtype=torch.float64)  # half the time of a number, for small states
+        return lambda y, t, dW: dW * scale
     arguments = _required_arguments(diffusion)
     if arguments == 1:
         return lambda y, t, dW: dW * diffusion(t)  # type: ignore[operator]

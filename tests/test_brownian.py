@@ -81,7 +81,7 @@ def test_seeds_elements_and_times_are_uncorrelated(seeds):
 
 
 def test_raw_normals_reach_their_tails_and_no_further():
-    z = CounterNormals(hash_seeds(range(1000)), 2001)([11], [1.0]).flatten()
+    z = CounterNormals(hash_seeds(range(1000)), 2001)(11, 1.0).flatten()
     count = z.numel()
     for threshold in (1.0, 2.0, 3.0, 4.0):
         for side in (z > threshold, z < -threshold):
@@ -93,7 +93,7 @@ def test_raw_normals_reach_their_tails_and_no_further():
 
 def test_bits_of_the_words_are_fair():
     """Sines and cosines of the angle, by octant, and the radius, by quantile: chi squared at level 1e-3."""
-    z = CounterNormals(hash_seeds(range(500)), 400)([3, 4], [1.0, 1.0]).double()
+    z = CounterNormals(hash_seeds(range(500)), 400)(torch.tensor([3, 4]), torch.ones(2)).double()
     x, y = z[..., :200].flatten(), z[..., 200:].flatten()
     octant = (torch.atan2(y, x) / (math.pi / 8)).floor().long() % 16
     assert stats.chisquare(torch.bincount(octant, minlength=16).numpy()).pvalue > 1e-3
@@ -105,10 +105,10 @@ def test_bits_of_the_words_are_fair():
 
 def test_scales_scale_exactly():
     keys = hash_seeds([1, 2])
-    unit = CounterNormals(keys, 5)([4, 5, 6], [1.0, 1.0, 1.0])
-    scaled = CounterNormals(keys, 5)([4, 5, 6], [2.0, -0.25, 1.0])
+    unit = CounterNormals(keys, 5)(torch.tensor([4, 5, 6]), torch.ones(3))
+    scaled = CounterNormals(keys, 5)(torch.tensor([4, 5, 6]), torch.tensor([2.0, -0.25, 1.0]))
     assert torch.equal(scaled, unit * torch.tensor([2.0, -0.25, 1.0])[:, None, None])
-    assert torch.equal(CounterNormals(keys, 5)([5], [-0.25])[0], scaled[1])
+    assert torch.equal(CounterNormals(keys, 5)(5, -0.25)[0], scaled[1])
 
 
 def test_large_seeds_and_large_nodes_are_taken_modulo_2_to_the_64():
