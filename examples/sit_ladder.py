@@ -116,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for size, _, path in pairs:
         if size not in GMACS or not path:
             parser.error(f'"--weights" has {size!r}, expected SIZE=FILE with SIZE one of {", ".join(GMACS)}')
+    if not (Path(args.sit_repo) / "models.py").is_file():
+        raise ValueError(f'"--sit-repo" is {args.sit_repo!r}, which has no models.py; give a checkout of willisma/SiT')
     sys.path.insert(0, args.sit_repo)
     models = importlib.import_module("models").SiT_models
     networks = {size: load(models, size, path, args.device) for size, _, path in pairs}
@@ -136,4 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        raise SystemExit(main())
+    except ValueError as error:
+        raise SystemExit(f"sit_ladder: {error}") from None
