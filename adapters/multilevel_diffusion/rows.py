@@ -62,7 +62,7 @@ class PlannedRows:
         plan: A plan of N steps with one draw for the whole batch.
 
     Raises:
-        ValueError: The plan has a draw for each sample, or a step without any evaluation.
+        ValueError: The plan has a draw for each sample.
 
     Example:
         >>> plan = mls.Plan(torch.tensor([[True, True], [True, False]]), torch.tensor([[1.0, 2.0], [1.0, 0.0]]))
@@ -75,12 +75,6 @@ class PlannedRows:
             raise ValueError(
                 f'"plan" has draws of their own for {plan.samples} samples, expected one draw for the whole batch; '
                 "draw it without samples="
-            )
-        idle = (plan.coefficients == 0).all(dim=1)
-        if bool(idle.any()):
-            raise ValueError(
-                f'"plan" evaluates no level at step {int(idle.nonzero()[0, 0])}, where the sampler needs a prediction; '
-                "give every step at least one level"
             )
         self.steps = plan.steps
         self._rows = plan.coefficients.tolist()

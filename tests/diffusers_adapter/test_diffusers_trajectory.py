@@ -193,10 +193,7 @@ def test_rows_of_a_table_and_of_a_plan_end_with_a_sentence():
             rows[2]
 
 
-def test_plans_that_cannot_serve_are_refused():
-    hits = torch.tensor([[True, True], [False, False]])
-    with pytest.raises(ValueError, match="evaluates no level at step 1"):
-        PlannedRows(mls.Plan(hits, hits.double()))
+def test_plans_with_a_draw_for_each_sample_are_refused():
     with pytest.raises(ValueError, match="draws of their own for 3 samples"):
         PlannedRows(mls.Plan(torch.ones(2, 3, 2), torch.ones(2, 3, 2)))
 
