@@ -23,6 +23,7 @@ from multilevel_diffusion.pictures import save_grid, save_rows
 from multilevel_diffusion.sampling import Process, Samples, sample, stored_pilot
 from multilevel_diffusion.store import DiffusionLadder, load_ladder, shipped_ladder
 from multilevel_sde.files import write_atomically
+from multilevel_sde.report import write_report
 
 __all__ = ["Row", "demo", "register"]
 
@@ -80,7 +81,7 @@ def demo(
 
     Arguments:
         digits: The ladder.
-        out: Folder for `samples.png`, `compare.png`, `error.png` and `demo.json`.
+        out: Folder for `samples.png`, `compare.png`, `error.png`, `report.html` and `demo.json`.
         images: Number of images.
         budgets: Cost of an image, in evaluations of the largest network.
         steps: Steps of the reference path.
@@ -102,12 +103,13 @@ def demo(
     fine = process.grid(steps)
     started = time.perf_counter()
     reference = run(fine, mls.em_plan(ladder, fine), f"reference: {steps} steps of the largest network")
+    pilot = _pilot(digits, process)
     rows, pictures = [], []
     for budget in budgets:
         for name, (times, plan) in {
             "EM": _euler_maruyama(ladder, process, budget),
             "ML-EM, p = C/T": _inverse_cost(ladder, process, budget),
-            "ML-EM, pilot": _piloted(digits, process, budget),
+            "ML-EM, pilot": _planned(pilot, budget),
         }.items():
             result = run(times, plan, f"{name} at {budget:g} evaluations")
             rows.append(_row(name, budget, result, reference, ladder))
@@ -118,9 +120,14 @@ def demo(
     save_rows(out / "compare.png", strips, "The same seeds by every method; cost in evaluations of the largest network")
     save_grid(out / "samples.png", pictures[-1][1], scale=6)
     _plot(out / "error.png", rows)
+    measured = [(row.method, row.cost * ladder.costs[-1], row.mse) for row in rows]
+    write_report(pilot, out / "report.html", title="Pilot of the digits ladder, DDPM", measured=measured)
     record = {"version": mls.__version__, "seed": seed, "images": images, "rows": [asdict(row) for row in rows]}
     write_atomically(out / "demo.json", (json.dumps(record, indent=1) + "\n").encode())
-    print(f"\n{time.perf_counter() - started:.0f} s; look at compare.png, samples.png and error.png in {out}/")
+    print(
+        f"\n{time.perf_counter() - started:.0f} s; look at compare.png, samples.png, error.png and report.html "
+        f"in {out}/"
+    )
     return rows
 
 
@@ -129,14 +136,18 @@ def _euler_maruyama(ladder: mls.Ladder, process: Process, budget: float) -> tupl
     return times, mls.em_plan(ladder, times)
 
 
-def _piloted(digits: DiffusionLadder, process: Process, budget: float) -> tuple[Tensor, mls.Plan]:
-    """The plan of the stored pilot, or of one made now where the demo's finest grid is not the pilot's."""
+def _pilot(digits: DiffusionLadder, process: Process) -> mls.Pilot:
+    """The stored pilot, or one made now where the demo's finest grid is not the pilot's."""
     pilot = stored_pilot(digits, "ddpm")
     if pilot is None or not set(pilot.times.tolist()) <= set(process.fine_times.tolist()):
         seeds = range(1_000_000, 1_000_016)
         start = process.start(seeds, digits.image_shape)
         pilot = mls.pilot(digits.ladder, start, process.fine_times, progress=True, **process.arguments(seeds))
-    planned = pilot.plan(budget=budget * digits.ladder.costs[-1])
+    return pilot
+
+
+def _planned(pilot: mls.Pilot, budget: float) -> tuple[Tensor, mls.Plan]:
+    planned = pilot.plan(budget=budget * pilot.costs[-1])
     return planned.times, planned.plan
 
 
