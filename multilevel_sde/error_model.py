@@ -54,7 +54,7 @@ class Pilot:
         kurtosis: Of each difference; above 100 a few rare states dominate.
         consistency: |E f^k - E f^{k-1} - E D_k| / |E f^k|, zero to rounding.
         em_errors: Steps -> squared distance of the top level with so many steps to M steps, typical.
-        fine_error: The same of M steps to the finest grid, on the cheapest level.
+        fine_error: The same of M steps to the finest grid, estimated from the cheapest level.
         calibration: Pairs (first-order prediction, measured typical level error).
         tail: Ratio of the mean to the typical squared error.
         cost: What the pilot cost in all, in the ladder's unit.

@@ -98,7 +98,7 @@ def pilot(
     fine = as_times(times).double()
     y0 = _checked(ladder, y0, samples)
     count = _candidates_within(ladder, len(y0), len(fine) - 1, candidates, limit)
-    index = torch.linspace(0, len(fine) - 1, count + 1, dtype=torch.float64).round().long()
+    index = _thinned(len(fine) - 1, count)
     rig = _Rig(ladder, y0, step, diffusion, brownian, progress)
     with torch.no_grad():
         walk = rig.walk(fine[index])
@@ -110,7 +110,7 @@ def pilot(
             raise ValueError('"ladder" has levels that are equal along the path; there is nothing to correct')
         runs = rig.calibrate(fine[index], walk, grams)
         em_errors = rig.step_errors(fine[index], walk.final)
-        fine_error = rig.fine_error(fine, fine[index])
+        fine_error = rig.fine_error(fine, fine[index], em_errors)
     seen = [*[errors for _, errors in runs], *em_errors.values()]
     tails = [float(errors.mean()) / typical(errors) for errors in seen if typical(errors) > 0]
     seconds = SecondsCost(y0, t=float(fine[index[count // 2]]), calls=_TIMED - 1, warmup=1)(ladder.drifts)
@@ -126,7 +126,7 @@ def pilot(
         kurtosis=tuple(walk.kurtosis.tolist()),
         consistency=tuple(walk.consistency.tolist()),
         em_errors={steps: typical(errors) for steps, errors in em_errors.items()} | {count: 0.0},
-        fine_error=typical(fine_error),
+        fine_error=fine_error,
         calibration=tuple((predicted, typical(errors)) for predicted, errors in runs),
         tail=statistics.geometric_mean(tails) if tails else 1.0,
         cost=rig.cost,
@@ -277,20 +277,36 @@ class _Rig:
         errors = {}
         for steps in sorted({*[count // j for j in (2, 4) if count % j == 0], 4, 8, 14}):
             if 2 <= steps < count:
-                coarse = grid[torch.linspace(0, count, steps + 1, dtype=torch.float64).round().long()]
+                coarse = grid[_thinned(count, steps)]
                 errors[steps] = _squared(self.run(coarse, em_plan(self.ladder, coarse)), final)
         return errors
 
-    def fine_error(self, fine: Tensor, grid: Tensor) -> Tensor:
-        """Squared distances between the candidate grid and the finest one, on the cheapest level."""
+    def fine_error(self, fine: Tensor, grid: Tensor, em_errors: dict[int, Tensor]) -> float:
+        """Typical squared distance between the candidate grid and the finest one.
+
+        It is measured on the cheapest level, times the ratio of the top level's step error to the cheapest one's on the
+        next coarser grid.
+        """
         if len(fine) == len(grid):
-            return torch.zeros(len(self.y0), dtype=torch.float64)
-        paths = []
-        for times in (fine, grid):
-            weights = torch.zeros(len(times) - 1, len(self.ladder), dtype=torch.float64)
-            weights[:, 0] = 1.0
-            paths.append(self.run(times, Plan(weights > 0, weights, truncated=True)))
-        return _squared(*paths)
+            return 0.0
+        middle = self.run(grid, self._cheapest(grid))
+        found = typical(_squared(self.run(fine, self._cheapest(fine)), middle))
+        if not em_errors:
+            return found
+        steps = max(em_errors)
+        coarse = grid[_thinned(len(grid) - 1, steps)]
+        cheap = typical(_squared(self.run(coarse, self._cheapest(coarse)), middle))
+        return found * typical(em_errors[steps]) / cheap if cheap > 0 else found
+
+    def _cheapest(self, grid: Tensor) -> Plan:
+        weights = torch.zeros(len(grid) - 1, len(self.ladder), dtype=torch.float64)
+        weights[:, 0] = 1.0
+        return Plan(weights > 0, weights, truncated=True)
+
+
+def _thinned(count: int, steps: int) -> Tensor:
+    """Indices of about equally spaced steps."""
+    return torch.linspace(0, count, steps + 1, dtype=torch.float64).round().long()
 
 
 def _checked(ladder: Ladder, y0: Tensor, samples: int) -> Tensor:
@@ -317,7 +333,7 @@ def _candidates_within(ladder: Ladder, samples: int, steps: int, candidates: int
         coarse = sum(n for n in (4, 8, 14, count // 2, count // 4) if n < count)
         calibration = sum(c for c in _CALIBRATED_COSTS if c < 0.6 * count) / 2
         walk = (count + _TIMED) * sum(ladder.costs) + count**2 / 2 * (levels - 1) * base
-        return samples * (walk + (coarse + calibration) * top + (steps + count) * base)
+        return samples * (walk + (coarse + calibration) * top + (steps + 2 * count) * base)
 
     while count > 8 and cost(count) > limit:
         count -= 1
