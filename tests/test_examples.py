@@ -1,6 +1,7 @@
-"""The example scripts on tiny networks with the interfaces of EDM2 and of SiT, and the example of `docs/edm.md`."""
+"""The example scripts on tiny networks with the interfaces of EDM2 and of SiT, and two pages of the documentation."""
 
 import importlib.util
+import json
 import re
 import sys
 import types
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import multilevel_sde as mls
+from multilevel_diffusion.store import shipped_ladder
 
 ROOT = Path(__file__).parents[1]
 
@@ -283,10 +285,23 @@ def test_sit_refuses_bad_input(weights, tmp_path, capsys):
 # -- documentation -----------------------------------------------------------------------------------------------------
 
 
-def test_the_example_for_edm_users_runs_and_prints_what_the_page_says(capsys):
-    page = (ROOT / "docs" / "edm.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    expected = re.search(r"```text\n(.*?)```", page, re.DOTALL)
-    assert expected is not None
-    exec("\n".join(blocks), {})
-    assert capsys.readouterr().out == expected.group(1)
+@pytest.mark.parametrize("name", ["edm", "training"])
+def test_the_examples_of_a_page_run_and_print_what_it_says(name, capsys):
+    page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    code, output = re.search(r"```python\n((?:(?!```).)*)```(?:(?!```).)*```text\n(.*?)```", page, re.DOTALL).groups()
+    exec(code, {})
+    assert capsys.readouterr().out == output
+
+
+@pytest.mark.parametrize("name", ["digits", "deadleaves32"])
+def test_the_table_of_a_shipped_ladder_is_its_record(name):
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = re.search(rf"\| {name}, .*?\n\n", page, re.DOTALL).group().splitlines()[2:-1]
+    levels = json.loads((shipped_ladder(name) / "ladder.json").read_text())["levels"]
+    for row, level in zip(rows, levels, strict=True):
+        cells = [cell.strip().replace(",", "") for cell in row.strip("|").split("|")]
+        assert int(cells[1]) == level["parameters"]
+        assert float(cells[2]) == pytest.approx(level["flops"], rel=5e-3)
+        assert float(cells[3]) == pytest.approx(level["error"]["loss"], abs=1e-4)
+        if cells[4]:
+            assert float(cells[4]) == pytest.approx(level["error"]["rms_to_top"], abs=1e-3)
