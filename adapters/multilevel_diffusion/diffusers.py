@@ -32,10 +32,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 import multilevel_sde as mls
+from multilevel_diffusion.black_box import Answer
 from multilevel_diffusion.diffusers_calls import bind, check_residuals, explain, fresh, warn_of_disagreement
 from multilevel_diffusion.diffusers_checks import check_levels, check_scheduler
 from multilevel_diffusion.diffusers_clock import PipelineClock
 from multilevel_diffusion.diffusers_costs import count_costs
+from multilevel_diffusion.diffusers_pilot import pipeline_pilot, planned
 from multilevel_diffusion.diffusers_store import Settings, load_ladder, load_models, save_ladder
 from multilevel_diffusion.rows import DrawnRows, PlannedRows, combine, step_probabilities
 from multilevel_diffusion.trajectory import Meter, Stats
@@ -66,7 +68,7 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
         budget_fraction: Expected cost of a call relative to the top model's, in (0, 1]; 1 is the top model itself.
         probabilities: Instead: p_k, shape (K,), or p_k(n) for each of N calls, shape (N, K); the lowest level 1.
         plan: Instead: the hits and weights of each of N calls.
-        schedule: Shape of the probabilities that are scaled to the budget.
+        schedule: Shape of the probabilities that are scaled to the budget, by default `InverseCostSchedule()`.
         draw: `multilevel_sde.systematic` (evenly spread hits), `independent` (the paper's) or `nested`.
         seed: Seed of the draw.
         costs: Cost of one call of each level; by default FLOPs, counted from the configurations.
@@ -100,7 +102,7 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
         budget_fraction: float | None = None,
         probabilities: Tensor | Sequence[float] | None = None,
         plan: mls.Plan | None = None,
-        schedule: mls.Schedule = _INVERSE_COST,
+        schedule: mls.Schedule | None = None,
         draw: mls.Draw = mls.systematic,
         seed: int = 0,
         costs: Sequence[float] | mls.GivenCost | None = None,
@@ -119,6 +121,8 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
         self._settings = Settings(costs, draw=draw, seed=seed)
         self._meter = Meter(self._ladder.costs)
         self._clock = PipelineClock()
+        self._answer: Answer | None = None
+        self._output: type[Any] = tuple
         self._checked: object = None
         self._warned = self._compared = False
         self.allocate(budget_fraction=budget_fraction, probabilities=probabilities, plan=plan, schedule=schedule)
@@ -131,9 +135,12 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
         budget_fraction: float | None = None,
         probabilities: Tensor | Sequence[float] | None = None,
         plan: mls.Plan | None = None,
-        schedule: mls.Schedule = _INVERSE_COST,
+        schedule: mls.Schedule | None = None,
     ) -> None:
-        """Choose anew which level is evaluated when; the arguments are those of the class."""
+        """Choose anew which level is evaluated when; the arguments are those of the class.
+
+        After `calibrate`, `budget_fraction` without `schedule` means the pilot's plan.
+        """
         given = [value is not None for value in (budget_fraction, probabilities, plan)]
         if sum(given) != 1:
             raise ValueError(
@@ -142,7 +149,9 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
             )
         table = None
         if budget_fraction is not None:
-            table = step_probabilities(self._ladder, budget_fraction, schedule, self._settings.draw)
+            table = step_probabilities(self._ladder, budget_fraction, schedule or _INVERSE_COST, self._settings.draw)
+            if self._settings.pilot is not None and schedule is None and budget_fraction < 1:
+                table, plan = None, planned(self._settings.pilot, self._ladder, budget_fraction)
         elif probabilities is not None:
             table = torch.as_tensor(probabilities, dtype=torch.float64)
             if table.shape[-1:] != (len(self._ladder),):
@@ -208,6 +217,87 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
         for level in self.levels:
             if hasattr(level, "_reset_stateful_cache"):
                 level._reset_stateful_cache()
+
+    def calibrate(
+        self,
+        pipe: Any,
+        *,
+        num_inference_steps: int,
+        samples: int = 8,
+        candidates: int | None = None,
+        seed: int = 0,
+        progress: bool = True,
+        **pipeline_arguments: Any,
+    ) -> mls.Pilot:
+        r"""Measure in the pipeline itself where corrections matter, and plan the evaluations at the same budget.
+
+        The plan is for this number of steps and replaces the draw; later budgets, `allocate(budget_fraction=0.2)`, are
+        planned from the same pilot, which is saved with the ladder. It runs the pipeline once with all levels, then
+        once for each call and each level but the lowest with the lowest level from there on, about M^2 (K - 1) / 2
+        evaluations of it in all; see :mod:`multilevel_diffusion.black_box`. Images made later do not depend on it.
+
+        Arguments:
+            pipe: The pipeline that the ladder is installed in.
+            num_inference_steps: Of the runs that the plan is for.
+            samples: Samples to measure on; memory holds their final states for every call and level.
+            candidates: Perturb so many calls only, to save time; by default all.
+            seed: Of the samples' noise.
+            progress: Show a progress bar.
+            pipeline_arguments: Of the pipeline's call, such as prompt and guidance_scale.
+
+        Returns:
+            The pilot: `pilot.plan(budget=...)`, `pilot.advise(budget=...)`, `pilot.cost`.
+
+        Raises:
+            ValueError: The ladder is not installed in `pipe`, or see `check` and
+                :func:`multilevel_diffusion.diffusers_pilot.pipeline_pilot`.
+
+        Example:
+            >>> from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+            >>> def unet(width):
+            ...     return UNet2DModel(sample_size=8, block_out_channels=(width, width), norm_num_groups=8,
+            ...                        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2).eval()
+            >>> pipe = DDIMPipeline(unet(16), DDIMScheduler(clip_sample=False))
+            >>> ladder = MultilevelUNet([unet(8), unet(16)], budget_fraction=0.6).install(pipe)
+            >>> pilot = ladder.calibrate(pipe, num_inference_steps=8, samples=2, progress=False)
+            >>> ladder.plan.steps, ladder.plan.evaluations[0].item()
+            (8, 8)
+        """
+        if self._clock.pipe is not pipe:
+            raise ValueError('"pipe" is not the pipeline that the ladder is installed in; use ladder.install(pipe)')
+        settings, meter, fraction = self._settings, self._meter, self._fraction()
+        some = torch.tensor([1.0] + [0.5] * (len(self._ladder) - 1))
+        self._follow(replace(settings, probabilities=some, plan=None))
+        self._meter = Meter(self._ladder.costs)
+        try:
+            self.check(pipe)
+            pilot = pipeline_pilot(
+                pipe,
+                self._ladder,
+                lambda answer: setattr(self, "_answer", answer),
+                samples=samples,
+                candidates=candidates,
+                seed=seed,
+                progress=progress,
+                arguments={"num_inference_steps": num_inference_steps, **pipeline_arguments},
+            )
+        finally:
+            self._answer, self._meter = None, meter
+            self._follow(settings)
+        self._settings = replace(settings, pilot=pilot)
+        self.allocate(budget_fraction=fraction)
+        return pilot
+
+    def _fraction(self) -> float:
+        """Expected cost of a call relative to the top model's."""
+        plan, table = self._settings.plan, self._settings.probabilities
+        if plan is not None:
+            cost = plan.cost(self._ladder) / plan.steps
+        else:
+            assert table is not None
+            rows = table.reshape(-1, len(self._ladder))
+            cost = mls.expected_cost(self._ladder, rows, self._settings.draw) / len(rows)
+        return min(1.0, max(cost, self._ladder.costs[0]) / self._ladder.costs[-1])
 
     # -- the pipeline around ---------------------------------------------------------------------------------------
 
@@ -297,14 +387,18 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
             outputs[level] = self._evaluate(level, call, state)
             return outputs[level].sample if whole else outputs[level][0]
 
-        estimate = combine(row, evaluate)
+        if self._answer is None:
+            estimate = combine(row, evaluate)
+        else:
+            estimate = self._answer(position + self._clock.offset, evaluate)
         self._meter.count(row, self._clock.number)
         if len(outputs) > 1 and not self._compared:
             self._compared = True
             lower, upper = list(outputs)[-2:]
             warn_of_disagreement(outputs[lower][0], outputs[upper][0], (lower, upper))
-        last = outputs[max(outputs)]
-        return type(last)(sample=estimate) if whole else (estimate,)
+        if outputs:
+            self._output = type(outputs[max(outputs)])
+        return self._output(sample=estimate) if whole else (estimate,)
 
     def _evaluate(self, level: int, call: dict[str, Any], state: Tensor) -> Any:
         model: Any = self.levels[level]
@@ -375,7 +469,7 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
         budget_fraction: float | None = None,
         probabilities: Tensor | Sequence[float] | None = None,
         plan: mls.Plan | None = None,
-        schedule: mls.Schedule = _INVERSE_COST,
+        schedule: mls.Schedule | None = None,
         draw: mls.Draw | None = None,
         seed: int | None = None,
         costs: Sequence[float] | mls.GivenCost | None = None,
@@ -401,7 +495,7 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
             costs = saved.costs if costs is None else costs
         else:
             models = load_models(source, **options)
-        return cls(
+        ladder = cls(
             models,
             budget_fraction=budget_fraction,
             probabilities=probabilities,
@@ -411,6 +505,11 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
             seed=seed if seed is not None else (saved.seed if saved else 0),
             costs=costs,
         )
+        if saved is not None and saved.pilot is not None:
+            ladder._settings = replace(ladder._settings, pilot=saved.pilot)
+            if budget_fraction is not None:
+                ladder.allocate(budget_fraction=budget_fraction, schedule=schedule)
+        return ladder
 
 
 class Options(TypedDict, total=False):
@@ -419,7 +518,7 @@ class Options(TypedDict, total=False):
     budget_fraction: float | None
     probabilities: Tensor | Sequence[float] | None
     plan: mls.Plan | None
-    schedule: mls.Schedule
+    schedule: mls.Schedule | None
     draw: mls.Draw
     seed: int
     costs: Sequence[float] | mls.GivenCost | None

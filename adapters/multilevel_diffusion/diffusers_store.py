@@ -4,6 +4,7 @@
     unet/level_0/              an ordinary diffusers model folder, loadable on its own
     unet/level_1/
     unet/plan.safetensors      only with a plan
+    unet/pilot.safetensors     only after a pilot
 
 A folder without config.json is no ladder: it is removed first and written last, atomically, so that an interrupted save
 never loads. Weights are safetensors; nothing is unpickled.
@@ -33,7 +34,7 @@ __all__ = ["DRAWS", "Settings", "load_ladder", "load_models", "save_ladder"]
 DRAWS: Mapping[str, mls.Draw] = {"independent": mls.independent, "nested": mls.nested, "systematic": mls.systematic}
 """The draws that a file can name."""
 
-_CONFIG, _PLAN, _FORMAT = "config.json", "plan.safetensors", 1
+_CONFIG, _PLAN, _PILOT, _FORMAT = "config.json", "plan.safetensors", "pilot.safetensors", 1
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Settings:
         plan: The plan, None with probabilities.
         draw: The way of drawing.
         seed: Seed of the draw.
+        pilot: What a pilot in the ladder's pipeline measured, None without one.
     """
 
     costs: mls.GivenCost
@@ -53,6 +55,7 @@ class Settings:
     plan: mls.Plan | None = None
     draw: mls.Draw = mls.systematic
     seed: int = 0
+    pilot: mls.Pilot | None = None
 
 
 def load_models(sources: Iterable[str | os.PathLike[str] | nn.Module], **options: Any) -> list[nn.Module]:
@@ -133,6 +136,7 @@ def save_ladder(folder: str | os.PathLike[str], models: Sequence[Any], settings:
         "cost_unit": settings.costs.unit,
         "probabilities": None if settings.probabilities is None else settings.probabilities.tolist(),
         "plan": None if settings.plan is None else _PLAN,
+        "pilot": None if settings.pilot is None else _PILOT,
         "draw": _name_of(settings.draw),
         "seed": settings.seed,
     }
@@ -143,6 +147,8 @@ def save_ladder(folder: str | os.PathLike[str], models: Sequence[Any], settings:
         model.save_pretrained(target / f"level_{level}", **options)
     if settings.plan is not None:
         settings.plan.save(target / _PLAN)
+    if settings.pilot is not None:
+        settings.pilot.save(target / _PILOT)
     write_atomically(target / _CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
@@ -186,7 +192,10 @@ def _load_settings(folder: Path) -> tuple[Settings, int]:
             None if config["plan"] is None else mls.Plan.load(folder / _PLAN),
             DRAWS[config["draw"]],
             int(config["seed"]),
+            None if config.get("pilot") is None else mls.Pilot.load(folder / _PILOT),
         )
+        if settings.pilot is not None and settings.pilot.levels != len(settings.costs.costs):
+            raise ValueError(f"its pilot is of {settings.pilot.levels} levels; run calibrate again")
         return settings, len(config["levels"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f'"{path}" is not the configuration of a ladder ({error!r}); save it again') from None
