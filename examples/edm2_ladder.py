@@ -36,7 +36,7 @@ from multilevel_diffusion import MultilevelDenoiser
 GFLOPS = {"xs": 46.0, "s": 102.0, "m": 181.0, "l": 282.0, "xl": 406.0, "xxl": 552.0}
 
 
-def multilevel(networks: Mapping[str, nn.Module], *, count: bool = False, **choice: Any) -> MultilevelDenoiser:
+def multilevel(networks: Mapping[str, Any], *, count: bool = False, **choice: Any) -> MultilevelDenoiser:
     """Return EDM2 networks as one network, with the attributes of the largest.
 
     Arguments:
@@ -93,8 +93,9 @@ def open_edm2(repo: str, device: torch.device) -> Any:
     if not (Path(repo) / "generate_images.py").is_file():
         raise ValueError(f'"--edm2-repo" is {repo!r}, which has no generate_images.py; give a checkout of NVlabs/edm2')
     sys.path.insert(0, repo)
-    if device.type == "cpu" and not torch.distributed.is_initialized():  # EDM2 itself would ask for NCCL
-        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    group: Any = torch.distributed
+    if device.type == "cpu" and not group.is_initialized():  # EDM2 itself would ask for NCCL
+        group.init_process_group("gloo", store=group.HashStore(), rank=0, world_size=1)
     importlib.import_module("torch_utils.distributed").init()
     return importlib.import_module("generate_images")
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 import multilevel_sde as mls
 from multilevel_diffusion import DDIM, FlowDenoiser, RectifiedFlowSchedule, uniform
@@ -34,7 +34,7 @@ GMACS = {"S": 6.06, "B": 23.0, "L": 80.7, "XL": 118.7}
 LATENT_SCALE = 0.18215
 
 
-def load(models: Mapping[str, Callable[..., nn.Module]], size: str, path: str, device: str) -> nn.Module:
+def load(models: Mapping[str, Callable[..., Any]], size: str, path: str, device: str) -> Any:
     """Build a SiT of a size with the shape that its weights have, and load them.
 
     Raises:
@@ -58,7 +58,7 @@ def load(models: Mapping[str, Callable[..., nn.Module]], size: str, path: str, d
     return model.eval().requires_grad_(False)
 
 
-def level(model: nn.Module, labels: Tensor, guidance: float = 1.0) -> FlowDenoiser:
+def level(model: Any, labels: Tensor, guidance: float = 1.0) -> FlowDenoiser:
     """Return SiT with its labels bound as an estimate of x_0; guidance is linear, hence a part of the level."""
     if guidance == 1:
         return FlowDenoiser(lambda x, t: -model(x, 1 - t, labels))
@@ -71,7 +71,7 @@ def level(model: nn.Module, labels: Tensor, guidance: float = 1.0) -> FlowDenois
 
 
 def sample(
-    networks: Mapping[str, nn.Module], labels: Tensor, seeds: Sequence[int], steps: int, budget: float, **choice: Any
+    networks: Mapping[str, Any], labels: Tensor, seeds: Sequence[int], steps: int, budget: float, **choice: Any
 ) -> mls.Solution:
     """Sample one latent per label and seed by DDIM, which on the straight path is Euler's method.
 
@@ -128,9 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     solution = sample(networks, labels, seeds, args.steps, args.budget, **choice)
     write_atomically(args.out / "latents.safetensors", save({"latents": solution.y.cpu()}))
     if args.vae:
-        from diffusers import AutoencoderKL
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-        decoder = AutoencoderKL.from_pretrained(args.vae).to(args.device)
+        decoder: Any = AutoencoderKL.from_pretrained(args.vae).to(args.device)
         with torch.no_grad():
             save_grid(args.out / "samples.png", decoder.decode(solution.y / LATENT_SCALE).sample)
     print(f"evaluations of {', '.join(networks)}: {solution.stats.evaluations.tolist()}; written to {args.out}/")
