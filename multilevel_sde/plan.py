@@ -70,7 +70,8 @@ class Plan:
         idle = (self.coefficients == 0).all(-1)
         if idle.any():
             raise ValueError(
-                f'"weights" must leave a drift to evaluate at every step, got none at step {int(idle.nonzero()[0, 0])}; '
+                f'"weights" must leave a drift to evaluate at every step, got none at step '
+                f"{int(idle.nonzero()[0, 0])}; "
                 "the lowest level is usually hit with weight 1"
             )
 
