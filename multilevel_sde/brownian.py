@@ -19,6 +19,7 @@ References:
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -99,8 +100,10 @@ class BrownianPath:
                 f'"seeds" has {len(self.seeds)} entries, the state of shape {tuple(y.shape)} needs one per sample '
                 "along its first dimension"
             )
-        shape = tuple(y.shape[1:]) if self.shape is None else self.shape
-        return BrownianPath(self.seeds, grid=self.grid, unit=self.unit, shape=shape, dtype=y.dtype, device=y.device)
+        path = copy.copy(self)
+        path.shape = tuple(y.shape[1:]) if self.shape is None else self.shape
+        path.dtype, path.device, path._keys = y.dtype, y.device, self._keys.to(y.device)
+        return path
 
     def __call__(self, t: float, s: float) -> Tensor:
         """Return W(s) - W(t), shape (B, *shape)."""
