@@ -265,12 +265,12 @@ def markdown(result: dict) -> str:
     lines += ["| method | " + " | ".join(f"{b:g}" for b in budgets) + " |", "|---|" + "---|" * len(budgets)]
     for method in dict.fromkeys(row["method"] for row in rows):
         by = {row["budget"]: row for row in rows if row["method"] == method}
-        cells = [f"{by[b]['mse']:.4f} / {by[b]['median']:.4f} / {by[b]['seconds']:.3f}" for b in budgets]
+        cells = [f"{by[b]['mse']:.2g} / {by[b]['median']:.2g} / {by[b]['seconds']:.2g}" for b in budgets]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     plans = [row for row in rows if row["method"] == PLAN]
-    cells = [f"{row['predicted_mse']:.4f} (typical {row['predicted_typical']:.4f})" for row in plans]
+    cells = [f"{row['predicted_mse']:.2g} (typical {row['predicted_typical']:.2g})" for row in plans]
     lines.append("| pilot plan, predicted mean | " + " | ".join(cells) + " |")
-    cells = [f"{row['mse']:.4f} (typical {row['typical']:.4f})" for row in plans]
+    cells = [f"{row['mse']:.2g} (typical {row['typical']:.2g})" for row in plans]
     lines += ["| pilot plan, measured mean | " + " | ".join(cells) + " |", ""]
     lines += ["Cost of a method at the error of the pilot's plan, divided by the plan's cost:", "", *ratios(result), ""]
     return "\n".join([*lines, prediction_line(result), ""])
@@ -293,7 +293,8 @@ def plot(path: Path, results: list[dict]) -> None:
         axes.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
     panels[0].set_ylabel("squared distance to the reference, median image")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    columns = min(5, 2 * len(results))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     write_atomically(path, content.getvalue())
