@@ -3,6 +3,7 @@
 import dataclasses
 import html.parser
 import json
+import pathlib
 import re
 import shutil
 import subprocess
@@ -97,6 +98,16 @@ def test_the_same_pilot_gives_the_same_page(pilot, page, tmp_path):
 def test_the_method_writes_it_too(pilot, tmp_path):
     pilot.report(tmp_path / "new" / "page.html")
     assert "<h1>Pilot report</h1>" in (tmp_path / "new" / "page.html").read_text()
+
+
+def test_the_example_in_the_documentation_runs(tmp_path, monkeypatch):
+    text = (pathlib.Path(__file__).parents[1] / "docs" / "pilot.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.S)[1], names)
+    assert names["solution"].stats.cost <= 400
+    assert (tmp_path / "pilot.safetensors").exists()
+    assert (tmp_path / "report.html").exists()
 
 
 def test_a_page_may_not_be_its_own_json(pilot, tmp_path):
