@@ -29,7 +29,7 @@ import multilevel_sde as mls
 from multilevel_diffusion.rows import PlannedRows, combine
 from multilevel_sde.pilot import typical
 
-__all__ = ["Answer", "black_box_pilot"]
+__all__ = ["Answer", "black_box_pilot", "planned"]
 
 Answer = Callable[[int, Callable[[int], Tensor]], Tensor]
 """answer(n, evaluate) -> what the network is said to return at call n; evaluate(k) is the output of level k there."""
@@ -106,6 +106,12 @@ def black_box_pilot(
         samples=len(final),
     )
     return _calibrated(run, ladder, pilot, grams, final)
+
+
+def planned(pilot: mls.Pilot, ladder: mls.Ladder, budget_fraction: float) -> mls.Plan:
+    """Return the pilot's plan at a fraction of the cost of the top level at every call, by the ladder's costs."""
+    priced = replace(pilot, costs=ladder.costs, unit=ladder.unit)
+    return priced.plan(budget=budget_fraction * pilot.steps * ladder.costs[-1]).plan
 
 
 @dataclass(frozen=True)

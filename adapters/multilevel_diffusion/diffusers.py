@@ -32,12 +32,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 import multilevel_sde as mls
-from multilevel_diffusion.black_box import Answer
+from multilevel_diffusion.black_box import Answer, planned
 from multilevel_diffusion.diffusers_calls import bind, check_residuals, explain, fresh, warn_of_disagreement
 from multilevel_diffusion.diffusers_checks import check_levels, check_scheduler
 from multilevel_diffusion.diffusers_clock import PipelineClock
 from multilevel_diffusion.diffusers_costs import count_costs
-from multilevel_diffusion.diffusers_pilot import pipeline_pilot, planned
+from multilevel_diffusion.diffusers_pilot import pipeline_pilot
 from multilevel_diffusion.diffusers_store import Settings, load_ladder, load_models, save_ladder
 from multilevel_diffusion.rows import DrawnRows, PlannedRows, combine, step_probabilities
 from multilevel_diffusion.trajectory import Meter, Stats

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 import multilevel_sde as mls
 from multilevel_diffusion.black_box import Answer, black_box_pilot
 
-__all__ = ["pipeline_pilot", "planned"]
+__all__ = ["pipeline_pilot"]
 
 _COUNTS = ("batch_size", "num_images_per_prompt", "num_videos_per_prompt")
 
@@ -71,12 +70,6 @@ def pipeline_pilot(
             "the whole trajectory"
         )
     return pilot
-
-
-def planned(pilot: mls.Pilot, ladder: mls.Ladder, budget_fraction: float) -> mls.Plan:
-    """Return the pilot's plan at a fraction of the cost of the top level at every call, by the ladder's costs."""
-    priced = replace(pilot, costs=ladder.costs, unit=ladder.unit)
-    return priced.plan(budget=budget_fraction * pilot.steps * ladder.costs[-1]).plan
 
 
 def _call_arguments(pipe: Any, samples: int, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,12 +25,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 import multilevel_sde as mls
+from multilevel_diffusion.black_box import Answer, black_box_pilot, planned
 from multilevel_diffusion.rows import DrawnRows, PlannedRows, combine, step_probabilities
 from multilevel_diffusion.trajectory import Meter, Stats, Trajectory
 
@@ -106,6 +107,7 @@ class MultilevelDenoiser(nn.Module):
         self.levels = nn.ModuleList(level for level in ladder.drifts if isinstance(level, nn.Module))
         self._plan, self._draw, self._seed = plan, draw, seed
         self._probabilities = None if probabilities is None else torch.as_tensor(probabilities)
+        self._answer: Answer | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -136,10 +138,75 @@ class MultilevelDenoiser(nn.Module):
         if self._trajectory.number != number:
             self._check_length(number, made)
             self._rows = self._new_rows(self._trajectory.number)
+        levels: tuple[Callable[..., Tensor], ...] = self.ladder.drifts
+        if self._answer is not None:
+            return self._answer(position, lambda k: levels[k](x, sigma, *args, **extra))
         row = self._rows[position]
         self._meter.count(row, self._trajectory.number)
-        levels: tuple[Callable[..., Tensor], ...] = self.ladder.drifts
         return combine(row, lambda k: levels[k](x, sigma, *args, **extra))
+
+    def calibrate(
+        self,
+        run: Callable[[Self, Sequence[int]], Tensor],
+        *,
+        budget_fraction: float,
+        seeds: Sequence[int] = range(8),
+        candidates: int | None = None,
+        progress: bool = True,
+    ) -> mls.Pilot:
+        """Measure in your own sampler where corrections matter, and follow the best plan for a budget from then on.
+
+        It begins anew (see `reset`) once the plan is made; after an error everything is as before. The evaluations that
+        it takes are described in :mod:`multilevel_diffusion.black_box`.
+
+        Arguments:
+            run: run(net, seeds) samples with this denoiser, with the same noise for the same seeds, and returns the
+                final states, one for each seed; it is called many times.
+            budget_fraction: As for the class.
+            seeds: At least 2.
+            candidates: Perturb so many calls only, to save time; by default all.
+            progress: Show a progress bar.
+
+        Returns:
+            The pilot: `pilot.plan(budget=...)`, `pilot.advise(budget=...)`, `pilot.cost`.
+
+        Raises:
+            ValueError: See the class and :func:`multilevel_diffusion.black_box.black_box_pilot`.
+
+        Example:
+            >>> import multilevel_sde as mls
+            >>> exact = lambda x, sigma: x / (1 + sigma.reshape(-1, 1) ** 2)
+            >>> ladder = mls.Ladder([lambda x, sigma: 0.9 * exact(x, sigma), exact], costs=[1.0, 8.0])
+            >>> model = MultilevelDenoiser(ladder, budget_fraction=0.4)
+            >>> def sample(net, seeds):
+            ...     x = torch.stack([10 * torch.randn(2, generator=torch.Generator().manual_seed(n)) for n in seeds])
+            ...     sigmas = torch.linspace(10.0, 0.0, 21)
+            ...     for sigma, following in zip(sigmas[:-1], sigmas[1:]):
+            ...         x = x + (following - sigma) * (x - net(x, sigma * x.new_ones(len(x)))) / sigma
+            ...     return x
+            >>> pilot = model.calibrate(sample, budget_fraction=0.4, progress=False)
+            >>> states = sample(model, [100, 101])
+            >>> model.stats.trajectory.calls, model.stats.trajectory.fraction <= 0.4
+            (20, True)
+        """
+        step_probabilities(self.ladder, budget_fraction, mls.InverseCostSchedule(), self._draw)  # checks the budget
+        before = self._rows, self._trajectory, self._turns, self._meter
+
+        def answered(answer: Answer) -> Tensor:
+            self.reset()
+            self._answer = answer
+            return run(self, seeds)
+
+        try:
+            with torch.no_grad():
+                pilot = black_box_pilot(answered, self.ladder, candidates=candidates, progress=progress)
+            plan = planned(pilot, self.ladder, budget_fraction)
+        finally:
+            self._answer = None
+            self._rows, self._trajectory, self._turns, self._meter = before
+        self._plan, self._probabilities = plan, None
+        self.reset()
+        return pilot
 
     def _new_rows(self, number: int) -> DrawnRows | PlannedRows:
         if self._plan is not None:
