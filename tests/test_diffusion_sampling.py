@@ -87,6 +87,13 @@ def test_a_sub_grid_sees_the_noise_of_the_finest_grid():
     assert (ends[0][0] - ends[0][1]).abs().min() > 1e-3
 
 
+@pytest.mark.parametrize("steps", [7, 13, 39])
+def test_a_grid_is_as_even_as_the_finest_one_allows(steps):
+    times = process().grid(steps)
+    assert set(times.tolist()) <= set(process().fine_times.tolist())
+    assert (times - torch.linspace(1, 0, steps + 1, dtype=torch.float64)).abs().max() <= 0.5 / 40 + 1e-12
+
+
 def test_starting_noise_is_apart_from_the_path():
     """Unit variance at t = 1 (chi-squared, level 1e-4) and no correlation with the first increment (4 deviations)."""
     chain, seeds, shape = process(), range(2000), (4,)
