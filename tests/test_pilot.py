@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import multilevel_sde as mls
-from multilevel_sde.curves import first_order_error
+from multilevel_sde.allocate import shrink
+from multilevel_sde.curves import Curve, first_order_error
 from multilevel_sde.pilot import typical
 
 MATRIX = torch.tensor([[-1.0, 0.5, 0.0], [-0.5, -1.0, 0.2], [0.0, 0.3, -0.4]], dtype=torch.float64)
@@ -123,6 +124,14 @@ def test_a_plan_keeps_within_its_budget(measured, share):
     left_out = [k for k in range(4) if k not in best.levels]
     assert best.plan.evaluations[left_out].sum() == 0
     assert best.plan.evaluations[best.levels[0]] > 0
+
+
+def test_leaving_out_levels_adds_up_their_corrections(measured):
+    # f^3 - f^0 is the sum of three corrections, so its responses' Gram matrix is the sum of all nine blocks.
+    blocks = measured.gram.reshape(3, 40, 3, 40)
+    torch.testing.assert_close(
+        Curve(measured, (0, 3), 40).allocation.gram, shrink(blocks.sum((0, 2)), 0.05), rtol=1e-12, atol=0
+    )
 
 
 def test_more_money_is_never_worse(measured):
