@@ -212,11 +212,11 @@ def machine() -> dict:
     }
 
 
-def cost_at(rows: list[dict], methods: tuple[str, ...], key: str, error: float) -> tuple[float, str]:
+def cost_at(rows: list[dict], methods: tuple[str, ...], unit: str, key: str, error: float) -> tuple[float, str]:
     """Return the least cost at which one of the methods reaches an error (log-log), and a ">" where none does."""
     found, longest = math.inf, 0.0
     for method in methods:
-        curve = sorted((row["cost"], row[key]) for row in rows if row["method"] == method)
+        curve = sorted((row[unit], row[key]) for row in rows if row["method"] == method)
         longest = max([longest, *[cost for cost, _ in curve]])
         if curve and curve[0][1] <= error:
             found = min(found, curve[0][0])
@@ -228,19 +228,21 @@ def cost_at(rows: list[dict], methods: tuple[str, ...], key: str, error: float) 
     return (found, "") if math.isfinite(found) else (longest, "> ")
 
 
-def ratios(result: dict) -> list[str]:
+def ratios(result: dict, unit: str) -> list[str]:
     """Return the costs at equal error against the pilot's plan, in words where it loses."""
-    lines = ["| at cost | EM, mean | EM, median | best single, mean | best single, median |", "|---|---|---|---|---|"]
-    lost = []
+    lines = [f"| {unit} | EM, mean | EM, median | best single, mean | best single, median |", "|---|---|---|---|---|"]
+    lost: dict[str, list[str]] = {}
     for plan in (row for row in result["rows"] if row["method"] == PLAN):
         cells = []
         for (who, methods), key in product((("EM", (EM,)), ("the best single network", SINGLE)), ("mse", "median")):
-            cost, sign = cost_at(result["rows"], methods, key, plan[key])
-            cells.append(f"{sign}{cost / plan['cost']:.2f}")
-            if cost < plan["cost"] and not sign:
-                lost.append(f"against {who} by the {'mean' if key == 'mse' else key} at {plan['budget']:g}")
-        lines.append(f"| {plan['cost']:.1f} | " + " | ".join(cells) + " |")
-    verdict = "The plan loses " + "; ".join(lost) + "." if lost else "The plan loses nowhere here."
+            cost, sign = cost_at(result["rows"], methods, unit, key, plan[key])
+            cells.append(f"{sign}{cost / plan[unit]:.2f}")
+            if cost < plan[unit] and not sign:
+                name = f"{who} by the {'mean' if key == 'mse' else key}"
+                lost.setdefault(name, []).append(f"{plan['budget']:g}")
+        lines.append(f"| {plan[unit]:.3g} | " + " | ".join(cells) + " |")
+    verdict = "; ".join(f"to {name} at {', '.join(budgets)}" for name, budgets in lost.items())
+    verdict = f"The plan loses {verdict}." if lost else "The plan loses nowhere here."
     return [*lines, "", verdict]
 
 
@@ -272,7 +274,8 @@ def markdown(result: dict) -> str:
     lines.append("| pilot plan, predicted mean | " + " | ".join(cells) + " |")
     cells = [f"{row['mse']:.2g} (typical {row['typical']:.2g})" for row in plans]
     lines += ["| pilot plan, measured mean | " + " | ".join(cells) + " |", ""]
-    lines += ["Cost of a method at the error of the pilot's plan, divided by the plan's cost:", "", *ratios(result), ""]
+    lines += ["Cost of a method at the error of the pilot's plan, divided by the plan's cost, by FLOPs:", ""]
+    lines += [*ratios(result, "cost"), "", "The same by CPU seconds an image:", "", *ratios(result, "seconds"), ""]
     return "\n".join([*lines, prediction_line(result), ""])
 
 
