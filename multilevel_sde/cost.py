@@ -18,6 +18,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = ["CostModel", "Drift", "FlopCost", "GivenCost", "SecondsCost"]
@@ -71,7 +72,8 @@ class FlopCost:
     """Floating-point operations of one evaluation, counted by torch's `FlopCounterMode`.
 
     The counter sees matrix products, convolutions and attention (a multiply-add is two operations); a drift made of
-    pointwise operations only counts zero and is refused, because its cost is not FLOPs.
+    pointwise operations only counts zero and is refused, because its cost is not FLOPs. Attention is counted by its
+    matrix products: the counter does not see a CPU's fused kernel.
 
     Arguments:
         x: An example state; the cost is of one call on it (use a batch of one to price one sample).
@@ -96,7 +98,7 @@ class FlopCost:
         t = torch.tensor(self.t, dtype=torch.float64, device=self.x.device)
         costs = []
         for level, drift in enumerate(drifts):
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
                 drift(self.x, t)
             if counter.get_total_flops() == 0:
                 raise ValueError(

@@ -65,7 +65,7 @@ def _corrections(figure: Any, facts: Mapping[str, Any], key: str, label: str) ->
     axes.set_ylim(max(1e-4 * largest, axes.get_ylim()[0]), 2 * largest)
     axes.set_ylabel(label)
     _over_time(axes, facts)
-    figure.legend(loc="outside upper center", ncols=4)
+    figure.legend(loc="outside upper center", ncols=2)
 
 
 def _variances(figure: Any, facts: Mapping[str, Any]) -> None:
@@ -82,7 +82,7 @@ def _probabilities(figure: Any, facts: Mapping[str, Any]) -> None:
         axes.step(facts["times"][:-1], values, where="post", color=_colour(k), label=f"level {k + 1}")
     axes.set(ylabel="probability of a correction", ylim=(-0.02, 1.05))
     _over_time(axes, facts)
-    figure.legend(loc="outside upper center", ncols=5)
+    figure.legend(loc="outside upper center", ncols=3)
 
 
 def _hits(figure: Any, facts: Mapping[str, Any]) -> None:

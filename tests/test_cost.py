@@ -22,6 +22,15 @@ def test_flops_of_a_convolution():
     assert counted == 2 * 2 * 7 * 3 * 9 * 8 * 8
 
 
+def test_flops_of_attention_are_its_two_matrix_products():
+    """A CPU's fused kernel is invisible to the counter."""
+
+    def attention(x, t):
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+
+    assert mls.FlopCost(torch.ones(1, 2, 8, 4))([attention]) == [2 * 2.0 * 2 * 8 * 8 * 4]
+
+
 def test_flops_price_a_ladder():
     small, large = torch.nn.Linear(4, 4), torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Linear(16, 4))
     ladder = mls.Ladder([lambda x, t: small(x), lambda x, t: large(x)], costs=mls.FlopCost(torch.zeros(1, 4)))

@@ -72,14 +72,13 @@ def save_rows(path: str | os.PathLike[str], rows: Sequence[tuple[str, Tensor]], 
     strips = [image_grid(images, len(images), scale=scale).numpy() for _, images in rows]
     height, width = strips[0].shape[:2]
     dpi, label = 100, 290
-    figure = Figure(figsize=((width + label + 20) / dpi, ((height + 8) * len(rows) + 44) / dpi), dpi=dpi)
+    page = max(width + label + 20, 9 * len(title))  # wide enough for the title above few images
+    figure = Figure(figsize=(page / dpi, ((height + 8) * len(rows) + 44) / dpi), dpi=dpi)
     figure.text(0.012, 1 - 14 / (figure.get_figheight() * dpi), title, fontsize=11, weight="bold", va="top")
     total = figure.get_figheight() * dpi
     for index, ((name, _), strip) in enumerate(zip(rows, strips, strict=True)):
         bottom = total - 44 - (index + 1) * (height + 8)
-        axes = figure.add_axes(
-            (label / (width + label + 20), bottom / total, width / (width + label + 20), height / total)
-        )
+        axes = figure.add_axes((label / page, bottom / total, width / page, height / total))
         axes.imshow(strip, interpolation="nearest", aspect="auto")
         axes.axis("off")
         figure.text(0.012, (bottom + height / 2) / total, name, fontsize=9, va="center")
