@@ -31,7 +31,7 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 from tqdm import tqdm
 
