@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import multilevel_sde as mls
+import multilevel_sde.draw
 
 DRAWS = [mls.independent, mls.nested, mls.systematic]
 NAMES = ["independent", "nested", "systematic"]
@@ -87,6 +88,21 @@ def test_independent_steps_and_systematic_levels_are_uncorrelated():
     for pair in (steps[:2], steps[::2], levels):
         correlation = (pair[0] * pair[1]).mean() / 0.25
         assert abs(correlation) < 4 / count**0.5
+
+
+def test_shared_systematic_levels_have_phases_of_their_own():
+    p, count, generator = torch.tensor([[1.0, 0.5, 0.5]]).double(), 4000, torch.Generator().manual_seed(8)
+    hits = torch.cat([mls.systematic(p, generator) for _ in range(count)]).double() - 0.5
+    assert abs((hits[:, 1] * hits[:, 2]).mean() / 0.25) < 4 / count**0.5
+
+
+def test_rounding_of_the_running_sum_loses_no_sure_hit(monkeypatch):
+    # Just below 1 - p the sum passes the integer one step early, by rounding, and not again at the sure hit.
+    table = torch.tensor([[1.0, 0.04828532922378648, 1.0, 1.0, 1.0]], dtype=torch.float64).T
+    phase = torch.full((1, 1), 0.9517146707762135, dtype=torch.float64)
+    monkeypatch.setattr(multilevel_sde.draw, "_uniform", lambda shape, generator: phase)
+    hits = mls.systematic(table, torch.Generator())
+    assert hits[table == 1].all()
 
 
 @pytest.mark.parametrize("draw", DRAWS, ids=NAMES)

@@ -149,6 +149,25 @@ def test_samples_with_their_own_draws_are_the_samples_solved_one_by_one(shape):
         assert torch.equal(together.stats.evaluations[b], alone.stats.evaluations)
 
 
+def test_values_are_zero_in_the_samples_that_do_not_need_them():
+    class Look(mls.Telescoping):
+        def start(self, plan):
+            combine = super().start(plan)
+
+            def look(n, values):
+                for level, value in values.items():
+                    needed = plan.coefficients[n, :, level] != 0
+                    assert (value[~needed] == 0).all()
+                    assert (value[needed] != 0).all()
+                return combine(n, values)
+
+            return look
+
+    plan, y0 = draw(mls.independent, samples=7), torch.linspace(0.5, 1.0, 7)
+    watched = mls.solve(ladder_of(), y0, TIMES, plan, estimator=Look())
+    assert torch.equal(watched.y, mls.solve(ladder_of(), y0, TIMES, plan).y)
+
+
 # -- noise and diffusion ----------------------------------------------------------------------------------------------
 
 
@@ -408,6 +427,14 @@ def test_the_error_names_step_time_level_and_samples(watched, value, samples, sh
     assert error.time == pytest.approx(0.35)
     assert f"level 1 was not finite at step 7, time 0.35, samples {samples}" in str(error)
     assert isinstance(error, ArithmeticError)
+
+
+def test_of_several_levels_the_lowest_is_named(watched):
+    ladder = mls.Ladder([lambda x, t: x, lambda x, t: x / 0.0, lambda x, t: x / 0.0], costs=[1.0, 2.0, 4.0])
+    weights = torch.tensor([1.0, 2.0, 4.0]).expand(20, 3)
+    with pytest.raises(mls.NonFiniteError) as caught:
+        mls.solve(ladder, torch.ones(2), TIMES, mls.Plan(weights > 0, weights))
+    assert caught.value.level == 1
 
 
 def test_only_called_levels_are_blamed(watched):
