@@ -24,7 +24,7 @@ def as_times(times: Tensor | Sequence[float]) -> Tensor:
         tensor([1.0000, 0.5000, 0.0000], dtype=torch.float64)
     """
     if isinstance(times, Tensor):
-        grid = times.detach().cpu()
+        grid = times.detach().cpu().contiguous()
         if not grid.is_floating_point():
             grid = grid.double()
     else:
