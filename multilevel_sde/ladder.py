@@ -43,7 +43,7 @@ class Ladder:
             :class:`FlopCost` that measures them.
 
     Raises:
-        TypeError: A drift is not callable.
+        TypeError: A drift is not callable, or `costs` is neither a sequence nor a cost model.
         ValueError: The ladder is empty, or the costs are not positive, finite, strictly increasing, one per drift.
 
     Example:
@@ -67,6 +67,10 @@ class Ladder:
                     f'"drifts[{level}]" must be a callable f(x, t) -> Tensor, got {type(drift).__name__}; '
                     "wrap it in a function"
                 )
+        if not callable(costs) and not isinstance(costs, Iterable):
+            raise TypeError(
+                f'"costs" must be one number per drift or a cost model, got {type(costs).__name__}; for example [1.0, 8.0]'
+            )
         model = costs if callable(costs) else GivenCost(tuple(costs))
         self._unit = model.unit
         self._costs = tuple(model(self._drifts))

@@ -273,8 +273,23 @@ class SwitchSchedule:
         if not all(math.isfinite(boundary) for boundary in self.boundaries):
             raise ValueError(f'"boundaries" must be finite times, got {list(self.boundaries)}')
 
-    def probabilities(self, ladder: Ladder, times: Tensor | Sequence[float]) -> Tensor:
-        """Return the table of zeros and ones, float64 (N, K); draw from it with `truncate=True`, or use `plan`."""
+    def probabilities(
+        self,
+        ladder: Ladder,
+        times: Tensor | Sequence[float],
+        *,
+        budget: float | None = None,
+        scale: float | None = None,
+    ) -> Tensor:
+        """Return the table of zeros and ones, float64 (N, K); draw from it with `truncate=True`, or use `plan`.
+
+        Raises:
+            ValueError: A budget or a scale is given: the boundaries alone decide the cost. Boundaries that do not fit.
+        """
+        if budget is not None or scale is not None:
+            raise ValueError(
+                f'"budget" and "scale" do not apply to a SwitchSchedule, got {budget} and {scale}; move the boundaries'
+            )
         grid = as_times(times).double()
         if len(self.boundaries) != len(ladder) - 1:
             raise ValueError(

@@ -60,6 +60,11 @@ def test_costs(costs, message):
         mls.Ladder([torch.sin, torch.cos], costs=costs)
 
 
+def test_one_number_for_all_costs():
+    with refused('"costs" must be one number per drift or a cost model, got float', TypeError):
+        mls.Ladder([torch.sin], costs=5.0)  # type: ignore[arg-type]
+
+
 def test_a_cost_model_of_the_wrong_length():
     class Short:
         unit = "units"
@@ -194,6 +199,12 @@ def test_scales(scale):
 def test_exponents(name, value):
     with refused(f'"{name}" must be a positive finite number, got {value}'):
         mls.TheoremSchedule(**{"gamma": 2.0, name: value})
+
+
+@pytest.mark.parametrize("choice", [{"budget": 9.0}, {"scale": 1.0}])
+def test_a_switch_has_no_scale(choice):
+    with refused('"budget" and "scale" do not apply to a SwitchSchedule'):
+        mls.SwitchSchedule([0.5]).probabilities(twin(), TIMES, **choice)
 
 
 def test_switch_boundaries():
