@@ -69,7 +69,8 @@ class Ladder:
                 )
         if not callable(costs) and not isinstance(costs, Iterable):
             raise TypeError(
-                f'"costs" must be one number per drift or a cost model, got {type(costs).__name__}; for example [1.0, 8.0]'
+                f'"costs" must be one number per drift or a cost model, got {type(costs).__name__}; '
+                "for example [1.0, 8.0]"
             )
         model = costs if callable(costs) else GivenCost(tuple(costs))
         self._unit = model.unit
