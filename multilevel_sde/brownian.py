@@ -29,7 +29,7 @@ from torch import Tensor
 
 from multilevel_sde.counter import CounterNormals, hash_seeds
 from multilevel_sde.levy import TICKS, Draw, LevyWalk
-from multilevel_sde.times import as_times
+from multilevel_sde.times import as_times, places_on
 
 __all__ = ["Brownian", "BrownianPath", "TorchSDEBrownian"]
 
@@ -131,7 +131,7 @@ class BrownianPath:
     # -- the user's grid: sums of cells ---------------------------------------------------------------------------
 
     def _summed(self, grid: Tensor) -> Iterator[Tensor]:
-        index = self._index(grid)
+        index = places_on(self._times, grid)
         up = index[1] > index[0]
         cells = torch.arange(index[0], index[-1]) if up else torch.arange(index[0] - 1, index[-1] - 1, -1)
         increments = self._cell_increments(cells, 1.0 if up else -1.0)
@@ -150,24 +150,6 @@ class BrownianPath:
             return
         for chunk, scales in zip(cells.split(limit), deviations.split(limit), strict=True):
             yield from draw(chunk, scales).unbind(0)
-
-    def _index(self, times: Tensor) -> list[int]:
-        """Index of every time in the ascending grid; a time must agree to a thousandth of the cell beside it."""
-        ascending = self._times
-        right = torch.searchsorted(ascending, times).clamp(1, len(ascending) - 1)
-        nearer_left = times - ascending[right - 1] < ascending[right] - times
-        nearest = torch.where(nearer_left, right - 1, right)
-        gap = ascending.diff()
-        cell = torch.minimum(gap[(nearest - 1).clamp_min(0)], gap[nearest.clamp_max(len(gap) - 1)])
-        off = (times - ascending[nearest]).abs() > 1e-3 * cell
-        if off.any():
-            raise ValueError(
-                f"time {times[off][0].item():.9g} is not on the grid of the BrownianPath; build the path with a grid "
-                "that contains all times of the solve"
-            )
-        if not nearest.diff().all():
-            raise ValueError('"times" has two times at one point of the grid of the BrownianPath; give it a finer grid')
-        return nearest.tolist()
 
     # -- the stated grid: Levy's construction ---------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["as_times"]
+__all__ = ["as_times", "places_on"]
 
 
 def as_times(times: Tensor | Sequence[float]) -> Tensor:
@@ -45,3 +45,28 @@ def as_times(times: Tensor | Sequence[float]) -> Tensor:
             f"{grid[wrong + 1].item():.6g} at index {wrong}"
         )
     return grid
+
+
+def places_on(ascending: Tensor, times: Tensor) -> list[int]:
+    """Return the index of each time on an ascending grid; a time must agree to a thousandth of the cells beside it.
+
+    Raises:
+        ValueError: A time is not on the grid, or two neighbouring times are the same point of it.
+
+    Example:
+        >>> places_on(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([1.0, 0.0]))
+        [2, 0]
+    """
+    right = torch.searchsorted(ascending, times).clamp(1, len(ascending) - 1)
+    nearest = torch.where(times - ascending[right - 1] < ascending[right] - times, right - 1, right)
+    cells = ascending.diff()
+    shorter = torch.minimum(cells[(nearest - 1).clamp_min(0)], cells[nearest.clamp_max(len(cells) - 1)])
+    off = (times - ascending[nearest]).abs() > 1e-3 * shorter
+    if off.any():
+        raise ValueError(
+            f'"times" contains {times[off][0].item():.9g}, which is not on the grid that the noise was made for; make '
+            "the noise with a grid that contains all times of the solve"
+        )
+    if not nearest.diff().all():
+        raise ValueError('"times" has two times at one point of the grid of the noise; make it with a finer grid')
+    return nearest.tolist()

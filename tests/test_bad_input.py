@@ -388,9 +388,9 @@ def test_steps_below_the_resolution():
 
 def test_times_off_the_given_grid():
     path = mls.BrownianPath([0], grid=[0.0, 0.5, 1.0], shape=())
-    with refused("time 0.25 is not on the grid of the BrownianPath"):
+    with refused('"times" contains 0.25, which is not on the grid'):
         path(0.0, 0.25)
-    with refused("time 1.5 is not on the grid"):
+    with refused('"times" contains 1.5, which is not on the grid'):
         path(0.0, 1.5)
     with refused('"times" has two times at one point of the grid'):
         path(0.5, 0.5 + 1e-5)

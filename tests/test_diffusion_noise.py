@@ -160,3 +160,9 @@ def test_tau_in_an_interval_couples_as_a_constant_inside_it():
 def test_errors_name_the_argument(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_two_times_at_one_point_of_the_grid_are_refused():
+    noise = ClockedNoise([0], [1.0, 0.5, 0.0], [0.0, 0.0], shape=())
+    with pytest.raises(ValueError, match='"times" has two times at one point of the grid'):
+        list(noise.increments([1.0, 0.5, 0.4999]))

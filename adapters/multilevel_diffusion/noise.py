@@ -30,7 +30,7 @@ from torch import Tensor
 
 from multilevel_diffusion.schedules import NoiseSchedule
 from multilevel_sde.brownian import BrownianPath
-from multilevel_sde.times import as_times
+from multilevel_sde.times import as_times, places_on
 
 __all__ = ["ClockedNoise", "coupled_noise"]
 
@@ -125,20 +125,10 @@ class ClockedNoise(BrownianPath):
         return [math.sqrt(value / total) for value in variances]
 
     def _places(self, wanted: Tensor) -> list[int]:
-        """Return the index of each time on the grid; it must agree to a thousandth of the cells beside it."""
+        """Return the index of each time on the grid."""
         falling = bool(self.times[1] < self.times[0])
-        ascending = self.times.flip(0) if falling else self.times
-        right = torch.searchsorted(ascending, wanted).clamp(1, len(ascending) - 1)
-        nearest = torch.where(wanted - ascending[right - 1] < ascending[right] - wanted, right - 1, right)
-        cells = ascending.diff()
-        shorter = torch.minimum(cells[(nearest - 1).clamp_min(0)], cells[nearest.clamp_max(len(cells) - 1)])
-        off = (wanted - ascending[nearest]).abs() > 1e-3 * shorter
-        if off.any():
-            raise ValueError(
-                f'"times" contains {wanted[off][0].item():.9g}, which is not one of the finest times this noise was '
-                "made for; make it with a grid that contains all times of the solve."
-            )
-        return (len(ascending) - 1 - nearest if falling else nearest).tolist()
+        places = places_on(self.times.flip(0) if falling else self.times, wanted)
+        return [len(self.times) - 1 - place for place in places] if falling else places
 
 
 def coupled_noise(
