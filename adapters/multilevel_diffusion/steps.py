@@ -94,6 +94,19 @@ class ExponentialStep:
         """Coefficients computed so far: trajectories repeat their times."""
         return {}
 
+    def tau_at(self, t: float) -> float:
+        """Return the tau of a step that starts from time t.
+
+        Raises:
+            ValueError: a callable `tau` returned something negative or not finite.
+
+        Example:
+            >>> from multilevel_diffusion.schedules import CosineSchedule
+            >>> ExponentialStep(CosineSchedule(), tau=lambda t: 1.0 if t < 0.8 else 0.0).tau_at(0.9)
+            0.0
+        """
+        return _checked(self.tau(t) if callable(self.tau) else self.tau)
+
     def coefficients(self, t: float, s: float) -> StepCoefficients:
         """Return the coefficients of the step from t to s.
 
@@ -110,7 +123,7 @@ class ExponentialStep:
     def _exact(self, t: float, s: float) -> StepCoefficients:
         schedule = self.schedule
         sigma_t, sigma_s = schedule.sigma(t), schedule.sigma(s)
-        tau = _checked(self.tau(t) if callable(self.tau) else self.tau)
+        tau = self.tau_at(t)
         if sigma_t == 0:
             raise ValueError(f'"t" is {t}, where sigma = 0: a step starts where there is noise.')
         h = schedule.log_snr(s) - schedule.log_snr(t)
