@@ -64,7 +64,7 @@ def learn(
     step: Step = euler_maruyama,
     diffusion: Diffusion | None = None,
     brownian_source: Callable[[Sequence[int]], Brownian | BrownianPath] | None = None,
-    start: Tensor | None = None,
+    start: Tensor | LearnedSchedule | None = None,
     budget: float | None = None,
     steps: int = 50,
     batch: int = 300,
@@ -91,8 +91,10 @@ def learn(
         step: As for `solve`, differentiable.
         diffusion: As for `solve`.
         brownian_source: brownian_source(seeds) -> noise as for `solve`; needed unless `diffusion` is None.
-        start: Table of probabilities (N, K) to start from; the closest member of the family is taken.
-        budget: Instead of a table: start with p_k = min(1, C / T_k) at this expected cost.
+        start: Where to start: a schedule with the same delta, or a table of probabilities (N, K), whose closest member
+            of the family is taken (:meth:`LearnedSchedule.fit`). For a pilot on these times:
+            `pilot.schedule(budget=..., draw=independent)`; on others: that table fitted to the pilot's times.
+        budget: Instead of a start: p_k = min(1, C / T_k) at this expected cost.
         steps: Steps of descent.
         batch: Samples per step, at least 2.
         first_seed: The first seed used.
@@ -128,7 +130,7 @@ def learn(
     if not isinstance(generator, torch.Generator):
         raise TypeError(f'"generator" must be a torch.Generator, got {type(generator).__name__}; make one with a seed')
     problem.check_levels(first_seed)
-    theta = problem.fit(_start_table(ladder, problem.grid, start, budget))
+    theta = problem.from_schedule(_start(problem, start, budget))
     run = Run(problem, theta, regularisation, batch, first_seed, generator, optimiser)
     path = None if folder is None else Path(folder)
     if path is not None and (path / _CHECKPOINT).is_file():
@@ -152,17 +154,19 @@ def learn(
     return schedule
 
 
-def _start_table(ladder: Ladder, grid: Tensor, start: Tensor | None, budget: float | None) -> Tensor:
+def _start(problem: Problem, start: Tensor | LearnedSchedule | None, budget: float | None) -> LearnedSchedule:
     if (start is None) == (budget is None):
         raise ValueError(f'give exactly one of "start" and "budget", got {"neither" if start is None else "both"}')
+    if isinstance(start, LearnedSchedule):
+        return start
     if start is None:
-        return InverseCostSchedule().probabilities(ladder, grid, budget=budget, draw=independent)
-    table = check_probabilities(start)
-    if table.shape != (len(grid) - 1, len(ladder)):
-        raise ValueError(
-            f'"start" must have shape (steps, levels) = {(len(grid) - 1, len(ladder))}, got {tuple(table.shape)}'
-        )
-    return table
+        table = InverseCostSchedule().probabilities(problem.ladder, problem.grid, budget=budget, draw=independent)
+    else:
+        table = check_probabilities(start)
+    shape = (len(problem.grid) - 1, len(problem.ladder))
+    if table.shape != shape:
+        raise ValueError(f'"start" must have shape (steps, levels) = {shape}, got {tuple(table.shape)}')
+    return LearnedSchedule.fit(table, problem.grid, problem.delta)
 
 
 def _plot_if_possible(schedule: LearnedSchedule, path: Path) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from multilevel_sde.draw import Draw, systematic
 from multilevel_sde.files import write_atomically
 from multilevel_sde.ladder import Ladder
-from multilevel_sde.plan import expected_cost
+from multilevel_sde.plan import check_probabilities, expected_cost
 from multilevel_sde.schedule import Schedule
 from multilevel_sde.times import as_times
 
@@ -97,6 +97,43 @@ class LearnedSchedule(Schedule):
                 '"alphas", "betas" and "delta" must be finite, got '
                 f"{list(self.alphas)}, {list(self.betas)} and {self.delta}"
             )
+
+    @classmethod
+    def fit(cls, table: Tensor, times: Tensor | Sequence[float], delta: float) -> LearnedSchedule:
+        """Return the member of the family closest to a table, such as a pilot's: a start for learning.
+
+        It keeps the expected number of hits of each level (a probability of 1 counts as 0.99), and applies to other
+        grids of the same times too.
+
+        Arguments:
+            table: p_k(n), (N, K), K >= 2.
+            times: The table's N + 1 times.
+            delta: See :class:`LearnedSchedule`.
+
+        Raises:
+            ValueError: A table that is not one of probabilities (see :func:`multilevel_sde.plan.check_probabilities`),
+                has one level, or does not fit the times; a delta for which log(t + delta) does not exist.
+
+        Example:
+            >>> times = [0.5, 0.25, 0.0]
+            >>> table = LearnedSchedule((1.0,), (0.5,), 0.1).shape(Ladder([torch.sin, torch.cos], [1.0, 8.0]), times)
+            >>> fitted = LearnedSchedule.fit(table, times, delta=0.1)
+            >>> [round(value, 6) for value in (*fitted.alphas, *fitted.betas)]
+            [1.0, 0.5]
+        """
+        logs = log_times(times, delta)
+        checked = check_probabilities(table)
+        if len(checked) != len(logs) or checked.shape[1] < 2:
+            raise ValueError(
+                f'"table" must have shape (steps, levels) with {len(logs)} steps, as "times" has, and at least 2 '
+                f"levels, got {tuple(checked.shape)}"
+            )
+        centre, spread = logs.mean(), logs.std(correction=0).clamp_min(torch.finfo(torch.float64).tiny)
+        varies = float(spread) > 1e-12
+        features = torch.stack([(logs - centre) / spread, torch.ones_like(logs)], dim=1)
+        theta = _fit_logits(features if varies else features[:, 1:], checked[:, 1:])
+        alphas = theta[0] / spread if varies else torch.zeros_like(theta[0])
+        return cls(tuple(alphas.tolist()), tuple((theta[-1] - alphas * centre).tolist()), delta)
 
     def shape(self, ladder: Ladder, times: Tensor) -> Tensor:
         """Return the probabilities as learned, float64 (N, K)."""
@@ -245,3 +282,20 @@ class LearnedSchedule(Schedule):
         buffer = BytesIO()
         figure.savefig(buffer, format="png", dpi=150)
         write_atomically(path, buffer.getvalue())
+
+
+def _fit_logits(features: Tensor, wanted: Tensor) -> Tensor:
+    """Parameters (M, K - 1) for which sigmoid(features theta) is closest to a table: logistic regression by Newton.
+
+    With a column of ones among the features it keeps the expected number of hits of each level.
+    """
+    wanted = wanted.clamp(1e-6, 0.99)  # a probability of 1 would leave no gradient to learn from
+    theta = torch.zeros(features.shape[1], wanted.shape[1], dtype=torch.float64)
+    theta[-1] = wanted.mean(0).logit()
+    ridge = 1e-9 * torch.eye(features.shape[1], dtype=torch.float64)
+    for _ in range(50):
+        p = torch.sigmoid(features @ theta)
+        gradient = features.T @ (wanted - p)
+        hessian = torch.einsum("nk,ni,nj->kij", p * (1 - p), features, features) + ridge
+        theta = theta + torch.linalg.solve(hessian, gradient.T).T.clamp(-1.0, 1.0)
+    return theta

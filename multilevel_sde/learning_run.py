@@ -88,20 +88,20 @@ class Problem:
         logs = log_times(self.grid, self.delta)
         return torch.stack([(logs - mean) / deviation, torch.ones_like(logs)], dim=1)
 
-    def fit(self, table: Tensor) -> Tensor:
-        """Return the parameters of the schedule closest to a table, (2, K - 1): logistic regression by Newton's method.
+    def from_schedule(self, schedule: LearnedSchedule) -> Tensor:
+        """Return the scaled parameters of a schedule, (2, K - 1): the inverse of `to_schedule`.
 
-        It keeps the expected number of hits of each level; a probability of 1 counts as 0.99, to leave a gradient.
+        Raises:
+            ValueError: The schedule has another number of levels or another delta.
         """
-        wanted = table[:, 1:].clamp(1e-6, 0.99)
-        theta = torch.stack([torch.zeros(wanted.shape[1], dtype=torch.float64), wanted.mean(0).logit()])
-        for _ in range(50):
-            p = torch.sigmoid(self.features @ theta)
-            gradient = self.features.T @ (wanted - p)
-            hessian = torch.einsum("nk,ni,nj->kij", p * (1 - p), self.features, self.features)
-            hessian += 1e-9 * torch.eye(2, dtype=torch.float64)
-            theta = theta + torch.linalg.solve(hessian, gradient.T).T.clamp(-1.0, 1.0)
-        return theta
+        if len(schedule.alphas) != len(self.ladder) - 1 or schedule.delta != self.delta:
+            raise ValueError(
+                f'"start" is a schedule for {len(schedule.alphas) + 1} levels with delta {schedule.delta}, expected '
+                f"{len(self.ladder)} levels and delta {self.delta}; fit one with LearnedSchedule.fit"
+            )
+        mean, deviation = self.scaling
+        alphas, betas = (torch.tensor(row, dtype=torch.float64) for row in (schedule.alphas, schedule.betas))
+        return torch.stack([alphas * deviation, betas + alphas * mean])
 
     def to_schedule(self, theta: Tensor, regularisation: float, history: Sequence[tuple[float, float]]):
         """Return the schedule of scaled parameters."""

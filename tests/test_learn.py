@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import weakref
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,7 +14,6 @@ from torch import Tensor
 
 import multilevel_sde as mls
 from multilevel_sde.learned import log_times
-from multilevel_sde.learning_run import Problem
 from multilevel_sde.path_gradient import cost_gradient, path_gradient
 
 SHARE = 1e-3  # price of the cost in the enumerated loss
@@ -406,15 +406,71 @@ def test_bad_ladders_and_types():
 
 
 def test_the_start_is_the_closest_schedule_and_keeps_the_hits():
-    problem = Problem(early_ladder(), seeded, TIMES, mls.euler_maruyama, None, None, 0.05, mls.forward_mode)
-    member = mls.LearnedSchedule((0.7,), (-0.4,), 0.05).probabilities(early_ladder(), TIMES)
-    found = problem.to_schedule(problem.fit(member), 0.0, [])
+    ladder = early_ladder()
+    member = mls.LearnedSchedule((0.7,), (-0.4,), 0.05)
+    found = mls.LearnedSchedule.fit(member.probabilities(ladder, TIMES), TIMES, 0.05)
     assert found.alphas[0] == pytest.approx(0.7, abs=1e-6)
     assert found.betas[0] == pytest.approx(-0.4, abs=1e-6)
     other = torch.ones(16, 2, dtype=torch.float64)
     other[:, 1] = torch.linspace(0.9, 0.1, 16) ** 2
-    table = problem.to_schedule(problem.fit(other), 0.0, []).probabilities(early_ladder(), TIMES)
+    table = mls.LearnedSchedule.fit(other, TIMES, 0.05).probabilities(ladder, TIMES)
     assert float(table[:, 1].sum()) == pytest.approx(float(other[:, 1].sum()), rel=1e-6)
+
+
+def test_a_fit_is_the_most_likely_member():
+    """Moving either parameter of either level lowers the likelihood of the table."""
+    wanted = torch.ones(16, 3, dtype=torch.float64)
+    wanted[:, 1], wanted[:, 2] = torch.linspace(0.9, 0.1, 16) ** 2, torch.linspace(0.05, 0.4, 16)
+
+    def likelihood(schedule):
+        p = schedule.probabilities(nonlinear_ladder(3), TIMES)[:, 1:]
+        return float((wanted[:, 1:] * p.log() + (1 - wanted[:, 1:]) * (-p).log1p()).sum())
+
+    best = mls.LearnedSchedule.fit(wanted, TIMES, 0.05)
+    for name, level, change in itertools.product(("alphas", "betas"), (0, 1), (-0.01, 0.01)):
+        values = list(getattr(best, name))
+        values[level] += change
+        assert likelihood(replace(best, **{name: tuple(values)})) < likelihood(best) - 1e-6
+
+
+def test_a_fit_applies_to_other_grids_of_the_same_times():
+    member, fine = mls.LearnedSchedule((0.7,), (-0.4,), 0.05), torch.linspace(1.0, 0.0, 301, dtype=torch.float64)
+    fitted = mls.LearnedSchedule.fit(member.probabilities(early_ladder(), TIMES), TIMES, 0.05)
+    assert torch.allclose(*(s.probabilities(early_ladder(), fine) for s in (member, fitted)), rtol=1e-6)
+    one = mls.LearnedSchedule.fit(torch.tensor([[1.0, 0.3]]), [1.0, 0.0], 0.05)
+    assert one.alphas == (0.0,)
+    assert float(one.probabilities(early_ladder(), [1.0, 0.0])[0, 1]) == pytest.approx(0.3)
+
+
+def test_learning_starts_from_the_schedule_of_a_pilot():
+    """From the table, and from the schedule fitted on the pilot's own grid: the same first step, at the same cost."""
+    ladder, finer = early_ladder(), torch.linspace(float(TIMES[0]), float(TIMES[-1]), 33, dtype=torch.float64)
+    pilot = mls.pilot(ladder, seeded(range(900, 908)), finer, candidates=32)
+    table = pilot.schedule(budget=70.0, draw=mls.independent)
+    fitted = mls.LearnedSchedule.fit(table, pilot.times, 0.5)
+    learned = mls.learn(ladder, seeded, TIMES, **arguments(start=fitted, budget=None, delta=0.5, steps=1))
+    again = mls.learn(
+        ladder, seeded, TIMES, **arguments(start=fitted.probabilities(ladder, TIMES), budget=None, delta=0.5, steps=1)
+    )
+    cost = mls.expected_cost(ladder, fitted.probabilities(ladder, TIMES), mls.independent)
+    assert learned.history[0][1] == pytest.approx(cost, rel=1e-12)
+    assert again.history[0] == pytest.approx(learned.history[0], rel=1e-6)
+    with pytest.raises(ValueError, match=r"2 levels with delta 0\.5, expected 2 levels and delta 0\.1"):
+        mls.learn(ladder, seeded, TIMES, **arguments(start=fitted, budget=None, delta=0.1))
+
+
+@pytest.mark.parametrize(
+    ("table", "delta", "message"),
+    [
+        (torch.ones(3, 2), 0.05, "with 16 steps"),
+        (torch.ones(16, 1), 0.05, "at least 2 levels"),
+        (torch.full((16, 2), 0.5), 0.05, "lowest level must be 1"),
+        (torch.ones(16, 2), -2.0, "delta"),
+    ],
+)
+def test_a_table_that_cannot_be_fitted(table, delta, message):
+    with pytest.raises(ValueError, match=message):
+        mls.LearnedSchedule.fit(table, TIMES, delta)
 
 
 # -- the schedule ------------------------------------------------------------------------------------------------------
