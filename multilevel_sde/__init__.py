@@ -14,6 +14,7 @@ from multilevel_sde.ladder import Ladder
 from multilevel_sde.learn import DivergedError, learn
 from multilevel_sde.learned import LearnedSchedule
 from multilevel_sde.path_gradient import central_difference, forward_mode
+from multilevel_sde.phase import PhasePlans, phase_plans
 from multilevel_sde.pilot import pilot
 from multilevel_sde.plan import Plan, draw_plan, em_plan, expected_cost
 from multilevel_sde.schedule import (
@@ -49,6 +50,7 @@ __all__ = [
     "LearnedSchedule",
     "NoiseTerm",
     "NonFiniteError",
+    "PhasePlans",
     "Pilot",
     "PilotPlan",
     "Plan",
@@ -74,6 +76,7 @@ __all__ = [
     "independent",
     "learn",
     "nested",
+    "phase_plans",
     "pilot",
     "scale_to_budget",
     "seeded_normal",
