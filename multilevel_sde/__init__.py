@@ -3,6 +3,7 @@
 import importlib
 from types import ModuleType
 
+from multilevel_sde.adams import AdamsBashforth, adams_bashforth_weights
 from multilevel_sde.best import BestPlan, best_plan
 from multilevel_sde.brownian import Brownian, BrownianPath, TorchSDEBrownian
 from multilevel_sde.cost import CostModel, Drift, FlopCost, GivenCost, SecondsCost
@@ -25,13 +26,15 @@ from multilevel_sde.schedule import (
     TheoremSchedule,
     scale_to_budget,
 )
-from multilevel_sde.solve import Estimator, Solution, Stats, Step, Telescoping, euler_maruyama, solve
+from multilevel_sde.solve import Estimator, Solution, Stats, Telescoping, solve
 from multilevel_sde.start import seeded_normal
+from multilevel_sde.steps import Heun, Midpoint, Step, StepRule, euler_maruyama, plan_rows
 from multilevel_sde.torchsde_bridge import from_torchsde
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdamsBashforth",
     "Advice",
     "BestPlan",
     "Brownian",
@@ -45,9 +48,11 @@ __all__ = [
     "FixedSchedule",
     "FlopCost",
     "GivenCost",
+    "Heun",
     "InverseCostSchedule",
     "Ladder",
     "LearnedSchedule",
+    "Midpoint",
     "NoiseTerm",
     "NonFiniteError",
     "PhasePlans",
@@ -61,10 +66,12 @@ __all__ = [
     "Solution",
     "Stats",
     "Step",
+    "StepRule",
     "SwitchSchedule",
     "Telescoping",
     "TheoremSchedule",
     "TorchSDEBrownian",
+    "adams_bashforth_weights",
     "best_plan",
     "central_difference",
     "draw_plan",
@@ -78,6 +85,7 @@ __all__ = [
     "nested",
     "phase_plans",
     "pilot",
+    "plan_rows",
     "scale_to_budget",
     "seeded_normal",
     "solve",

@@ -21,7 +21,7 @@ from torch import Tensor
 from multilevel_sde.draw import Draw, systematic
 from multilevel_sde.files import write_atomically
 from multilevel_sde.ladder import Ladder
-from multilevel_sde.times import as_times
+from multilevel_sde.steps import Step, StepRule, euler_maruyama, plan_rows
 
 __all__ = ["Plan", "check_probabilities", "draw_plan", "em_plan", "expected_cost"]
 
@@ -286,8 +286,13 @@ def draw_plan(
     return Plan(hits, weights, truncated=bool((table == 0).any()))
 
 
-def em_plan(ladder: Ladder, times: Tensor | Sequence[float]) -> Plan:
+def em_plan(ladder: Ladder, times: Tensor | Sequence[float], *, step: Step | StepRule = euler_maruyama) -> Plan:
     """Return the plan of plain Euler-Maruyama on f^K: all probabilities 1, so that only the top level is evaluated.
+
+    Arguments:
+        ladder: K levels.
+        times: N + 1 times.
+        step: The step of the solve; a rule may evaluate several times in a step, and has a row for each.
 
     Example:
         >>> import torch, multilevel_sde as mls
@@ -295,7 +300,7 @@ def em_plan(ladder: Ladder, times: Tensor | Sequence[float]) -> Plan:
         >>> mls.em_plan(ladder, torch.linspace(0.0, 1.0, 11)).evaluations
         tensor([ 0, 10])
     """
-    shape = (len(as_times(times)) - 1, len(ladder))
+    shape = (len(plan_rows(step, times)), len(ladder))
     return Plan(torch.ones(shape, dtype=torch.bool), torch.ones(shape, dtype=torch.float64))
 
 

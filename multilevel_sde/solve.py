@@ -4,7 +4,8 @@ For dy = f(y, t) dt + g dW and a plan that estimates f^K by F(n) = sum_k w_k(n) 
 
     y_{n+1} = step(y_n, F(n), t_n, t_{n+1}, g (W(t_{n+1}) - W(t_n))),
 
-by default Euler-Maruyama, y_n + (t_{n+1} - t_n) F(n) + noise, together multilevel Euler-Maruyama (ML-EM).
+by default Euler-Maruyama, y_n + (t_{n+1} - t_n) F(n) + noise, together multilevel Euler-Maruyama (ML-EM). A step rule
+(:mod:`multilevel_sde.steps`) asks for its estimates itself: several in a step, or at other states and times.
 
 References:
     Jacot 2026, section 2; Kloeden and Platen, "Numerical Solution of Stochastic Differential Equations", 1992.
@@ -20,21 +21,21 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from multilevel_sde.brownian import Brownian, BrownianPath
 from multilevel_sde.diffusion import Diffusion, as_noise
 from multilevel_sde.finite import FiniteWatch
 from multilevel_sde.ladder import Ladder
+from multilevel_sde.loop import Evaluator, Loop, Noise
 from multilevel_sde.plan import Plan
+from multilevel_sde.steps import Step, StepRule, euler_maruyama, plan_rows
 from multilevel_sde.times import as_times
 
 __all__ = ["Combine", "Estimator", "Solution", "Stats", "Step", "Telescoping", "euler_maruyama", "solve"]
 
-Step = Callable[[Tensor, Tensor, float, float, Tensor | None], Tensor]
 Combine = Callable[[int, dict[int, Tensor]], Tensor]
 
-_BLOCK = 1024  # steps whose bookkeeping is unpacked at a time, so that memory does not grow with the steps
+_BLOCK = 1024  # rows of a plan that are unpacked at a time, so that memory does not grow with the steps
 
 
 class Estimator(Protocol):
@@ -90,17 +91,6 @@ class Telescoping:
         return shared if plan.samples is None else per_sample
 
 
-def euler_maruyama(y: Tensor, estimate: Tensor, t: float, s: float, noise: Tensor | None) -> Tensor:
-    """Return y + (s - t) * estimate + noise: one Euler-Maruyama step from t to s (Euler's where noise is None).
-
-    Example:
-        >>> euler_maruyama(torch.tensor([1.0]), torch.tensor([-1.0]), 0.0, 0.1, None)
-        tensor([0.9000])
-    """
-    following = torch.add(y, estimate, alpha=s - t)
-    return following if noise is None else following.add_(noise)
-
-
 @dataclass(frozen=True)
 class Stats:
     """What a solve did.
@@ -145,7 +135,7 @@ def solve(
     times: Tensor | Sequence[float],
     plan: Plan,
     *,
-    step: Step = euler_maruyama,
+    step: Step | StepRule = euler_maruyama,
     diffusion: Diffusion | None = None,
     brownian: Brownian | BrownianPath | None = None,
     estimator: Estimator = Telescoping(),
@@ -161,8 +151,10 @@ def solve(
         y0: Initial state of any shape, floating point; samples along the first dimension where noise or draws are
             per sample.
         times: N + 1 monotone times, up or down.
-        plan: Hits and weights of N steps and K levels.
-        step: One-step rule step(y, estimate, t, s, noise) -> y at s, affine in `estimate`; t, s are Python floats.
+        plan: Hits and weights of K levels at N steps; with a step rule at each of its evaluations (see
+            :func:`plan_rows`).
+        step: step(y, estimate, t, s, noise) -> y at s, affine in `estimate`; t, s are Python floats. Or a
+            :class:`StepRule`, such as :class:`Heun`.
         diffusion: None (ODE), a number, sigma(t), g(y, t) (diagonal) or a :class:`NoiseTerm`. The theorem on the
             multilevel error covers sigma(t) (isotropic, the same for all levels); with g(y, t) the noise multiplies
             the multilevel error too and only Euler-Maruyama's own order 1/2 is known. A step that scales the noise
@@ -195,32 +187,25 @@ def solve(
     """
     start = time.perf_counter()
     grid = as_times(times)
-    _check_arguments(ladder, y0, grid, plan, diffusion, brownian)
+    _check_arguments(ladder, y0, plan, diffusion, brownian)
+    _check_rows(plan, step, grid)
     kept = _kept_indices(save, len(grid))
     keep_graph = torch.is_grad_enabled() and (y0.requires_grad if gradients is None else gradients)
-    noise_of = None if diffusion is None else as_noise(diffusion)
     with torch.set_grad_enabled(keep_graph):
-        combine = estimator.start(plan)
-        evaluate = _Evaluator(ladder)
+        needed, evaluate = estimator.needed(plan), Evaluator(ladder)
         watch = FiniteWatch(y0) if check_finite else None
-        noise_increments = increments(brownian, grid, y0)
+        noise = None if diffusion is None else _noise(diffusion, increments(brownian, grid, y0))
+        loop = Loop(grid, needed, evaluate, estimator.start(plan), noise, watch, progress)
         y = y0
         saved = [y0] if 0 in kept else []
         try:
-            for n, t, s, time_n, needed in _steps(grid, estimator.needed(plan), y0.device, progress):
-                values = evaluate(y, time_n, needed)
-                noise = None if noise_of is None else noise_of(y, time_n, next(noise_increments))
-                if n == 0 and noise is not None:
-                    _check_noise(noise, y)
-                y = step(y, combine(n, values), t, s, noise)
-                if watch is not None:
-                    watch(n, t, values, y)
-                if n + 1 in kept:
+            for n, y in enumerate(loop.states(step, y0), 1):
+                if n in kept:
                     saved.append(y)
         finally:  # a drift that raises on NaN is not to blame for the NaN
             if watch is not None:
                 watch.look()
-    evaluations = estimator.needed(plan).sum(0)
+    evaluations = needed.sum(0)
     cost = float((evaluations.double() @ torch.tensor(ladder.costs, dtype=torch.float64)).mean())
     stats = Stats(evaluations, tuple(evaluate.calls), cost, time.perf_counter() - start, len(grid) - 1)
     status = "completed"
@@ -232,7 +217,6 @@ def solve(
 def _check_arguments(
     ladder: Ladder,
     y0: Tensor,
-    grid: Tensor,
     plan: Plan,
     diffusion: Diffusion | None,
     brownian: Brownian | BrownianPath | None,
@@ -243,8 +227,6 @@ def _check_arguments(
     if not bool(y0.isfinite().all()):
         raise ValueError('"y0" must be finite, got NaN or infinity')
     plan.check_ladder(ladder)
-    if plan.steps != len(grid) - 1:
-        raise ValueError(f'"plan" has {plan.steps} steps, "times" has {len(grid) - 1}; draw the plan for these times')
     if plan.samples is not None and (y0.dim() == 0 or y0.shape[0] != plan.samples):
         raise ValueError(f'"plan" has draws for {plan.samples} samples, "y0" has shape {tuple(y0.shape)}')
     if diffusion is None and brownian is not None:
@@ -254,6 +236,33 @@ def _check_arguments(
         )
     if diffusion is not None and brownian is None:
         raise ValueError('"diffusion" needs "brownian"; for example brownian=BrownianPath(seeds=range(len(y0)))')
+
+
+def _check_rows(plan: Plan, step: Step | StepRule, grid: Tensor) -> None:
+    rows = len(plan_rows(step, grid))
+    if plan.steps == rows:
+        return
+    if isinstance(step, StepRule):
+        raise ValueError(
+            f'"plan" has {plan.steps} rows, {type(step).__name__} evaluates {rows} times on these times; '
+            "draw the plan of p[mls.plan_rows(step, times)], with one row for each evaluation"
+        )
+    raise ValueError(f'"plan" has {plan.steps} steps, "times" has {rows}; draw the plan for these times')
+
+
+def _noise(diffusion: Diffusion, increments: Iterator[Tensor]) -> Noise:
+    """Return noise(y, t), which takes the next increment; the first result is checked."""
+    apply, first = as_noise(diffusion), True
+
+    def noise(y: Tensor, t: Tensor) -> Tensor:
+        nonlocal first
+        result = apply(y, t, next(increments))
+        if first:
+            _check_noise(result, y)
+            first = False
+        return result
+
+    return noise
 
 
 def _check_noise(noise: Tensor, y: Tensor) -> None:
@@ -283,62 +292,3 @@ def increments(brownian: Brownian | BrownianPath | None, grid: Tensor, y: Tensor
         return brownian.like(y).increments(grid)
     points = grid.tolist()
     return (brownian(t, s) for t, s in itertools.pairwise(points))
-
-
-def _steps(
-    grid: Tensor, needed: Tensor, device: torch.device, progress: bool
-) -> Iterator[tuple[int, float, float, Tensor, Tensor | list[int]]]:
-    """Yield (n, t, s, t as a 0-d tensor on the device, the levels to evaluate), unpacked a block at a time."""
-    bar = tqdm(total=len(needed), unit="step") if progress else None
-    shared = needed.dim() == 2
-    for first in range(0, len(needed), _BLOCK):
-        block = grid[first : first + _BLOCK + 1]
-        host, on_device = block.tolist(), block.to(device).unbind()
-        rows = needed[first : first + _BLOCK]
-        levels = [[k for k, need in enumerate(row) if need] for row in rows.tolist()] if shared else rows
-        for i, row in enumerate(levels):
-            yield first + i, host[i], host[i + 1], on_device[i], row
-            if bar is not None:
-                bar.update()
-    if bar is not None:
-        bar.close()
-
-
-class _Evaluator:
-    """Calls the drifts that a step needs, once each, and counts the calls."""
-
-    def __init__(self, ladder: Ladder):
-        self.drifts = ladder.drifts
-        self.calls = [0] * len(ladder)
-
-    def __call__(self, y: Tensor, t: Tensor, needed: Tensor | list[int]) -> dict[int, Tensor]:
-        if isinstance(needed, list):
-            return {level: self._call(level, y, t) for level in needed}
-        values = {}
-        for level in range(len(self.drifts)):
-            rows = needed[:, level].nonzero()[:, 0]
-            if len(rows) == len(y):
-                values[level] = self._call(level, y, t)
-            elif len(rows):
-                chosen = rows.to(y.device, non_blocking=True)
-                values[level] = torch.zeros_like(y).index_copy(0, chosen, self._call(level, y[chosen], t))
-        return values
-
-    def _call(self, level: int, y: Tensor, t: Tensor) -> Tensor:
-        value = self.drifts[level](y, t)
-        if self.calls[level] == 0:
-            _check_value(level, y, value)
-        self.calls[level] += 1
-        return value
-
-
-def _check_value(level: int, y: Tensor, value: Tensor) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"the drift of level {level} must return a Tensor, got {type(value).__name__}")
-    for name in ("shape", "dtype", "device"):
-        came, expected = getattr(value, name), getattr(y, name)
-        if came != expected:
-            raise ValueError(
-                f"the drift of level {level} returned {name} {came} for a state of {name} {expected}; "
-                f"a drift must return a tensor like its state"
-            )

@@ -1,91 +1,180 @@
-r"""Steps: how an estimate of the drift moves the state from one time to the next.
+r"""Steps: how estimates of the drift f^K move the state from one time to the next.
 
-Adams-Bashforth steps keep the estimates of earlier steps. With nodes t_n > t_{n-1} > ... (in the direction of the
-solve), the drift over the step from t_n to t_{n+1} is replaced by the polynomial through its last estimates F_{n-j},
+A plain step is a function step(y, estimate, t, s, noise) of one estimate, taken at the start of the step, such as
+`euler_maruyama`. A :class:`StepRule` is for everything else: it asks for its estimates itself, several in a step, at
+other states or times, and may remember them.
 
-    y_{n+1} = y_n + int_{t_n}^{t_{n+1}} sum_j l_j(t) F_{n-j} dt = y_n + (t_{n+1} - t_n) sum_j w_{n,j} F_{n-j},
+    Heun      y' = y + h F(y, t) + noise,        y_s = y + h/2 (F(y, t) + F(y', s)) + noise
+    Midpoint  y' = y + (h F(y, t) + noise) / 2,  y_s = y + h F(y', t + h/2) + noise
 
-with l_j the Lagrange polynomials of the nodes. Each row of w sums to one, so a constant drift is integrated exactly.
+with h = s - t; :class:`AdamsBashforth` has a module of its own.
+
+Orders. ODE: 2 for Heun and Midpoint, the given one for Adams-Bashforth, where the drift is smooth. SDE with additive
+noise (a number or sigma(t)): strong order 1 for all of them, as Euler-Maruyama has there; their constant is smaller
+where the drift makes more of the error than the noise. With noise g(y, t) no order is claimed, take Euler-Maruyama.
+What these steps gain they gain on the drift; the random corrections of a plan are not smooth in time.
 
 References:
-    Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", 1993, III.5 (variable steps).
+    Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", 1993, II.1;
+    Kloeden and Platen, "Numerical Solution of Stochastic Differential Equations", 1992, chapter 11.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from multilevel_sde.times import as_times
 
-__all__ = ["adams_bashforth_weights", "interpolation_weights"]
+__all__ = [
+    "Advance",
+    "Estimate",
+    "Heun",
+    "Midpoint",
+    "Step",
+    "StepRule",
+    "euler_maruyama",
+    "plan_rows",
+]
+
+Step = Callable[[Tensor, Tensor, float, float, Tensor | None], Tensor]
+Estimate = Callable[[Tensor, float], Tensor]
+Advance = Callable[[Tensor, Estimate, float, float, Tensor | None], Tensor]
 
 
-def interpolation_weights(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
-    r"""Return the weights w_j with sum_j w_j p(v_j) = int p(v) rho(v) dv for every polynomial p of degree below J.
-
-    Arguments:
-        nodes: J distinct numbers v_j.
-        moments: At least J numbers, int v^q rho(v) dv for q = 0, 1, ...
-
-    Returns:
-        J weights; they sum to the zeroth moment.
+def euler_maruyama(y: Tensor, estimate: Tensor, t: float, s: float, noise: Tensor | None) -> Tensor:
+    """Return y + (s - t) * estimate + noise: one Euler-Maruyama step from t to s (Euler's where noise is None).
 
     Example:
-        >>> interpolation_weights([0.0, -1.0], [1.0, 1 / 2])  # Adams-Bashforth of order 2: rho = 1 on [0, 1]
-        [1.5, -0.5]
+        >>> euler_maruyama(torch.tensor([1.0]), torch.tensor([-1.0]), 0.0, 0.1, None)
+        tensor([0.9000])
     """
-    weights = []
-    for j, node in enumerate(nodes):
-        polynomial = [1.0]  # of l_j, lowest power first
-        for other in (other for i, other in enumerate(nodes) if i != j):
-            raised, lowered = [0.0, *polynomial], [*(-other * c for c in polynomial), 0.0]
-            polynomial = [(a + b) / (node - other) for a, b in zip(raised, lowered, strict=True)]
-        weights.append(sum(c * moment for c, moment in zip(polynomial, moments, strict=False)))
-    return weights
+    following = torch.add(y, estimate, alpha=s - t)
+    return following if noise is None else following.add_(noise)
 
 
-def adams_bashforth_weights(times: Tensor | Sequence[float], order: int) -> Tensor:
-    """Return w of y_{n+1} = y_n + (t_{n+1} - t_n) sum_j w_{n,j} F_{n-j} for any monotone grid.
+class StepRule(ABC):
+    """A step that asks for its own estimates: F(x, time) -> estimate of f^K(x, time), as often as it says.
 
-    The first steps have fewer estimates to go by: step n is of order min(order, n + 1).
+    Each call of F uses the next row of the plan, so a plan for a rule has sum(evaluations) rows; :func:`plan_rows` says
+    which step each belongs to. Objects are immutable: what a rule remembers lives in the function that `start` makes
+    anew for every solve.
+
+    Example:
+        >>> class ForwardEuler(StepRule):
+        ...     def evaluations(self, times):
+        ...         return [1] * (len(times) - 1)
+        ...     def start(self, times):
+        ...         return lambda y, F, t, s, noise: euler_maruyama(y, F(y, t), t, s, noise)
+        >>> ForwardEuler().start(torch.linspace(0, 1, 3))(torch.ones(1), lambda x, time: -x, 0.0, 0.5, None)
+        tensor([0.5000])
+    """
+
+    @abstractmethod
+    def evaluations(self, times: Tensor) -> Sequence[int]:
+        """How often each of the N steps of this grid, (N + 1,), calls F."""
+
+    @abstractmethod
+    def start(self, times: Tensor) -> Advance:
+        """Begin a solve on this grid: return advance(y, F, t, s, noise) -> y at s, called once a step, in order."""
+
+
+def plan_rows(step: Step | StepRule, times: Tensor | Sequence[float]) -> Tensor:
+    """Return the step n that each row of a plan belongs to, int64 (rows,): n once for each evaluation of step n.
+
+    A table of probabilities p of N steps becomes one for the rows of a rule by p[plan_rows(rule, times)]; a budget for
+    the whole trajectory is then to be divided by the evaluations of a step.
 
     Arguments:
+        step: A plain step, which evaluates once, or a rule.
         times: N + 1 monotone times.
-        order: Number of estimates used, at least 1; 1 is Euler's step.
-
-    Returns:
-        Float64 (N, order), rows sum to 1, zero where there is no estimate yet.
 
     Raises:
-        ValueError: `order` is not a positive integer, or `times` are no grid.
+        ValueError: `times` are no grid; the rule does not say N counts of at least 0.
 
     Example:
-        >>> adams_bashforth_weights([0.0, 1.0, 2.0, 3.0], order=2)
-        tensor([[ 1.0000,  0.0000],
-                [ 1.5000, -0.5000],
-                [ 1.5000, -0.5000]], dtype=torch.float64)
+        >>> import multilevel_sde as mls
+        >>> mls.plan_rows(mls.Heun(), [0.0, 0.5, 1.0])
+        tensor([0, 0, 1, 1])
+        >>> ladder, times = mls.Ladder([torch.sin, torch.cos], costs=[1.0, 8.0]), torch.linspace(0.0, 1.0, 11)
+        >>> p = mls.TheoremSchedule(gamma=3.0).probabilities(ladder, times, budget=60.0 / 2)
+        >>> mls.draw_plan(p[mls.plan_rows(mls.Heun(), times)], generator=torch.Generator().manual_seed(0))
+        Plan(20 steps, 2 levels, shared, evaluations=[20, 5])
     """
-    check_order(order)
-    points = as_times(times).double().tolist()
-    weights = torch.zeros(len(points) - 1, order, dtype=torch.float64)
-    for n, row in enumerate(weights):
-        used = min(order, n + 1)
-        row[:used] = torch.tensor(_weights_of_step(points[n - used + 1 : n + 2]), dtype=torch.float64)
-    return weights
+    grid = as_times(times)
+    steps = torch.arange(len(grid) - 1)
+    if not isinstance(step, StepRule):
+        return steps
+    counts = list(step.evaluations(grid))
+    if len(counts) != len(steps) or any(not isinstance(count, int) or count < 0 for count in counts):
+        raise ValueError(
+            f"{type(step).__name__}.evaluations must return {len(steps)} counts of at least 0, one for each step, got "
+            f"{counts if len(counts) < 10 else f'{len(counts)} of them'}"
+        )
+    return steps.repeat_interleave(torch.tensor(counts))
 
 
-def check_order(order: object, name: str = "order", least: int = 1) -> None:
-    """Raise ValueError unless `order` is an integer of at least `least`."""
-    if not isinstance(order, int) or isinstance(order, bool) or order < least:
-        raise ValueError(f'"{name}" must be an integer of at least {least}, got {order!r}')
+@dataclass(frozen=True)
+class Heun(StepRule):
+    """y' = y + h F(y, t) + noise, then y + h/2 (F(y, t) + F(y', s)) + noise: two evaluations a step.
+
+    Order 2 for ODEs; strong order 1 for SDEs with additive noise.
+
+    Reference:
+        Kloeden and Platen 1992, section 15.1 (the trapezoidal predictor-corrector with additive noise).
+
+    Example:
+        >>> import torch, multilevel_sde as mls
+        >>> ladder, times = mls.Ladder([lambda y, t: -y], costs=[1.0]), torch.linspace(0.0, 1.0, 11)
+        >>> plan = mls.em_plan(ladder, times, step=mls.Heun())
+        >>> mls.solve(ladder, torch.ones(1, dtype=torch.float64), times, plan, step=mls.Heun()).y  # exp(-1) = 0.3679
+        tensor([0.3685], dtype=torch.float64)
+    """
+
+    def evaluations(self, times: Tensor) -> list[int]:
+        """Two in every step."""
+        return [2] * (len(times) - 1)
+
+    def start(self, times: Tensor) -> Advance:
+        """Return the step, which remembers nothing."""
+        return _heun
 
 
-def _weights_of_step(points: Sequence[float]) -> list[float]:
-    """Weights, newest estimate first, of the step between the last two points, with estimates at all but the last."""
-    *known, s = points
-    h = s - known[-1]
-    nodes = [(t - known[-1]) / h for t in reversed(known)]
-    return interpolation_weights(nodes, [1 / (q + 1) for q in range(len(nodes))])
+def _heun(y: Tensor, F: Estimate, t: float, s: float, noise: Tensor | None) -> Tensor:
+    first = F(y, t)
+    second = F(euler_maruyama(y, first, t, s, noise), s)
+    return euler_maruyama(y, 0.5 * (first + second), t, s, noise)
+
+
+@dataclass(frozen=True)
+class Midpoint(StepRule):
+    """y' = y + (h F(y, t) + noise) / 2, then y + h F(y', t + h/2) + noise: two evaluations a step.
+
+    Order 2 for ODEs; strong order 1 for SDEs with additive noise. The noise of half a step is taken as half the noise,
+    its mean given the whole.
+
+    Example:
+        >>> import torch, multilevel_sde as mls
+        >>> ladder, times = mls.Ladder([lambda y, t: -y], costs=[1.0]), torch.linspace(0.0, 1.0, 11)
+        >>> plan = mls.em_plan(ladder, times, step=mls.Midpoint())
+        >>> mls.solve(ladder, torch.ones(1, dtype=torch.float64), times, plan, step=mls.Midpoint()).y
+        tensor([0.3685], dtype=torch.float64)
+    """
+
+    def evaluations(self, times: Tensor) -> list[int]:
+        """Two in every step."""
+        return [2] * (len(times) - 1)
+
+    def start(self, times: Tensor) -> Advance:
+        """Return the step, which remembers nothing."""
+        return _midpoint
+
+
+def _midpoint(y: Tensor, F: Estimate, t: float, s: float, noise: Tensor | None) -> Tensor:
+    middle = (t + s) / 2
+    half = euler_maruyama(y, F(y, t), t, middle, None if noise is None else noise / 2)
+    return euler_maruyama(y, F(half, middle), t, s, noise)

@@ -10,7 +10,7 @@ import torch
 from multilevel_diffusion.grids import karras, uniform
 from multilevel_diffusion.multistep import exact_moments, midpoint_moments, multistep_weights, rescaled_moments
 from multilevel_diffusion.schedules import CosineSchedule, EDMSchedule, RectifiedFlowSchedule
-from multilevel_sde.steps import interpolation_weights
+from multilevel_sde.adams import interpolation_weights
 
 POINTS, WEIGHTS = np.polynomial.legendre.leggauss(200)
 

@@ -332,7 +332,8 @@ def test_times_are_cut_into_blocks_without_a_seam(monkeypatch):
     ladder, plan, y0 = ladder_of(), draw(), torch.ones(3)
     noise = {"diffusion": 0.5, "brownian": mls.BrownianPath(range(3))}
     whole = mls.solve(ladder, y0, TIMES, plan, save=True, **noise).ys
-    monkeypatch.setattr(sys.modules["multilevel_sde.solve"], "_BLOCK", 7)  # the package's `solve` is the function
+    for module in ("solve", "loop"):
+        monkeypatch.setattr(sys.modules[f"multilevel_sde.{module}"], "_BLOCK", 7)  # `mls.solve` is the function
     assert torch.equal(mls.solve(ladder, y0, TIMES, plan, save=True, **noise).ys, whole)
     own = draw(samples=3)
     cut = mls.solve(ladder, y0, TIMES, own, **noise).y

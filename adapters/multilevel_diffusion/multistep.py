@@ -26,7 +26,7 @@ from torch import Tensor
 
 from multilevel_diffusion.schedules import NoiseSchedule
 from multilevel_diffusion.steps import ExponentialStep
-from multilevel_sde.steps import check_order, interpolation_weights
+from multilevel_sde.adams import check_order, interpolation_weights
 from multilevel_sde.times import as_times
 
 __all__ = ["Moments", "exact_moments", "midpoint_moments", "multistep_weights", "rescaled_moments"]

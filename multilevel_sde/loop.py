@@ -1,0 +1,156 @@
+"""The loops of a solve: over steps that are given one estimate, and over step rules that ask for theirs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from multilevel_sde.finite import FiniteWatch
+from multilevel_sde.ladder import Ladder
+from multilevel_sde.steps import Step, StepRule
+
+__all__ = ["Evaluator", "Loop"]
+
+_BLOCK = 1024  # steps whose bookkeeping is unpacked at a time, so that memory does not grow with the steps
+
+Noise = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What the loops need beside the step.
+
+    Arguments:
+        grid: The times, (N + 1,).
+        needed: Which networks each evaluation needs, one row of the plan each.
+        evaluate: Evaluates them.
+        combine: combine(row, values) -> estimate.
+        noise: noise(y, t) -> noise of the next step, called once a step; None for an ODE.
+        watch: Looks for NaN and infinity, or None.
+        progress: Show a progress bar over the steps.
+    """
+
+    grid: Tensor
+    needed: Tensor
+    evaluate: Evaluator
+    combine: Callable[[int, dict[int, Tensor]], Tensor]
+    noise: Noise | None
+    watch: FiniteWatch | None
+    progress: bool
+
+    def states(self, step: Step | StepRule, y: Tensor) -> Iterator[Tensor]:
+        """Yield the state after each step."""
+        return self._by_rule(step, y) if isinstance(step, StepRule) else self._by_step(step, y)
+
+    def _by_step(self, step: Step, y: Tensor) -> Iterator[Tensor]:
+        evaluate, combine, noise_of, watch = self.evaluate, self.combine, self.noise, self.watch
+        for (n, t, s, time_n), needed in zip(self._intervals(y.device), self._rows(), strict=True):
+            values = evaluate(y, time_n, needed)
+            noise = None if noise_of is None else noise_of(y, time_n)
+            y = step(y, combine(n, values), t, s, noise)
+            if watch is not None:
+                watch(n, t, values, y)
+            yield y
+
+    def _by_rule(self, rule: StepRule, y: Tensor) -> Iterator[Tensor]:
+        evaluate, combine, noise_of, watch = self.evaluate, self.combine, self.noise, self.watch
+        counts, rows = rule.evaluations(self.grid), enumerate(self._rows())
+        asked, n, t, time_n = 0, 0, 0.0, self.grid[0]
+
+        def estimate(x: Tensor, time: float) -> Tensor:
+            nonlocal asked
+            asked += 1
+            if asked > counts[n]:
+                raise _wrong_count(rule, n, counts[n], f"at least {asked}")
+            row, needed = next(rows)
+            # A fill, not a copy: a copy to a GPU would make the host wait.
+            when = time_n if time == t else torch.full((), time, dtype=self.grid.dtype, device=x.device)
+            values = evaluate(x, when, needed)
+            value = combine(row, values)
+            if watch is not None:
+                watch(n, time, values, value)
+            return value
+
+        advance = rule.start(self.grid)
+        for n, t, s, time_n in self._intervals(y.device):  # `estimate` uses them
+            asked = 0
+            noise = None if noise_of is None else noise_of(y, time_n)
+            y = advance(y, estimate, t, s, noise)
+            if asked != counts[n]:
+                raise _wrong_count(rule, n, counts[n], str(asked))
+            if watch is not None:
+                watch(n, t, {}, y)
+            yield y
+
+    def _intervals(self, device: torch.device) -> Iterator[tuple[int, float, float, Tensor]]:
+        """Iterate over (n, t, s, t as a 0-d tensor on the device)."""
+        steps = len(self.grid) - 1
+
+        def block(first: int) -> Iterator[tuple[int, float, float, Tensor]]:
+            times = self.grid[first : first + _BLOCK + 1]
+            host, on_device = times.tolist(), times.to(device).unbind()
+            return zip(range(first, steps), host, host[1:], on_device, strict=False)
+
+        intervals = itertools.chain.from_iterable(map(block, range(0, steps, _BLOCK)))
+        return tqdm(intervals, total=steps, unit="step") if self.progress else intervals  # type: ignore[return-value]
+
+    def _rows(self) -> Iterator[Tensor | list[int]]:
+        """Iterate over the levels that each row of the plan evaluates."""
+
+        def block(rows: Tensor) -> Iterable[Tensor | list[int]]:
+            return [[k for k, need in enumerate(row) if need] for row in rows.tolist()] if rows.dim() == 2 else rows
+
+        return itertools.chain.from_iterable(map(block, self.needed.split(_BLOCK)))
+
+
+class Evaluator:
+    """Calls the drifts that an evaluation needs, once each, and counts the calls."""
+
+    def __init__(self, ladder: Ladder):
+        self.drifts = ladder.drifts
+        self.calls = [0] * len(ladder)
+
+    def __call__(self, y: Tensor, t: Tensor, needed: Tensor | list[int]) -> dict[int, Tensor]:
+        """Return the values of the needed levels, zero in the samples that do not need them."""
+        if isinstance(needed, list):
+            return {level: self._call(level, y, t) for level in needed}
+        values = {}
+        for level in range(len(self.drifts)):
+            rows = needed[:, level].nonzero()[:, 0]
+            if len(rows) == len(y):
+                values[level] = self._call(level, y, t)
+            elif len(rows):
+                chosen = rows.to(y.device, non_blocking=True)
+                values[level] = torch.zeros_like(y).index_copy(0, chosen, self._call(level, y[chosen], t))
+        return values
+
+    def _call(self, level: int, y: Tensor, t: Tensor) -> Tensor:
+        value = self.drifts[level](y, t)
+        if self.calls[level] == 0:
+            _check_value(level, y, value)
+        self.calls[level] += 1
+        return value
+
+
+def _check_value(level: int, y: Tensor, value: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"the drift of level {level} must return a Tensor, got {type(value).__name__}")
+    for name in ("shape", "dtype", "device"):
+        came, expected = getattr(value, name), getattr(y, name)
+        if came != expected:
+            raise ValueError(
+                f"the drift of level {level} returned {name} {came} for a state of {name} {expected}; "
+                f"a drift must return a tensor like its state"
+            )
+
+
+def _wrong_count(rule: StepRule, n: int, stated: int, came: str) -> ValueError:
+    return ValueError(
+        f"{type(rule).__name__} evaluated the drift {came} times in step {n}, its evaluations() says {stated}; "
+        "correct the rule"
+    )
