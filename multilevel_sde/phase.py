@@ -122,8 +122,6 @@ def _density(weights: Tensor) -> Tensor:
     steps, hits = len(weights), weights.nonzero()[:, 0]
     if len(hits) == 0:
         return torch.full_like(weights, 1 / steps)
-    if len(hits) == steps:
-        return torch.ones_like(weights)
     logs = weights[hits].abs().clamp_min(1.0).log()
     places = torch.arange(steps)
     after = torch.searchsorted(hits, places).clamp(1, max(1, len(hits) - 1)).clamp_max(len(hits) - 1)

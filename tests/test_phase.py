@@ -88,6 +88,21 @@ def test_hits_are_dense_where_the_weights_are_small():
     assert torch.equal(p[41:], p[40].expand(19))
 
 
+@pytest.mark.parametrize(("first", "second", "ratio"), [(16.0, 1.25, 12.8), (-4.0, 2.0, 2.0), (0.5, 3.0, 1 / 3)])
+def test_small_and_negative_weights_count_by_size(first, second, ratio):
+    """A weight counts by its absolute value, and as 1 where that is less: no step can have more than one hit."""
+    weights = torch.zeros(200, 2, dtype=torch.float64)
+    weights[:, 0], weights[20, 1], weights[40, 1] = 1.0, first, second
+    p = mls.phase_plans(mls.Plan(weights != 0, weights)).probabilities[:, 1]
+    assert float(p[40] / p[20]) == pytest.approx(ratio, rel=1e-9)
+
+
+def test_rounding_does_not_lose_a_sure_hit():
+    first = 0.08847743272781372  # 1 - first + first rounds up to 1, and the next sum down below 2
+    plans = PhasePlans(torch.tensor([[1.0, first], [1.0, 1.0], [1.0, 1.0]], dtype=torch.float64))
+    assert bool(plans.at(1 - first).hits[1:].all())
+
+
 def test_a_level_without_hits_gets_one():
     weights = torch.tensor([[1.0, 1.0, 0.0]]).expand(8, 3)
     plans = mls.phase_plans(mls.Plan(weights != 0, weights))
