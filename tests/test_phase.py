@@ -98,9 +98,9 @@ def test_small_and_negative_weights_count_by_size(first, second, ratio):
 
 
 def test_rounding_does_not_lose_a_sure_hit():
-    first = 0.08847743272781372  # 1 - first + first rounds up to 1, and the next sum down below 2
+    first, phase = 0.7911478921803037, 0.2088521078196962  # the running sums round up to 2 and down below 3
     plans = PhasePlans(torch.tensor([[1.0, first], [1.0, 1.0], [1.0, 1.0]], dtype=torch.float64))
-    assert bool(plans.at(1 - first).hits[1:].all())
+    assert bool(plans.at(phase).hits[1:].all())
 
 
 def test_a_level_without_hits_gets_one():
