@@ -35,7 +35,7 @@ __all__ = ["BestPlan", "best_plan"]
 class BestPlan:
     """The chosen plan, and what choosing it did.
 
-    Errors are mean squared distances per element to the path of f^K with the same noise.
+    Errors are mean squared distances per element to the path of f^K with the same noise, or to the targets given.
 
     Attributes:
         plan: The plan with the smallest error on the calibration batch.
@@ -103,6 +103,7 @@ def best_plan(
     brownian_source: Callable[[Sequence[int]], Brownian | BrownianPath] | None = None,
     candidates: int = 15,
     draw: Draw = systematic,
+    target_source: Callable[[Sequence[int]], Tensor] | None = None,
     run_all: bool = False,
     progress: bool = False,
 ) -> BestPlan:
@@ -121,6 +122,8 @@ def best_plan(
         brownian_source: brownian_source(seeds) -> noise as for `solve`; needed unless `diffusion` is None.
         candidates: Number of plans (the paper: 15).
         draw: How plans are drawn.
+        target_source: target_source(seeds) -> final states to be near; by default the path of f^K on these times. Give
+            one to use the same targets again, or those of a finer grid.
         run_all: Run every candidate on the held-out batch too, which shows what choosing gained.
         progress: Show a progress bar.
 
@@ -153,8 +156,8 @@ def best_plan(
             "diffusion=1.0"
         )
     plans = [draw_plan(probabilities, draw, generator=generator) for _ in range(candidates)]
-    batches = _Batches(ladder, as_times(times), y0_source, step, diffusion, brownian_source)
-    runs = 2 + candidates + (candidates if run_all else 1)
+    batches = _Batches(ladder, as_times(times), y0_source, step, diffusion, brownian_source, target_source)
+    runs = (2 if target_source is None else 0) + candidates + (candidates if run_all else 1)
     with tqdm(total=runs, desc="choosing a plan", unit="run", disable=not progress) as bar:
         score = batches.scorer(calibration, bar)
         errors = [_mean_or_infinity(score, plan) for plan in plans]
@@ -189,6 +192,7 @@ class _Batches:
     step: Step
     diffusion: Diffusion | None
     brownian_source: Callable[[Sequence[int]], Brownian | BrownianPath] | None
+    target_source: Callable[[Sequence[int]], Tensor] | None
 
     def scorer(self, seeds: Sequence[int], bar: tqdm) -> Callable[[Plan], Tensor]:
         """Return score(plan) -> mean squared distance of every sample of a batch, float64 (B,)."""
@@ -209,5 +213,12 @@ class _Batches:
             bar.update()
             return y
 
-        target = run(em_plan(self.ladder, self.grid))
+        if self.target_source is None:
+            target = run(em_plan(self.ladder, self.grid))
+        else:
+            target = self.target_source(seeds)
+            if target.shape != y0.shape:
+                raise ValueError(
+                    f'"target_source" must return states of shape {tuple(y0.shape)}, got {tuple(target.shape)}'
+                )
         return lambda plan: (run(plan) - target).double().flatten(1).square().mean(1)

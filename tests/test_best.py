@@ -66,6 +66,22 @@ def test_choosing_pays_on_noise_that_did_not_choose(best):
     assert mean - best.error > 5 * best.standard_error
 
 
+def test_targets_can_be_given(best):
+    """Those of the path of f^K give the same; shifted ones are as far as that from what they choose."""
+
+    def path(seeds, shift=0.0):
+        common = {"diffusion": 0.4, "brownian": mls.BrownianPath(seeds)}
+        return mls.solve(LADDER, seeded(seeds), TIMES, mls.em_plan(LADDER, TIMES), **common).y + shift
+
+    again = pick(target_source=path)
+    assert again.plan == best.plan
+    assert again.held_out_errors == pytest.approx(best.held_out_errors, rel=1e-12)
+    far = pick(target_source=lambda seeds: path(seeds, 100.0), candidates=2)
+    assert far.error == pytest.approx(100.0**2, rel=0.05)
+    with pytest.raises(ValueError, match=r"states of shape \(16, 3\), got \(16, 1\)"):
+        pick(target_source=lambda seeds: path(seeds)[:, :1])
+
+
 def test_choosing_by_noise_alone_is_seen_as_optimism():
     """Plans that are equally good, as the correction varies too fast to be alike in two samples.
 
