@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 
 from multilevel_sde.allocate import allocate, shrink
 from multilevel_sde.brownian import Brownian, BrownianPath
-from multilevel_sde.cost import SecondsCost
+from multilevel_sde.cost import Drift, SecondsCost
 from multilevel_sde.curves import SHRINKAGE, adjacent_needs, first_order_error, plan_of
 from multilevel_sde.diffusion import Diffusion, as_noise
 from multilevel_sde.error_model import Pilot
@@ -188,6 +188,7 @@ class _Rig:
         """Follow the path of the top level, and carry every perturbation to the end."""
         points = grid.tolist()
         steps, levels = len(points) - 1, len(self.ladder)
+        drifts = self.ladder.drifts  # asked for once, as by solve: they may remember the trajectory
         noise, y = self.increments(grid), self.y0
         live: Tensor | None = None
         moments = torch.zeros(4, steps, levels - 1, dtype=torch.float64)
@@ -196,12 +197,12 @@ class _Rig:
         for n in tqdm(range(steps), desc="pilot", unit="step", disable=not self.progress):
             t, s = points[n], points[n + 1]
             time = grid[n].to(y.device)
-            values = [drift(y, time) for drift in self.ladder.drifts]
+            values = [drift(y, time) for drift in drifts]
             self.cost += sum(self.ladder.costs) * len(y)
             increment = next(noise) if self.noise_of is not None else None
             following = self._step(y, values[-1], t, s, time, increment)
             if live is not None:
-                live = self._carry(live, y, values, following, t, s, time, increment)
+                live = self._carry(live, y, values, drifts[0], following, t, s, time, increment)
             fresh = []
             for k in range(levels - 1):
                 difference = values[k + 1] - values[k]
@@ -233,6 +234,7 @@ class _Rig:
         live: Tensor,
         y: Tensor,
         values: list[Tensor],
+        cheapest: Drift,
         following: Tensor,
         t: float,
         s: float,
@@ -244,7 +246,7 @@ class _Rig:
         out = []
         for part in live.split(copies):
             moved = (y + part).flatten(0, 1)
-            cheap = self.ladder.drifts[0](moved, time)
+            cheap = cheapest(moved, time)
             estimate = _tiled(values[-1] - values[0], len(part)) + cheap
             noise = None if increment is None else _tiled(increment, len(part))
             after = self._step(moved, estimate, t, s, time, noise)
