@@ -131,21 +131,28 @@ def multistep_weights(
     weights = torch.zeros(len(points) - 1, order, dtype=torch.float64)
     for n, row in enumerate(weights):
         used = min(order, n + 1, len(weights) - n if lower_order_final else order)
-        found = weights_to(places[n + 1], places[n::-1][:used], step.tau_at(points[n]), moments)
+        z = (1 + step.tau_at(points[n]) ** 2) * (places[n + 1] - places[n])
+        found = polynomial_weights(places[n], places[n + 1], places[n::-1][:used], z, moments)
         row[: len(found)] = torch.tensor(found, dtype=torch.float64)
     return weights
 
 
-def weights_to(end: float, nodes: Sequence[float], tau: float, moments: Moments) -> list[float]:
-    """Return the weights of the estimates at lambda = nodes for the step from nodes[0] to lambda = end.
+def polynomial_weights(start: float, end: float, nodes: Sequence[float], z: float, moments: Moments) -> list[float]:
+    """Return the weights of the estimates at lambda = nodes for the step from lambda = start to end.
+
+    Only the nodes before the first that is infinite or equal to an earlier one are used, and a step of infinite or no
+    length uses the first; there may so be fewer weights than nodes.
 
     Example:
-        >>> weights_to(1.0, [0.0, -1.0], 0.0, midpoint_moments)
+        >>> polynomial_weights(0.0, 1.0, [0.0, -1.0], 1.0, midpoint_moments)
         [1.5, -0.5]
     """
-    h = end - nodes[0]
-    if not math.isfinite(h):
+    h = end - start
+    if h == 0 or not math.isfinite(h):
         return [1.0]
-    finite = [node for node in nodes if math.isfinite(node)]
-    z = (1 + tau**2) * h
-    return interpolation_weights([(node - nodes[0]) / h for node in finite], moments(z, len(finite)))
+    used: list[float] = []
+    for node in nodes:
+        if not math.isfinite(node) or node in used:
+            break
+        used.append(node)
+    return interpolation_weights([(node - start) / h for node in used], moments(z, len(used)))
