@@ -23,7 +23,6 @@ import argparse
 import io
 import json
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -31,6 +30,7 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import torch
+from common import cost_at, machine
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 from tqdm import tqdm
@@ -196,36 +196,6 @@ def measure(name: str, mode: str, images: int, budgets: tuple[int, ...]) -> dict
         "machine": machine(),
         "rows": [asdict(row) for row in rows],
     }
-
-
-def machine() -> dict:
-    """Return what the figures depend on."""
-    info = Path("/proc/cpuinfo")
-    models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": len(models),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "shared": "other processes used both cores during the measurement",
-    }
-
-
-def cost_at(rows: list[dict], methods: tuple[str, ...], unit: str, key: str, error: float) -> tuple[float, str]:
-    """Return the least cost at which one of the methods reaches an error (log-log), and a ">" where none does."""
-    found, longest = math.inf, 0.0
-    for method in methods:
-        curve = sorted((row[unit], row[key]) for row in rows if row["method"] == method)
-        longest = max([longest, *[cost for cost, _ in curve]])
-        if curve and curve[0][1] <= error:
-            found = min(found, curve[0][0])
-        for (c, e), (d, f) in pairwise(curve):
-            if f <= error < e:
-                part = (math.log(e) - math.log(error)) / (math.log(e) - math.log(f))
-                found = min(found, math.exp(math.log(c) + part * (math.log(d) - math.log(c))))
-                break
-    return (found, "") if math.isfinite(found) else (longest, "> ")
 
 
 def ratios(result: dict, unit: str) -> list[str]:
