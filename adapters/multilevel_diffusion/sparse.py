@@ -94,7 +94,6 @@ class Reference:
         ValueError: Not one state per time, states of different or other shapes, or a tile below 1.
 
     Example:
-        >>> import multilevel_sde as mls
         >>> conv = torch.nn.Conv2d(1, 1, 3, padding=1)
         >>> original = torch.zeros(1, 1, 16, 16)
         >>> reference = Reference(lambda x, t: conv(x), [0.5], [original])
@@ -167,6 +166,7 @@ class SparseDrift:
             time is not one of the reference, the state does not fit it, or a gradient is asked for.
 
     Example:
+        >>> import multilevel_sde as mls
         >>> from multilevel_diffusion.unet import UNet, UNetConfig
         >>> net = UNet(UNetConfig(base_dim=4, bottom_depth=1, mid_depth=1, levels=1, image_size=32))
         >>> mask = torch.zeros(32, 32, dtype=torch.bool)
