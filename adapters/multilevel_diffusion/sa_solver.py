@@ -17,7 +17,7 @@ little, as the estimate hardly changes there.
 What differs from other code. diffusers' SASolverScheduler takes tau at the time a step starts from, as is done here;
 the authors' code takes it at the time it goes to. Both apply `rescaled_moments` at order 2; diffusers always does, here
 it is an argument. diffusers ends at the noise level of its time step 0; here the grid says where to end, and a step to
-the data returns the estimate. A polynomial never spans that step, whose h is infinite.
+the data returns
 
 Reference:
     Xue et al. 2023, SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models (arXiv 2309.05019).
@@ -108,7 +108,7 @@ class SASolver(StepRule):
         return (NoiseExponentialStep if self.predict_noise else ExponentialStep)(self.schedule, self.tau)
 
     def evaluations(self, times: Tensor) -> list[int]:
-        """One in every step, two with `evaluate_corrected` but for a step to the data."""
+        """One in every step; two with `evaluate_corrected`, but for steps to the data or from alpha = 0."""
         correctable = [math.isfinite(self._length(t, s)) for t, s in itertools.pairwise(times.tolist())]
         return [2 if self.evaluate_corrected and possible else 1 for possible in correctable]
 
