@@ -18,6 +18,7 @@ from multilevel_sde.path_gradient import central_difference, forward_mode
 from multilevel_sde.phase import PhasePlans, phase_plans
 from multilevel_sde.pilot import pilot
 from multilevel_sde.plan import Plan, draw_plan, em_plan, expected_cost
+from multilevel_sde.poisson import PoissonPlan, even_arrivals, jump_rates, poisson_arrivals, poisson_plan
 from multilevel_sde.schedule import (
     FixedSchedule,
     InverseCostSchedule,
@@ -59,6 +60,7 @@ __all__ = [
     "Pilot",
     "PilotPlan",
     "Plan",
+    "PoissonPlan",
     "Prediction",
     "Rates",
     "Schedule",
@@ -77,15 +79,19 @@ __all__ = [
     "draw_plan",
     "em_plan",
     "euler_maruyama",
+    "even_arrivals",
     "expected_cost",
     "forward_mode",
     "from_torchsde",
     "independent",
+    "jump_rates",
     "learn",
     "nested",
     "phase_plans",
     "pilot",
     "plan_rows",
+    "poisson_arrivals",
+    "poisson_plan",
     "scale_to_budget",
     "seeded_normal",
     "solve",
