@@ -1,5 +1,7 @@
 """Laws of the sparse level: what it must equal, and where it may differ from the dense network."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,11 +68,20 @@ def unet() -> UNet:
 NETWORKS = {"unet": unet, "everything": Everything, "overlapping": lambda: Everything(4), "attention": Attention}
 
 
-@pytest.fixture(params=NETWORKS)
-def net(request):
+def made(make: Callable[[], nn.Module]) -> nn.Module:
+    """A float64 network with weights from a seed."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return NETWORKS[request.param]().double().eval().requires_grad_(False)
+        return make().double().eval().requires_grad_(False)
+
+
+@pytest.fixture(params=NETWORKS)
+def net(request):
+    return made(NETWORKS[request.param])
+
+
+def convolution() -> nn.Conv2d:
+    return nn.Conv2d(3, 3, 3, padding=1)
 
 
 def states(batch: int = 1, side: int = 32) -> Tensor:
@@ -125,7 +136,7 @@ class TwoConvolutions(nn.Module):
 
 @pytest.mark.parametrize(("margin", "exact"), [(2, True), (1, False)])
 def test_exact_where_the_margin_covers_what_the_network_reads(margin, exact):
-    net, x, mask = TwoConvolutions().double().requires_grad_(False), states(), square()
+    net, x, mask = made(TwoConvolutions), states(), square()
     y = edited(x, mask)
     sparse = SparseDrift(Reference(net, [0.5], [x], tile=1), mask, margin=margin)
     error = (sparse(y, T) - net(y, T)).abs().max()
@@ -134,7 +145,7 @@ def test_exact_where_the_margin_covers_what_the_network_reads(margin, exact):
 
 
 def test_an_edit_at_the_border_reads_zeros_outside():
-    net, x, mask = TwoConvolutions().double().requires_grad_(False), states(), square(0, 3)
+    net, x, mask = made(TwoConvolutions), states(), square(0, 3)
     y = edited(x, mask)
     sparse = SparseDrift(Reference(net, [0.5], [x]), mask, margin=2)
     torch.testing.assert_close(sparse(y, T), net(y, T), rtol=0, atol=ROUNDING)
@@ -144,20 +155,23 @@ def test_an_edit_at_the_border_reads_zeros_outside():
 
 
 def test_outside_the_tiles_the_network_is_the_references_and_the_input_its_own():
-    conv = nn.Conv2d(3, 3, 3, padding=1).double().requires_grad_(False)
-    x, mask = states(), square(8, 12)
+    conv, x, mask = made(convolution), states(), square(8, 12)
     y = states(2)[1:]
     out = SparseDrift(Reference(lambda x, t: 2 * x + conv(x), [0.5], [x]), mask, margin=0)(y, T)
     active = square(8, 12)[None, None]
     torch.testing.assert_close(out, 2 * y + torch.where(active, conv(y), conv(x)), rtol=0, atol=ROUNDING)
 
 
+def normalised() -> nn.Sequential:
+    norm = nn.GroupNorm(2, 6, eps=0.1)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return nn.Sequential(nn.Conv2d(3, 6, 1), norm, nn.Conv2d(6, 3, 1))
+
+
 @pytest.mark.parametrize("update", [True, False])
 def test_group_normalisation_of_the_composite_or_by_the_references_numbers(update):
-    net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.GroupNorm(2, 6, eps=0.1), nn.Conv2d(6, 3, 1)).double()
-    net.requires_grad_(False)
-    nn.init.normal_(net[1].weight)
-    nn.init.normal_(net[1].bias)
+    net = made(normalised)
     x, mask = states(2), square(8, 16)
     y = 3 + 2 * edited(x, mask)
     sparse = SparseDrift(Reference(lambda x, t: net(x), [0.5], [x]), mask, margin=0, update_statistics=update)
@@ -176,7 +190,7 @@ def test_group_normalisation_of_the_composite_or_by_the_references_numbers(updat
 
 def test_a_wider_margin_errs_less():
     x, mask = states(), square()
-    network, y = unet().double().requires_grad_(False), edited(x, mask)
+    network, y = made(unet), edited(x, mask)
     reference = Reference(network, [0.5], [x], tile=1)
     errors = [
         float((SparseDrift(reference, mask, margin=margin)(y, T) - network(y, T)).square().mean())
@@ -210,7 +224,7 @@ def test_each_time_has_its_reference_and_evaluations_leave_it_alone(net):
 
 
 def test_flops_of_convolutions_are_the_active_share_of_the_dense_ones():
-    network, x, mask = TwoConvolutions().requires_grad_(False), states().float(), square(8, 12)
+    network, x, mask = made(TwoConvolutions).float(), states().float(), square(8, 12)
     sparse = SparseDrift(Reference(network, [0.5], [x]), mask, margin=0)
     costs = mls.FlopCost(x, t=0.5)([sparse, network])
     assert sparse.shares() == {(32, 32): 1 / 64}
@@ -251,18 +265,16 @@ def test_inference_mode_and_float32(net):
 
 def test_a_unet_of_diffusers_with_attention():
     diffusers = pytest.importorskip("diffusers")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = diffusers.UNet2DModel(
-            sample_size=32,
-            block_out_channels=(8, 16, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
-            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-            attention_head_dim=8,
-        )
-    model = model.double().eval().requires_grad_(False)
+    shape = {
+        "sample_size": 32,
+        "block_out_channels": (8, 16, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 8,
+    }
+    model = made(lambda: diffusers.UNet2DModel(**shape))
 
     def drift(x: Tensor, t: Tensor) -> Tensor:
         return model(x, t * 1000).sample
@@ -281,7 +293,7 @@ def test_a_unet_of_diffusers_with_attention():
 
 
 def reference_of(network=None, count: int = 1) -> Reference:
-    conv = nn.Conv2d(3, 3, 3, padding=1).requires_grad_(False).double()
+    conv = made(convolution)
     return Reference(network or (lambda x, t: conv(x)), [0.5], [states(count)])
 
 
@@ -315,13 +327,13 @@ def test_errors_are_one_sentence(make, message):
 
 
 def test_a_network_that_writes_into_an_image_is_refused():
-    conv = nn.Conv2d(3, 3, 3, padding=1).requires_grad_(False).double()
+    conv = made(convolution)
     with pytest.raises(ValueError, match=r"changes an image in place by aten\.fill_"):
         reference_of(lambda x, t: conv(x).fill_(1.0))
 
 
 def test_a_network_that_keeps_a_tensor_is_refused():
-    conv, kept = nn.Conv2d(3, 3, 3, padding=1).requires_grad_(False).double(), []
+    conv, kept = made(convolution), []
 
     def drift(x: Tensor, t: Tensor) -> Tensor:
         kept.append(conv(x))
