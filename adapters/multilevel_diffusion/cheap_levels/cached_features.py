@@ -108,12 +108,13 @@ def cached_ladder(
 
     def make() -> list[Drift]:
         memory = _Memory(every)
-        full = with_network(drift, _recording(net, names, memory))
-        return [_Cheap(with_network(drift, _recalling(net, names, memory)), full, memory), _Full(full, memory)]
+        renewing = _Renewing(with_network(drift, _recording(net, names, memory)), memory)
+        cheap = _Cheap(with_network(drift, _recalling(net, names, memory)), renewing, memory)
+        return [cheap, renewing if every is None else drift]
 
     priced = _Memory(None)
-    full = with_network(drift, _recording(net, names, priced))
     with torch.no_grad():
+        full = with_network(drift, _recording(net, names, priced))
         priced.renew(full, x, torch.tensor(t, dtype=torch.float64, device=x.device))
     missing = [name for name in names if priced.counts.get(name) != 1]
     if missing:
@@ -150,7 +151,7 @@ class _Memory:
         self._check(len(x), exactly=True)
         self.recorded, self.counts = {}, {}
         value = full(x, t)
-        self.features, self.age = self.recorded, 0
+        self.features, self.recorded, self.age = self.recorded, {}, 0
         self.samples = self.asked = len(x)
         return value
 
@@ -173,14 +174,14 @@ class _Memory:
 
 
 @dataclass(frozen=True, eq=False)
-class _Full:
-    """f^2, which leaves its features in the memory where the cheap level does not renew them itself."""
+class _Renewing:
+    """The full network, which leaves its features in the memory."""
 
     full: Drift
     memory: _Memory
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.memory.renew(self.full, x, t) if self.memory.every is None else self.full(x, t)
+        return self.memory.renew(self.full, x, t)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,13 +189,11 @@ class _Cheap:
     """f^1, on kept features."""
 
     shallow: Drift
-    full: Drift
+    renewing: _Renewing
     memory: _Memory
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        if self.memory.due(x, t):
-            return self.memory.renew(self.full, x, t)
-        return self.shallow(x, t)
+        return self.renewing(x, t) if self.memory.due(x, t) else self.shallow(x, t)
 
 
 def _recording(net: nn.Module, names: Sequence[str], memory: _Memory) -> nn.Module:
