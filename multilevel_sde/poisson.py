@@ -10,8 +10,8 @@ whatever integrates f^1 between them. Two kinds of arrivals are on offer: Poisso
 quantiles of the integrated rate behind a random phase (the systematic draw's limit).
 
 Jump times lie on a finest grid tau_0, tau_1, ... that contains the base grid, by default 1 024 000 equal cells; N_j
-jumps fall into cell j, m_j = int lambda over the cell in the mean. A jump is paid out by the step from its cell's start
-tau_j to the next time s of the united grid, with the weight
+jumps fall into cell j, m_j in the mean (the rate in its middle times its length). A jump is paid out by the step from
+its cell's start tau_j to the next time s of the united grid, with the weight
 
     w = N_j (a(tau_j, s) - a(tau_{j+1}, s)) / (m_j a(tau_j, s)),
 
@@ -169,7 +169,8 @@ def poisson_plan(
     if not len(rates):
         raise ValueError('"rates" is empty; give one rate for each level above the lowest')
     fine, base = _finest(as_times(times).double(), finest)
-    means = [_cell_means(rate, fine, k) for k, rate in enumerate(rates)]
+    middles, lengths = 0.5 * (fine[1:] + fine[:-1]), fine.diff().abs()
+    means = [_checked_rate(rate, middles, k) * lengths for k, rate in enumerate(rates)]
     cells = []
     for mean in means:
         sums = mean.cumsum(0)
@@ -177,13 +178,13 @@ def poisson_plan(
         cells.append(torch.searchsorted(sums, points, right=True).clamp_max(len(mean) - 1))
     united = torch.cat([base, *cells]).unique()
     weights = torch.ones(len(united) - 1, 1 + len(rates), dtype=torch.float64)
-    moments = fine.tolist()
-    following = dict(zip(united[:-1].tolist(), united[1:].tolist(), strict=True))
     for k, (mean, jumps) in enumerate(zip(means, cells, strict=True), start=1):
         hit, counts = jumps.unique(return_counts=True)
-        paid = [_paid(coefficient, moments[j], moments[j + 1], moments[following[j]]) for j in hit.tolist()]
+        rows = torch.searchsorted(united, hit)
+        moments = zip(fine[hit].tolist(), fine[hit + 1].tolist(), fine[united[rows + 1]].tolist(), strict=True)
+        paid = torch.tensor([_paid(coefficient, *three) for three in moments], dtype=torch.float64)
         weights[:, k] = 0.0
-        weights[torch.searchsorted(united, hit), k] = torch.tensor(paid, dtype=torch.float64) * counts / mean[hit]
+        weights[rows, k] = paid * counts / mean[hit]
     return PoissonPlan(Plan(weights != 0, weights), fine[united], tuple(fine[jumps] for jumps in cells))
 
 
@@ -207,19 +208,18 @@ def _finest(grid: Tensor, finest: Tensor | Sequence[float] | None) -> tuple[Tens
     return sign * fine[base[0] : base[-1] + 1], base - base[0]
 
 
-def _cell_means(rate: Rate, fine: Tensor, k: int) -> Tensor:
-    """Expected number of jumps in every cell, the rate taken in its middle."""
-    middles = 0.5 * (fine[1:] + fine[:-1])
-    found = torch.as_tensor(rate(middles) if callable(rate) else rate, dtype=torch.float64)
-    if found.dim() and found.shape != middles.shape:
+def _checked_rate(rate: Rate, times: Tensor, k: int) -> Tensor:
+    found = torch.as_tensor(rate(times) if callable(rate) else rate, dtype=torch.float64)
+    if found.dim() and found.shape != times.shape:
         raise ValueError(
-            f'"rates[{k}]" must return one rate for each of {len(middles)} times, got shape {tuple(found.shape)}'
+            f'"rates[{k}]" must return one rate for each of {len(times)} times, got shape {tuple(found.shape)}'
         )
-    if not bool((found.isfinite() & (found > 0)).all()):
+    if not 0.0 < float(found.min()) <= float(found.max()) < float("inf"):
         raise ValueError(
-            f'"rates[{k}]" must be positive and finite, got {float(found.min())}; a small rate costs next to nothing'
+            f'"rates[{k}]" must be positive and finite, got {float(found.min())} to {float(found.max())}; a small rate '
+            "costs next to nothing"
         )
-    return found * fine.diff().abs()
+    return found
 
 
 def _paid(coefficient: Callable[[float, float], float], start: float, end: float, following: float) -> float:
