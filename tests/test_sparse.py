@@ -27,7 +27,7 @@ class Everything(nn.Module):
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.norm = nn.GroupNorm(2, 8)
         self.depthwise = nn.Conv2d(8, 8, 5, padding=4, dilation=2, groups=8)
-        self.down = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        self.down, self.short = nn.Conv2d(8, 12, 3, stride=2, padding=1), nn.Conv2d(8, 12, 1, stride=2)
         self.middle = nn.Sequential(nn.GroupNorm(3, 12), nn.SiLU(inplace=True), nn.Conv2d(12, 12, 1, groups=2))
         self.shrink = nn.Conv2d(12, 8, 2, stride=2)
         self.grow = nn.ConvTranspose2d(8, 8, extent, stride=2, padding=(extent - 2) // 2)
@@ -42,7 +42,7 @@ class Everything(nn.Module):
         scale = (1 + t.to(x.dtype)).reshape(1, 1, 1, 1).expand(len(x), 8, 1, 1)
         h = F.gelu(self.norm(self.stem(x)) * scale)
         h = h + self.depthwise(h)
-        low = self.middle(self.down(h))
+        low = self.middle(self.down(h)) + self.short(h)
         lower = self.between(self.shrink(low))
         low = torch.cat([F.interpolate(low, scale_factor=2.0), F.interpolate(self.grow(lower), scale_factor=2.0)], 1)
         return self.out(torch.cat([h, low], dim=1)) - 0.5 * torch.sigmoid(x)
@@ -65,7 +65,22 @@ def unet() -> UNet:
     return net
 
 
-NETWORKS = {"unet": unet, "everything": Everything, "overlapping": lambda: Everything(4), "attention": Attention}
+class OtherBatches(Everything):
+    """With convolutions of one tensor for all images, and of two copies of each."""
+
+    def between(self, h: Tensor) -> Tensor:
+        shared = self.short(torch.ones(1, 8, 2 * h.shape[2], 2 * h.shape[3], dtype=h.dtype))[:, :8]
+        both = self.stem(torch.cat([h, -h])[:, :3])
+        return both.chunk(2)[1] * shared
+
+
+NETWORKS = {
+    "unet": unet,
+    "everything": Everything,
+    "overlapping": lambda: Everything(4),
+    "attention": Attention,
+    "batches": OtherBatches,
+}
 
 
 def made(make: Callable[[], nn.Module]) -> nn.Module:
@@ -121,6 +136,19 @@ def test_at_the_reference_it_is_the_dense_network(net, tile):
     sparse = SparseDrift(Reference(net, [0.5], [x], tile=tile), square(), dense_above=BY_TILES)
     assert min(sparse.shares().values()) < 0.3
     torch.testing.assert_close(sparse(x, T), net(x, T), rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("shape", [(32, 24), (8, 40)])
+def test_rectangular_images(shape):
+    net, x, mask = made(Everything), states(side=40)[..., : shape[0], : shape[1]], square(side=40)
+    mask = mask[: shape[0], : shape[1]].clone()
+    mask[3, 1] = True
+    reference = Reference(net, [0.5], [x])
+    sparse = SparseDrift(reference, mask, dense_above=BY_TILES)
+    torch.testing.assert_close(sparse(x, T), net(x, T), rtol=0, atol=ROUNDING)
+    y = edited(x, mask)
+    everywhere = SparseDrift(reference, torch.ones_like(mask), dense_above=BY_TILES)
+    torch.testing.assert_close(everywhere(y, T), net(y, T), rtol=0, atol=ROUNDING)
 
 
 class TwoConvolutions(nn.Module):

@@ -58,7 +58,7 @@ def run(
     Returns:
         The output, shaped like x; inactive tiles are the reference's.
     """
-    with torch.inference_mode(False), torch.no_grad(), _Run(tape, geometry, tile, update_statistics) as mode:
+    with torch.inference_mode(False), torch.no_grad(), _Run(tape, geometry, tile, update_statistics, len(x)) as mode:
         return mode.complete(network(x, t)).contiguous()
 
 
@@ -85,15 +85,15 @@ class _Image(Tensor):
 class _Run(TorchDispatchMode):
     """One evaluation."""
 
-    def __init__(self, tape: Tape, geometry: Geometry | None, tile: int, update_statistics: bool):
+    def __init__(self, tape: Tape, geometry: Geometry | None, tile: int, update_statistics: bool, batch: int):
         super().__init__()
         self.tape, self.geometry, self.tile, self.update_statistics = tape, geometry, tile, update_statistics
-        self.slots = 0
+        self.batch, self.slots = batch, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         packet = func.overloadpacket
-        if packet is aten.convolution and args[0].dim() == 4:
+        if packet is aten.convolution and args[0].dim() == 4 and args[0].shape[0] == self.batch:
             return self.convolution(func, *args)
         if _Image not in types:
             return func(*args, **kwargs)
@@ -203,7 +203,7 @@ class _Run(TorchDispatchMode):
         return _Image(self.tiles(x, number, target, places, ("upsample", factors)), target, x.shape[0])
 
     def group_norm(self, func, x, weight, bias, batch, channels, area, groups, eps):
-        if not isinstance(x, _Image) or x.dim() != 4:
+        if not isinstance(x, _Image):
             return self.elsewhere(func, (x, weight, bias, batch, channels, area, groups, eps), {})
         self.slots += 1
         number, layout, count = self.slots, x.known, area * channels // groups
