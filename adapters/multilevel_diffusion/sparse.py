@@ -78,8 +78,9 @@ def changed_region(original: Tensor, edited: Tensor, *, tolerance: float = 0.01,
 class Reference:
     """A drift's tensors along the path of the original images, at given times.
 
-    It serves every edit of these images. Making it costs one dense evaluation per time; it holds the input of every
-    convolution larger than 1x1, see `memory`.
+    It serves every edit of these images. Making it costs one dense evaluation per time. It holds the input of every
+    convolution larger than 1x1, which is much for large images, see `memory`; with keep=False only the states are held,
+    and each edit evaluates them again.
 
     Arguments:
         drift: Callable (x, t) made of one convolutional network, such as a denoiser.
@@ -87,6 +88,7 @@ class Reference:
         states: State of the original images at each of them, each (B, C, H, W).
         tile: Largest side of a tile, in pixels of every resolution. Larger tiles are faster for each pixel and cover
             more pixels than the edit.
+        keep: Whether to hold the tensors for later edits.
         progress: Show a progress bar.
 
     Raises:
@@ -112,6 +114,7 @@ class Reference:
         states: Tensor | Sequence[Tensor],
         *,
         tile: int = 4,
+        keep: bool = True,
         progress: bool = False,
     ):
         if not callable(drift):
@@ -128,12 +131,14 @@ class Reference:
         if tile < 1:
             raise ValueError(f'"tile" is {tile}, expected a side of at least 1; 4 is usual')
         self.drift, self.tile, self.states = drift, tile, list(states)
-        self.tapes = [
-            self.record(number) for number in tqdm(range(len(states)), "reference", disable=not progress, unit="time")
-        ]
+        numbers = tqdm(range(len(states)) if keep else (), "reference", disable=not progress, unit="time")
+        self._tapes = [self._record(number) for number in numbers]
 
-    def record(self, number: int) -> dict[int, Slot]:
-        """Return the slots of one time, by a dense evaluation."""
+    def tape(self, number: int) -> dict[int, Slot]:
+        """Return what is remembered of one time; a dense evaluation if it was not kept."""
+        return self._tapes[number] if self._tapes else self._record(number)
+
+    def _record(self, number: int) -> dict[int, Slot]:
         tape, state = Recording(), self.states[number]
         run(self.drift, state, self.times[number].to(state.device), tape, None, self.tile)
         return tape.slots
@@ -141,7 +146,7 @@ class Reference:
     @property
     def memory(self) -> int:
         """Bytes held, of all times."""
-        return sum(size_in_bytes(slots) for slots in self.tapes) + sum(
+        return sum(size_in_bytes(slots) for slots in self._tapes) + sum(
             state.numel() * state.element_size() for state in self.states
         )
 
@@ -149,7 +154,7 @@ class Reference:
 class SparseDrift:
     """The drift recomputed on the tiles of an edit, f(x, t); everything else is the reference's.
 
-    It holds only what it reads of the reference: the rim of the tiles, sums, and the output. So the reference may be
+    It holds only what it reads of the reference: the rim of the tiles, sums, and the output; the reference may be
     dropped after the last edit. Images of a batch are compared with the reference's images in turn, image i with image
     i mod B; so a batch may hold several copies of all of them.
 
@@ -206,9 +211,8 @@ class SparseDrift:
         self._geometries: dict[int, Geometry] = {}
         self._like = reference.states[0]
         self._slots: dict[float, dict[int, Slot]] = {}
-        points = list(zip(reference.times, reference.states, reference.tapes, strict=True))
-        for t, state, slots in tqdm(points, "sparse drift", disable=not progress, unit="time"):
-            tape = Trimming(slots)
+        for number in tqdm(range(len(reference.states)), "sparse drift", disable=not progress, unit="time"):
+            t, state, tape = reference.times[number], reference.states[number], Trimming(reference.tape(number))
             self._run(state, t.to(state.device), tape)
             self._slots[float(t)] = tape.read
 

@@ -146,10 +146,10 @@ class Edit:
         step, start = ExponentialStep(self.schedule, self.tau), self.noised(images)
         return mls.solve(ladder, start, times, plan, step=step, diffusion=diffusion, brownian=noise, save=save)
 
-    def reference(self, *, tile: int = 4, progress: bool = False) -> Reference:
-        """Run the original and record the denoiser's tensors along its path."""
+    def reference(self, *, tile: int = 4, keep: bool = True, progress: bool = False) -> Reference:
+        """Run the original and remember the denoiser's tensors along its path; see :class:`Reference`."""
         path = self.run(self.original, *self.dense(), save=True)
-        return Reference(self.denoiser, self.times[:-1], path.ys[:-1], tile=tile, progress=progress)
+        return Reference(self.denoiser, self.times[:-1], path.ys[:-1], tile=tile, keep=keep, progress=progress)
 
     def ladder(self, sparse: SparseDrift) -> mls.Ladder:
         """Return the sparse and the dense denoiser, with costs in dense evaluations, by FLOPs."""

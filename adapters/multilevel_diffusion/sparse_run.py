@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from multilevel_diffusion.sparse_layout import Gather, Geometry, Layout, Places, pixels, tile_at
-from multilevel_diffusion.sparse_tape import Moments, Tape
+from multilevel_diffusion.sparse_tape import Moments, Tape, shifted_sums
 
 __all__ = ["run"]
 
@@ -207,7 +207,7 @@ class _Run(TorchDispatchMode):
             return self.elsewhere(func, (x, weight, bias, batch, channels, area, groups, eps), {})
         self.slots += 1
         number, layout, count = self.slots, x.known, area * channels // groups
-        self.tape.keep(number, lambda: _moments_of(x.held, groups, tile_at(self.tile, (x.shape[2], x.shape[3]))))
+        self.tape.keep(number, lambda: Moments.of(x.held, groups, tile_at(self.tile, (x.shape[2], x.shape[3]))))
         if layout is None:
             values, mean, rstd = func(x.held, weight, bias, batch, channels, area, groups, eps)
             return _Image(values, None, batch), mean, rstd
@@ -216,7 +216,7 @@ class _Run(TorchDispatchMode):
         copies = batch // len(past.mean)
         sums = past.total.repeat(copies, 1, 1)
         if self.update_statistics:
-            fresh = _shifted_sums(x.held, past.mean[of])
+            fresh = shifted_sums(x.held, past.mean[of])
             sums = past.sums.repeat(copies, 1, 1).index_add_(0, layout.images, fresh)
         first, second = (sums / count).unbind(-1)
         mean = (past.mean.repeat(copies, 1) + first).to(x.dtype)
@@ -287,21 +287,3 @@ def _for_tiles(tensor: Tensor, layout: Layout | None) -> Tensor:
     if layout is None or tensor.dim() < 4 or len(tensor) == 1:
         return tensor
     return tensor[layout.images]
-
-
-def _shifted_sums(values: Tensor, mean: Tensor) -> Tensor:
-    """Return the sums of v - mean and (v - mean)^2 over each group of values (N, C, b, b); mean (N, G) -> (N, G, 2)."""
-    rows = values.permute(0, 2, 3, 1).reshape(len(values), -1, mean.shape[1], values.shape[1] // mean.shape[1])
-    variance, centre = torch.var_mean(rows, dim=(1, 3), correction=0)
-    distance, count = centre.double() - mean, rows.shape[1] * rows.shape[3]
-    return count * torch.stack([distance, variance.double() + distance.square()], dim=-1)
-
-
-def _moments_of(values: Tensor, groups: int, tile: int) -> Moments:
-    """Return the sums over each tile of values (B, C, H, W)."""
-    batch, channels, height, width = values.shape
-    mean = values.reshape(batch, groups, -1).double().mean(2)
-    tiles = values.view(batch, channels, height // tile, tile, width // tile, tile).permute(0, 2, 4, 1, 3, 5)
-    tiles = tiles.reshape(-1, channels, tile, tile)
-    sums = _shifted_sums(tiles, mean.repeat_interleave(len(tiles) // batch, 0)).view(batch, -1, groups, 2)
-    return Moments(mean, sums, sums.sum(1))

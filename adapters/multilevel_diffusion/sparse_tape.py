@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from multilevel_diffusion.sparse_layout import Layout
 
-__all__ = ["Moments", "Recording", "Slot", "Tape", "Trimming", "size_in_bytes"]
+__all__ = ["Moments", "Recording", "Slot", "Tape", "Trimming", "shifted_sums", "size_in_bytes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,16 @@ class Moments:
     mean: Tensor
     sums: Tensor
     total: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor, groups: int, tile: int) -> Moments:
+        """Return the sums over each tile of side b of values (B, C, H, W)."""
+        batch, channels, height, width = values.shape
+        mean = values.reshape(batch, groups, -1).double().mean(2)
+        tiles = values.view(batch, channels, height // tile, tile, width // tile, tile).permute(0, 2, 4, 1, 3, 5)
+        tiles = tiles.reshape(-1, channels, tile, tile)
+        sums = shifted_sums(tiles, mean.repeat_interleave(len(tiles) // batch, 0)).view(batch, -1, groups, 2)
+        return cls(mean, sums, sums.sum(1))
 
 
 Slot = Tensor | Moments
@@ -99,11 +110,23 @@ class Trimming(Tape):
         return trimmed
 
 
+def shifted_sums(values: Tensor, mean: Tensor) -> Tensor:
+    """Return the sums of v - mean and (v - mean)^2 over each group of channels, float64 (N, G, 2).
+
+    Arguments:
+        values: Tiles (N, C, b, b).
+        mean: Around what to sum, (N, G); sums around 0 would lose digits where the mean is large.
+    """
+    rows = values.permute(0, 2, 3, 1).reshape(len(values), -1, mean.shape[1], values.shape[1] // mean.shape[1])
+    variance, centre = torch.var_mean(rows, dim=(1, 3), correction=0)
+    distance, count = centre.double() - mean, rows.shape[1] * rows.shape[3]
+    return count * torch.stack([distance, variance.double() + distance.square()], dim=-1)
+
+
 def size_in_bytes(slots: Mapping[int, Slot]) -> int:
     """Return the memory that slots take.
 
     Example:
-        >>> import torch
         >>> size_in_bytes({0: torch.zeros(10, 3)})
         120
     """
