@@ -27,7 +27,7 @@ def quadrature(z, q):
     return moment / total
 
 
-@pytest.mark.parametrize("z", [1e-12, 1e-6, 1e-3, 0.3, 1.9, 2.0, 2.1, 7.0, 40.0, 300.0])
+@pytest.mark.parametrize("z", [1e-12, 1e-6, 1e-3, 0.02, 0.3, 1.9, 2.0, 2.1, 7.0, 40.0, 300.0])
 @pytest.mark.parametrize("sign", [1.0, -1.0], ids=["data", "noise"])
 def test_moments_are_the_integrals_to_rounding(z, sign):
     moments = exact_moments(sign * z, 5)
@@ -80,6 +80,22 @@ def test_order_two_is_what_the_papers_print(tau):
         assert exact[n, 1].item() == pytest.approx(scale * b1, rel=1e-10)
         assert rescaled[n, 1].item() == pytest.approx(scale * (b1 - q / before), rel=1e-10)
         assert midpoint[n, 1].item() == pytest.approx(-h / before / 2, rel=1e-12)
+
+
+def test_a_callable_tau_is_taken_where_a_step_starts():
+    times = karras(EDMSchedule(), 7)
+    places = times.tolist()
+    switched = multistep_weights(EDMSchedule(), lambda t: 1.0 if t in places[::2] else 0.3, times, 3)
+    for first, tau in enumerate((1.0, 0.3)):
+        assert torch.equal(switched[first::2], multistep_weights(EDMSchedule(), tau, times, 3)[first::2])
+
+
+def test_equal_places_are_one_node_and_a_step_of_no_length_has_order_one():
+    """The cosine schedule has a floor: lambda is the same from t = 0.99997 to 1."""
+    schedule, times = CosineSchedule(), [1.0, 0.99999, 0.99998, 0.7, 0.5, 0.3]
+    weights = multistep_weights(schedule, 0.0, times, 4)
+    assert (weights != 0).sum(1).tolist() == [1, 1, 1, 2, 3]
+    torch.testing.assert_close(weights[2:, :3], multistep_weights(schedule, 0.0, times[2:], 3), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("order", [0, 1.5, True, "2"])

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -409,6 +411,20 @@ def test_gradients_go_through_the_memory():
         return solve(SASolver(COSINE), lambda x, t: scale * torch.tanh(x), x, uniform(COSINE, 5), gradients=True).y
 
     assert torch.autograd.gradcheck(end, (random(3).requires_grad_(), torch.tensor(0.8, dtype=DOUBLE).requires_grad_()))
+
+
+def test_the_examples_of_the_page_run_and_print_what_it_says(capsys):
+    page = (Path(__file__).parent.parent / "docs" / "samplers.md").read_text(encoding="utf-8")
+    example, rule = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(example, names)
+    assert capsys.readouterr().out == re.search(r"prints\n\n```text\n(.*?)```", page, re.DOTALL).group(1)
+    exec(rule, names)
+    # With a constant estimate of the data the ODE of EDM is linear, and every step towards 0 is exact.
+    times, x = torch.tensor([2.0, 1.0, 0.5, 0.0], dtype=DOUBLE), random(5)
+    solution = solve(names["EDMHeun"](), lambda y, t: (y - 0.3) / t, x, times)
+    torch.testing.assert_close(solution.y, torch.full_like(x, 0.3))
+    assert solution.stats.calls == (5,)
 
 
 @pytest.mark.parametrize(
