@@ -139,7 +139,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "deadleaves32_ddpm": lambda: networks("deadleaves32", "ddpm"),
     "deadleaves32_ddim": lambda: networks("deadleaves32", "ddim"),
 }
-BUSY = {"digits": Sizes(32, 8, 12, 24), "deadleaves32": Sizes(16, 4, 6, 8)}  # what a shared core does in 25 minutes
+BUSY = {"digits": Sizes(32, 8, 12, 24), "deadleaves32": Sizes(8, 4, 4, 6)}  # what a shared core does in 25 minutes
 
 
 class Bench:
@@ -201,6 +201,7 @@ class Bench:
                 yield f"{name}, {kind}", budget, partial(self.drawn, name, kind, budget)
             yield "pilot plan", budget, partial(self.planned, budget)
             yield "pilot plan, random phase", budget, partial(self.phased, budget)
+        for budget in self.sizes.budgets:
             for name, kind in (("learned", "independent"), ("pilot schedule", "systematic")):
                 yield f"best of {CANDIDATES}: {name}, {kind}", budget, partial(self.best, name, kind, budget)
 
@@ -265,7 +266,7 @@ class Bench:
         }
 
 
-def run(name: str, sizes: Sizes, out: Path) -> None:
+def run(name: str, sizes: Sizes, out: Path, *, best: bool) -> None:
     """Measure what is missing of one problem, and store every row as it comes."""
     problem = PROBLEMS[name]()
     content = repr((problem.pilot.times.tolist(), problem.pilot.gram.tolist(), problem.ladder.costs))
@@ -278,7 +279,7 @@ def run(name: str, sizes: Sizes, out: Path) -> None:
     kind = f"{name}_{settings['pilot']}_{sizes.iterations}x{sizes.batch}"
     bench = Bench(problem, sizes, Path(tempfile.gettempdir()) / "multilevel_sde_allocation" / kind)
     done = {(row["method"], row["budget"]) for row in rows}
-    todo = [(method, budget, make) for method, budget, make in bench.methods() if (method, budget) not in done]
+    todo = [row for row in bench.methods() if row[:2] not in done and (best or not row[0].startswith("best of"))]
     for method, budget, make in tqdm(todo, desc=name, unit="row"):
         rows.append({"method": method, "budget": budget, **bench.measure(make)})
         result = {"problem": name, "gamma": problem.gamma, "settings": settings, "machine": machine(), "rows": rows}
@@ -293,6 +294,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, help="samples that choose the best of 15 [32]")
     parser.add_argument("--iterations", type=int, help="steps of learning [50]")
     parser.add_argument("--batch", type=int, help="samples per step of learning [300]")
+    parser.add_argument("--no-best", action="store_true", help="leave the best of 15 to a later run")
     parser.add_argument("--busy", action="store_true", help="networks at sizes for a busy core")
     parser.add_argument("--quick", action="store_true", help="a smoke run: two problems, two budgets, few samples")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="[results beside this]")
@@ -305,7 +307,7 @@ def main() -> None:
         sizes = BUSY.get(name.rpartition("_")[0], Sizes()) if options.busy else Sizes()
         if options.quick:
             sizes = Sizes(8, 4, 2, 4, BUDGETS[:2])
-        run(name, replace(sizes, **given), options.out)
+        run(name, replace(sizes, **given), options.out, best=not options.no_best)
     paths = [options.out / f"allocation_{name}.json" for name in PROBLEMS]
     results = [json.loads(path.read_bytes()) for path in paths if path.is_file()]
     text = markdown(results)

@@ -199,6 +199,20 @@ def test_on_the_base_grid_even_jumps_are_systematic_draws():
         assert torch.allclose(drawn.plan.weights, family.at(u).weights, rtol=1e-12)
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+def test_cells_beyond_the_base_grid_and_their_order_do_not_matter(backwards):
+    """A noise that is known for longer than the solve, in either order, gives the same plan."""
+    base = BASE.flip(0) if backwards else BASE
+    longer = torch.cat([COARSE - 1.0, COARSE[1:], COARSE[1:] + 1.0])
+    same = [
+        mls.poisson_plan([rate], base, generator=seeded(4), finest=finest)
+        for finest in (COARSE, longer, longer.flip(0))
+    ]
+    assert all(torch.equal(drawn.times, same[0].times) and drawn.plan == same[0].plan for drawn in same[1:])
+    assert float(same[0].times[0]) == float(base[0])
+    assert float(same[0].times[-1]) == float(base[-1])
+
+
 def test_several_jumps_in_a_cell_add_up():
     drawn = mls.poisson_plan(
         [100.0], [0.0, 0.5, 1.0], generator=seeded(0), arrivals=at_phase(0.5), finest=[0.0, 0.5, 1.0]
