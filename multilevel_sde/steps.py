@@ -94,6 +94,7 @@ def plan_rows(step: Step | StepRule, times: Tensor | Sequence[float]) -> Tensor:
         times: N + 1 monotone times.
 
     Raises:
+        TypeError: `step` is neither a function nor a rule.
         ValueError: `times` are no grid; the rule does not say N counts of at least 0.
 
     Example:
@@ -108,6 +109,11 @@ def plan_rows(step: Step | StepRule, times: Tensor | Sequence[float]) -> Tensor:
     grid = as_times(times)
     steps = torch.arange(len(grid) - 1)
     if not isinstance(step, StepRule):
+        if not callable(step) or isinstance(step, type):
+            raise TypeError(
+                '"step" must be a function step(y, estimate, t, s, noise) or a StepRule such as mls.Heun(), got '
+                f"{step!r}"
+            )
         return steps
     counts = list(step.evaluations(grid))
     if len(counts) != len(steps) or any(not isinstance(count, int) or count < 0 for count in counts):

@@ -320,3 +320,9 @@ def test_the_drift_gets_times_of_the_grid(dtype):
 def test_errors_are_sentences(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("step", ["heun", mls.Heun, None])
+def test_a_step_is_a_function_or_a_rule(step):
+    with pytest.raises(TypeError, match=r'"step" must be a function .* or a StepRule such as mls.Heun\(\)'):
+        mls.solve(pair(), torch.ones(1), uniform(2), mls.em_plan(pair(), uniform(2)), step=step)
