@@ -3,8 +3,8 @@
 Prints the Markdown tables of docs/editing.md. Seconds are the least of several of CPU time on one thread, dense and
 sparse taking turns; weights of the larger networks are random, as time does not depend on them.
 
-    python benchmarks/bench_sparse.py            # about 4 minutes on an idle core
-    python benchmarks/bench_sparse.py --large    # also a network of 249 billion multiply-adds: 3 minutes
+    python benchmarks/bench_sparse.py            # about 5 minutes of one core
+    python benchmarks/bench_sparse.py --large    # also a network of 249 billion multiply-adds: 2 more
     python benchmarks/bench_sparse.py --quick
 """
 
