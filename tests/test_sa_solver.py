@@ -190,8 +190,9 @@ def coefficients(schedule, tau, nodes, t, s):
     return out
 
 
+@pytest.mark.parametrize("final", [False, True])
 @pytest.mark.parametrize("again", [False, True], ids=["pec", "pece"])
-def test_predictor_and_corrector_by_hand(again):
+def test_predictor_and_corrector_by_hand(again, final):
     """Predictor 3, corrector 4, tau = 0.7, with the same normals in both, on an uneven grid with nothing shared."""
     times, tau, x = [0.9, 0.8, 0.65, 0.55, 0.3, 0.12], 0.7, random(6)
     xi, net = random(5, 6, seed=1), mixture(COSINE)
@@ -206,12 +207,13 @@ def test_predictor_and_corrector_by_hand(again):
 
     known, states, corrected = [(place(times[0]), net(x, times[0]))], [x], x
     for n, (t, s) in enumerate(itertools.pairwise(times)):
-        predicted = move(corrected, known[:3], t, s, n)
+        limit = min(3, 5 - n) if final else 3
+        predicted = move(corrected, known[:limit], t, s, n)
         ahead = (place(s), net(predicted, s))
-        corrected = move(corrected, [ahead, *known[:3]], t, s, n)
+        corrected = move(corrected, [ahead, *known[:limit]], t, s, n)
         known.insert(0, (place(s), net(corrected, s)) if again else ahead)
         states.append(corrected if again else predicted)
-    rule = SASolver(COSINE, tau, 3, 4, again, lower_order_final=False)
+    rule = SASolver(COSINE, tau, 3, 4, again, lower_order_final=final)
     solution = solve(rule, net, x, times, save=True, **by_normals(xi))
     torch.testing.assert_close(solution.ys, torch.stack(states), rtol=1e-11, atol=1e-11)
     assert solution.stats.calls == (10 if again else 5,)
@@ -415,10 +417,11 @@ def test_gradients_go_through_the_memory():
 
 def test_the_examples_of_the_page_run_and_print_what_it_says(capsys):
     page = (Path(__file__).parent.parent / "docs" / "samplers.md").read_text(encoding="utf-8")
-    example, rule = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names = {}
-    exec(example, names)
-    assert capsys.readouterr().out == re.search(r"prints\n\n```text\n(.*?)```", page, re.DOTALL).group(1)
+    for code, output in re.findall(r"```python\n((?:(?!```).)*)```\n\nprints\n\n```text\n(.*?)```", page, re.DOTALL):
+        exec(code, names)
+        assert capsys.readouterr().out == output
+    rule = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[-1]
     exec(rule, names)
     # With a constant estimate of the data the ODE of EDM is linear, and every step towards 0 is exact.
     times, x = torch.tensor([2.0, 1.0, 0.5, 0.0], dtype=DOUBLE), random(5)
