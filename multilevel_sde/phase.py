@@ -92,7 +92,7 @@ def phase_plans(plan: Plan | PilotPlan) -> PhasePlans:
     """Return the family of random-phase plans with the hit density of a deterministic plan.
 
     For those who need the estimate unbiased over plans: a mean over phases has no bias to first order, where copies of
-    one plan share its error. A single plan of the family errs more than the plan itself (docs/pilot has figures).
+    one plan share its error. A single plan of the family errs more than the plan itself (docs/learning has figures).
     A level that the plan never hits gets one hit in expectation, without which nothing is unbiased.
 
     Arguments:
