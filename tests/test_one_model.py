@@ -127,6 +127,12 @@ def _detail(x: Tensor) -> Tensor:
     return x - repeat(nn.functional.avg_pool2d(x, 2), 2)
 
 
+def test_a_state_with_the_expected_detail_tells_nothing_new():
+    schedule, z = CosineSchedule(), images(3, seed=2)[:, :, :4, :4]
+    level = LowResolution(lambda x, t: z, schedule, 2, detail_variance=0.3)
+    torch.testing.assert_close(_detail(level(schedule.alpha(0.4) * bilinear(z, 2), at(0.4))), _detail(bilinear(z, 2)))
+
+
 def test_without_noise_the_detail_is_that_of_the_state():
     level = LowResolution(lambda x, t: x, EDMSchedule(), 2, detail_variance=0.1)
     x = images()
@@ -279,6 +285,7 @@ def test_int8_replaces_wide_layers_in_a_copy_only():
     error = float((cheap(x, at(0.4)) - before).norm() / before.norm())
     assert 1e-4 < error < 0.05
     assert isinstance(cheap.bottom[0].expand, Int8Linear)  # type: ignore[union-attr, index]
+    assert isinstance(cheap.down[0][0].contract, Int8Linear)  # type: ignore[union-attr, index]  # 32 inputs
     assert type(cheap.stem) is nn.Conv2d  # 3x3
     assert type(cheap.down[0][0].expand) is nn.Conv2d  # type: ignore[union-attr, index]  # 16 inputs
     assert cheap.stem.weight is net.stem.weight
@@ -446,6 +453,17 @@ def test_a_pilot_measures_kept_features_and_its_plan_holds():
     best = first.plan(budget=10 * ladder.costs[-1])
     solution = mls.solve(ladder, x, best.times, best.plan, step=small_step)
     assert solution.stats.cost == pytest.approx(best.predicted.cost)
+
+
+def test_perturbed_copies_see_the_features_of_their_sample():
+    ladder, x = kept(unet(), every=4), images()
+    copies = [x + 0.1, 2 * x, x]
+    values = []
+    for batch in (*copies, torch.cat(copies)):
+        cheap, _ = ladder.drifts
+        cheap(x, at(0.9))
+        values.append(cheap(batch, at(0.5)))
+    torch.testing.assert_close(values[-1], torch.cat(values[:-1]), rtol=1e-12, atol=1e-12)
 
 
 def test_a_pilot_of_features_renewed_at_hits_is_refused():

@@ -151,7 +151,7 @@ class _Memory:
         self._check(len(x), exactly=True)
         self.recorded, self.counts = {}, {}
         value = full(x, t)
-        self.features, self.recorded, self.age = self.recorded, {}, 0
+        self.features, self.age = self.recorded, 0
         self.samples = self.asked = len(x)
         return value
 
