@@ -235,6 +235,13 @@ def test_a_last_step_to_the_data_returns_the_estimate_and_evaluates_once(schedul
     assert len(seen) == len(mls.plan_rows(rule, times)) == 6 + (5 - (schedule.alpha(schedule.t_max) == 0)) * again
 
 
+def test_a_first_step_from_pure_noise_is_neither_corrected_nor_a_node():
+    """alpha = 0 at the start: two steps are DDIM's, bit for bit."""
+    flow, times = RectifiedFlowSchedule(), torch.tensor([1.0, 0.8, 0.5], dtype=DOUBLE)
+    made = solve(SASolver(flow, lower_order_final=False), mixture(flow), random(8), times)
+    assert torch.equal(made.y, solve(DDIM(flow), mixture(flow), random(8), times).y)
+
+
 # -- diffusers --------------------------------------------------------------------------------------------------------
 
 
