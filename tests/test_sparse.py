@@ -15,7 +15,7 @@ from multilevel_diffusion.store import load_ladder, shipped_ladder
 from multilevel_diffusion.unet import UNet, UNetConfig
 
 T = torch.tensor(0.5, dtype=torch.float64)
-ROUNDING = 1e-11  # float64, outputs of order one to ten
+ROUNDING = 1e-13  # float64, of the largest output
 BY_TILES = 2.0  # as dense_above: never run a resolution as a whole
 
 
@@ -31,6 +31,7 @@ class Everything(nn.Module):
         self.middle = nn.Sequential(nn.GroupNorm(3, 12), nn.SiLU(inplace=True), nn.Conv2d(12, 12, 1, groups=2))
         self.shrink = nn.Conv2d(12, 8, 2, stride=2)
         self.grow = nn.ConvTranspose2d(8, 8, extent, stride=2, padding=(extent - 2) // 2)
+        self.wider = nn.Sequential(nn.Conv2d(8, 8, 1, padding=1), nn.Conv2d(8, 8, 3))
         self.out = nn.Conv2d(16 + 12, 3, 3, padding=1)
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.4)
@@ -41,7 +42,7 @@ class Everything(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         scale = (1 + t.to(x.dtype)).reshape(1, 1, 1, 1).expand(len(x), 8, 1, 1)
         h = F.gelu(self.norm(self.stem(x)) * scale)
-        h = h + self.depthwise(h)
+        h = self.wider(h + self.depthwise(h))
         low = self.middle(self.down(h)) + self.short(h)
         lower = self.between(self.shrink(low))
         low = torch.cat([F.interpolate(low, scale_factor=2.0), F.interpolate(self.grow(lower), scale_factor=2.0)], 1)
@@ -95,6 +96,12 @@ def net(request):
     return made(NETWORKS[request.param])
 
 
+def assert_same(actual: Tensor, expected: Tensor) -> None:
+    """Equal up to rounding."""
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= ROUNDING * expected.abs().max()
+
+
 def convolution() -> nn.Conv2d:
     return nn.Conv2d(3, 3, 3, padding=1)
 
@@ -121,7 +128,7 @@ def test_all_tiles_active_is_the_dense_network_to_rounding(net, tile):
     x = states(2)
     sparse = SparseDrift(Reference(net, [0.5], [x], tile=tile), torch.ones(32, 32).bool(), dense_above=BY_TILES)
     y = states(4)[2:]
-    torch.testing.assert_close(sparse(y, T), net(y, T), rtol=0, atol=ROUNDING)
+    assert_same(sparse(y, T), net(y, T))
 
 
 def test_all_tiles_active_run_as_a_whole_is_the_dense_network_bit_for_bit(net):
@@ -135,7 +142,7 @@ def test_at_the_reference_it_is_the_dense_network(net, tile):
     x = states(2)
     sparse = SparseDrift(Reference(net, [0.5], [x], tile=tile), square(), dense_above=BY_TILES)
     assert min(sparse.shares().values()) < 0.3
-    torch.testing.assert_close(sparse(x, T), net(x, T), rtol=0, atol=ROUNDING)
+    assert_same(sparse(x, T), net(x, T))
 
 
 @pytest.mark.parametrize("shape", [(32, 24), (8, 40)])
@@ -145,10 +152,10 @@ def test_rectangular_images(shape):
     mask[3, 1] = True
     reference = Reference(net, [0.5], [x])
     sparse = SparseDrift(reference, mask, dense_above=BY_TILES)
-    torch.testing.assert_close(sparse(x, T), net(x, T), rtol=0, atol=ROUNDING)
+    assert_same(sparse(x, T), net(x, T))
     y = edited(x, mask)
     everywhere = SparseDrift(reference, torch.ones_like(mask), dense_above=BY_TILES)
-    torch.testing.assert_close(everywhere(y, T), net(y, T), rtol=0, atol=ROUNDING)
+    assert_same(everywhere(y, T), net(y, T))
 
 
 class TwoConvolutions(nn.Module):
@@ -168,7 +175,7 @@ def test_exact_where_the_margin_covers_what_the_network_reads(margin, exact):
     y = edited(x, mask)
     sparse = SparseDrift(Reference(net, [0.5], [x], tile=1), mask, margin=margin)
     error = (sparse(y, T) - net(y, T)).abs().max()
-    assert bool(error < ROUNDING) is exact
+    assert bool(error < ROUNDING * net(y, T).abs().max()) is exact
     assert error < (net(x, T) - net(y, T)).abs().max()
 
 
@@ -176,7 +183,7 @@ def test_an_edit_at_the_border_reads_zeros_outside():
     net, x, mask = made(TwoConvolutions), states(), square(0, 3)
     y = edited(x, mask)
     sparse = SparseDrift(Reference(net, [0.5], [x]), mask, margin=2)
-    torch.testing.assert_close(sparse(y, T), net(y, T), rtol=0, atol=ROUNDING)
+    assert_same(sparse(y, T), net(y, T))
 
 
 # -- what it is elsewhere ----------------------------------------------------------------------------------------------
@@ -187,7 +194,7 @@ def test_outside_the_tiles_the_network_is_the_references_and_the_input_its_own()
     y = states(2)[1:]
     out = SparseDrift(Reference(lambda x, t: 2 * x + conv(x), [0.5], [x]), mask, margin=0)(y, T)
     active = square(8, 12)[None, None]
-    torch.testing.assert_close(out, 2 * y + torch.where(active, conv(y), conv(x)), rtol=0, atol=ROUNDING)
+    assert_same(out, 2 * y + torch.where(active, conv(y), conv(x)))
 
 
 def normalised() -> nn.Sequential:
@@ -213,7 +220,7 @@ def test_group_normalisation_of_the_composite_or_by_the_references_numbers(updat
         affine = net[1].weight[:, None, None] * (composite - mean) / deviation + net[1].bias[:, None, None]
         expected = net[2](affine)
     expected = torch.where(mask, expected, net(x))
-    torch.testing.assert_close(sparse(y, T), expected, rtol=0, atol=ROUNDING)
+    assert_same(sparse(y, T), expected)
 
 
 def test_a_wider_margin_errs_less():
@@ -239,7 +246,7 @@ def test_images_of_a_batch_have_their_own_masks_and_copies_their_own_values(net)
     for image in range(4):
         alone = Reference(net, [0.5], [x[image % 2 : image % 2 + 1]])
         expected = SparseDrift(alone, masks[image % 2], dense_above=BY_TILES)(y[image : image + 1], T)
-        torch.testing.assert_close(out[image : image + 1], expected, rtol=0, atol=ROUNDING)
+        assert_same(out[image : image + 1], expected)
 
 
 def test_each_time_has_its_reference_and_evaluations_leave_it_alone(net):
@@ -248,7 +255,7 @@ def test_each_time_has_its_reference_and_evaluations_leave_it_alone(net):
     first = sparse(path[1], T)
     sparse(edited(path[0], mask), torch.tensor(0.75, dtype=torch.float64))
     assert torch.equal(sparse(path[1], T), first)
-    torch.testing.assert_close(first, net(path[1], T), rtol=0, atol=ROUNDING)
+    assert_same(first, net(path[1], T))
 
 
 def test_flops_of_convolutions_are_the_active_share_of_the_dense_ones():
@@ -315,9 +322,9 @@ def test_a_unet_of_diffusers_with_attention():
     reference = Reference(drift, [0.5], [x])
     y = edited(x, mask)
     everywhere = SparseDrift(reference, torch.ones(32, 32).bool(), dense_above=BY_TILES)
-    torch.testing.assert_close(everywhere(y, T), drift(y, T), rtol=0, atol=ROUNDING)
+    assert_same(everywhere(y, T), drift(y, T))
     sparse = SparseDrift(reference, mask)
-    torch.testing.assert_close(sparse(x, T), drift(x, T), rtol=0, atol=ROUNDING)
+    assert_same(sparse(x, T), drift(x, T))
     assert mls.FlopCost(x, t=0.5)([sparse])[0] < 0.7 * mls.FlopCost(x, t=0.5)([drift])[0]
 
 
