@@ -40,7 +40,7 @@ from multilevel_diffusion.grids import log_snr_uniform, uniform
 from multilevel_diffusion.sampling import MODES, Process, stored_pilot
 from multilevel_diffusion.store import DiffusionLadder, load_ladder, shipped_ladder
 from multilevel_sde.files import write_atomically
-from multilevel_sde.pilot import typical
+from multilevel_sde.pilot_rig import typical
 
 FINE, STEPS, QUARTERS = 1000, 100, 4
 LOWEST_LOG_SNR = -5.1  # what diffusers advises for the cosine schedule: below it steps would be wasted on pure noise

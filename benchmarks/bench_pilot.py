@@ -18,7 +18,7 @@ from multilevel_diffusion.grids import uniform
 from multilevel_diffusion.pilot_command import run_pilot
 from multilevel_diffusion.sampling import MODES, Process, sample, stored_pilot
 from multilevel_diffusion.store import load_ladder, shipped_ladder
-from multilevel_sde.pilot import typical
+from multilevel_sde.pilot_rig import typical
 
 BUDGETS = (5, 13, 35)
 

@@ -14,11 +14,13 @@ from multilevel_sde.errors import NonFiniteError
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.learn import DivergedError, learn
 from multilevel_sde.learned import LearnedSchedule
+from multilevel_sde.memory import hold, multistep, remember
 from multilevel_sde.path_gradient import central_difference, forward_mode
 from multilevel_sde.phase import PhasePlans, phase_plans
 from multilevel_sde.pilot import pilot
 from multilevel_sde.plan import Plan, draw_plan, em_plan, expected_cost
 from multilevel_sde.poisson import PoissonPlan, even_arrivals, jump_rates, poisson_arrivals, poisson_plan
+from multilevel_sde.recall import Recall
 from multilevel_sde.schedule import (
     FixedSchedule,
     InverseCostSchedule,
@@ -63,6 +65,7 @@ __all__ = [
     "PoissonPlan",
     "Prediction",
     "Rates",
+    "Recall",
     "Schedule",
     "SecondsCost",
     "Solution",
@@ -83,15 +86,18 @@ __all__ = [
     "expected_cost",
     "forward_mode",
     "from_torchsde",
+    "hold",
     "independent",
     "jump_rates",
     "learn",
+    "multistep",
     "nested",
     "phase_plans",
     "pilot",
     "plan_rows",
     "poisson_arrivals",
     "poisson_plan",
+    "remember",
     "scale_to_budget",
     "seeded_normal",
     "solve",

@@ -54,7 +54,7 @@ class Curve:
         weights[:, : self.levels[0] + 1] = 1.0
         for place, (low, high) in enumerate(pairwise(self.levels)):
             weights[:, low + 1 : high + 1] = few.weights[:, place + 1 : place + 2]
-        plan = Plan(weights != 0, weights)
+        plan = pilot.track(Plan(weights != 0, weights))
         stride = pilot.steps // self.steps
         predicted = pilot.prediction(pilot.first_order(plan), self.steps, plan.evaluations.double())
         return PilotPlan(plan, pilot.times[::stride].clone(), self.levels, predicted)
@@ -73,11 +73,11 @@ def adjacent_needs(costs: tuple[float, ...] | list[float], steps: int) -> tuple[
     return torch.stack([index[1:], index[:-1]], dim=-1).reshape(-1, 2), prices.reshape(-1)
 
 
-def first_order_error(gram: Tensor, plan: Plan) -> float:
-    """(w - 1)' G (w - 1) with index k M + n; where several steps share a response, their weights are averaged."""
-    levels = plan.levels - 1
-    weights = plan.weights[:, 1:].reshape(len(gram) // levels, -1, levels).mean(1)
-    left_out = weights.T.reshape(-1) - 1
+def first_order_error(gram: Tensor, weights: Tensor) -> float:
+    """(w - 1)' G (w - 1) for weights (N, K), index k M + n; steps that share a response share their weights."""
+    levels = weights.shape[1] - 1
+    shared = weights[:, 1:].reshape(len(gram) // levels, -1, levels).mean(1)
+    left_out = shared.T.reshape(-1) - 1
     return float(left_out @ gram @ left_out)
 
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import heapq
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations, pairwise
 
@@ -32,6 +32,7 @@ from multilevel_sde.pilot_file import decode, encode
 from multilevel_sde.plan import Plan, draw_plan
 from multilevel_sde.results import Advice, PilotPlan, Prediction, Rate, Rates, slope
 from multilevel_sde.schedule import scale_to_budget
+from multilevel_sde.tracking import gains, predictor, total_weights, track
 
 __all__ = ["Advice", "Pilot", "PilotPlan", "Prediction", "Rate", "Rates"]
 
@@ -59,6 +60,7 @@ class Pilot:
         tail: Ratio of the mean to the typical squared error.
         cost: What the pilot cost in all, in the ladder's unit.
         samples: Its samples.
+        multistep: Steps -> coefficients (steps, order) of the base level; empty for one-step methods.
     """
 
     costs: tuple[float, ...]
@@ -76,6 +78,7 @@ class Pilot:
     tail: float
     cost: float
     samples: int
+    multistep: Mapping[int, Tensor] = field(default_factory=dict)
 
     # -- facts ----------------------------------------------------------------------------------------------------
 
@@ -139,7 +142,10 @@ class Pilot:
 
     def first_order(self, plan: Plan) -> float:
         """The uncalibrated level error (w - 1)' G (w - 1) of a plan."""
-        return first_order_error(shrink(self.gram_for(plan.steps), SHRINKAGE), plan)
+        gram = shrink(self.gram_for(plan.steps), SHRINKAGE)
+        if plan.recall is None:
+            return first_order_error(gram, plan.weights)
+        return first_order_error(gram, total_weights(plan, gram, self._variances_for(plan.steps)))
 
     def prediction(self, first_order: float, steps: int, evaluations: Tensor) -> Prediction:
         """Return what to expect of a plan with this first-order level error and these evaluations of each level."""
@@ -178,6 +184,11 @@ class Pilot:
         share = (coarse / self.coefficients[::stride]).repeat(self.levels - 1)
         keep = torch.arange(len(self.gram)).reshape(self.levels - 1, self.steps)[:, ::stride].reshape(-1)
         return self.gram[keep][:, keep] * torch.outer(share, share)
+
+    def _variances_for(self, steps: int) -> Tensor:
+        if self.steps % steps:
+            raise ValueError(f'"plan" remembers and has {steps} steps, which must divide the {self.steps} of the pilot')
+        return self.variances[:: self.steps // steps]
 
     def _span(self, first: int, stride: int) -> float:
         """Coefficient of a step over several candidates, taken as the sum of theirs."""
@@ -237,6 +248,29 @@ class Pilot:
             if self.steps % stride == 0 and self.steps // stride >= 8
         ]
         return [Curve(self, subset, self.steps // stride) for stride in strides for subset in subsets]
+
+    def track(self, plan: Plan) -> Plan:
+        """Return a plan with the same evaluations that tracks the corrections (:mod:`multilevel_sde.tracking`).
+
+        Its base is integrated by the multistep method that the pilot was made with.
+
+        Raises:
+            ValueError: The number of steps does not divide that of the pilot; draws per sample.
+        """
+        gram = shrink(self.gram_for(plan.steps), SHRINKAGE)
+        return track(plan, gram, self._variances_for(plan.steps), self.multistep.get(plan.steps))
+
+    def memory(self, steps: int | None = None) -> Callable[[int, int, int], float]:
+        """Return c(level, n, h), the best coefficient of a stored correction, for :func:`multilevel_sde.remember`.
+
+        c = K(n, h) / K(h, h) g(h) / g(n) predicts f^level(n) - f^{level-1}(n) from its value at step h; being the best
+        linear prediction it does not depend on the space (x_0, eps, v) in which the correction is stored.
+        """
+        steps = self.steps if steps is None else steps
+        gram, variances = shrink(self.gram_for(steps), SHRINKAGE), self._variances_for(steps)
+        blocks = gram.reshape(self.levels - 1, steps, self.levels - 1, steps)
+        tables = [predictor(blocks[k, :, k], gains(blocks[k, :, k], variances[:, k])) for k in range(self.levels - 1)]
+        return lambda level, n, h: float(tables[level - 1][n, h])
 
     def schedule(self, *, budget: float, draw: Draw = systematic) -> Tensor:
         """Return probabilities for `pilot.times`, float64 (M, K), whose expected cost is the budget.

@@ -25,30 +25,25 @@ References:
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from multilevel_sde.allocate import allocate, shrink
 from multilevel_sde.brownian import Brownian, BrownianPath
-from multilevel_sde.cost import Drift, SecondsCost
-from multilevel_sde.curves import SHRINKAGE, adjacent_needs, first_order_error, plan_of
-from multilevel_sde.diffusion import Diffusion, as_noise
+from multilevel_sde.cost import SecondsCost
+from multilevel_sde.diffusion import Diffusion
 from multilevel_sde.error_model import Pilot
 from multilevel_sde.errors import NonFiniteError
 from multilevel_sde.ladder import Ladder
-from multilevel_sde.plan import Plan, em_plan
-from multilevel_sde.solve import Step, euler_maruyama, increments, solve
+from multilevel_sde.pilot_rig import CALIBRATED_COSTS, Multistep, Rig, thinned, typical
+from multilevel_sde.solve import euler_maruyama
+from multilevel_sde.steps import Step
 from multilevel_sde.times import as_times
 
-__all__ = ["pilot", "typical"]
+__all__ = ["pilot"]
 
-_CALIBRATED_COSTS = (4.0, 10.0, 25.0)  # evaluations of the top level at which the first order is checked
 _TIMED = 4  # calls of every level to time it, one of them to warm up
-_CHUNK = 1 << 22  # numbers in a batch of perturbed states
 
 
 def pilot(
@@ -59,8 +54,9 @@ def pilot(
     step: Step = euler_maruyama,
     diffusion: Diffusion | None = None,
     brownian: Brownian | BrownianPath | None = None,
+    multistep: Multistep | None = None,
     samples: int = 16,
-    candidates: int = 100,
+    candidates: int | Tensor = 100,
     limit: float | None = None,
     progress: bool = False,
 ) -> Pilot:
@@ -71,8 +67,12 @@ def pilot(
         y0: Initial states, at least 2 samples along the first dimension.
         times: The finest grid, whose path of the top level is the target.
         step, diffusion, brownian: As for :func:`solve`.
+        multistep: A function of a grid (N + 1,) that gives the coefficients (N, order) of a linear multistep method
+            with which base levels are integrated, as for :func:`multilevel_sde.multistep`; for Euler steps
+            `functools.partial(mls.adams_bashforth_weights, order=2)`. By default each step uses its own value only.
         samples: How many of the samples of y0 to use.
-        candidates: Number M of candidate steps, thinned from the grid; also the largest number of steps of a plan.
+        candidates: Number M of candidate steps, thinned from the grid, or a grid of M + 1 of its times; also the
+            largest number of steps of a plan.
         limit: Largest total cost in the ladder's unit; fewer candidates are taken to meet it. The pilot is meant to be
             reused: its cost is `pilot.cost`, and `pilot.share(n, budget)` is its part of a run of n samples.
         progress: Show a progress bar.
@@ -97,29 +97,29 @@ def pilot(
     """
     fine = as_times(times).double()
     y0 = _checked(ladder, y0, samples)
-    count = _candidates_within(ladder, len(y0), len(fine) - 1, candidates, limit)
-    index = _thinned(len(fine) - 1, count)
-    rig = _Rig(ladder, y0, step, diffusion, brownian, progress)
+    grid = _candidate_grid(ladder, len(y0), fine, candidates, limit)
+    count = len(grid) - 1
+    rig = Rig(ladder, y0, step, diffusion, brownian, multistep, progress)
     with torch.no_grad():
-        walk = rig.walk(fine[index])
+        walk = rig.walk(grid)
         grams = [_gram(walk.responses[:, :, half]) for half in (slice(0, None, 2), slice(1, None, 2))]
         gram = (grams[0] * len(y0[0::2]) + grams[1] * len(y0[1::2])) / len(y0)
         if not bool(gram.isfinite().all()):
             raise NonFiniteError(0, float(fine[0]), None, [])
         if float(torch.diag(gram).max()) == 0:
             raise ValueError('"ladder" has levels that are equal along the path; there is nothing to correct')
-        runs = rig.calibrate(fine[index], walk, grams)
-        em_errors = rig.step_errors(fine[index], walk.final)
-        fine_error = rig.fine_error(fine, fine[index], em_errors)
+        runs = rig.calibrate(grid, walk, grams)
+        em_errors = rig.step_errors(grid, walk.final)
+        fine_error = rig.fine_error(fine, grid, walk.final)
     seen = [*[errors for _, errors in runs], *em_errors.values()]
     tails = [float(errors.mean()) / typical(errors) for errors in seen if typical(errors) > 0]
-    seconds = SecondsCost(y0, t=float(fine[index[count // 2]]), calls=_TIMED - 1, warmup=1)(ladder.drifts)
+    seconds = SecondsCost(y0, t=float(grid[count // 2]), calls=_TIMED - 1, warmup=1)(ladder.drifts)
     rig.cost += _TIMED * sum(ladder.costs) * len(y0)
     return Pilot(
         costs=ladder.costs,
         unit=ladder.unit,
         seconds=tuple(value / len(y0) for value in seconds),
-        times=fine[index],
+        times=grid,
         coefficients=walk.coefficients,
         gram=gram,
         variances=walk.variances,
@@ -131,184 +131,8 @@ def pilot(
         tail=statistics.geometric_mean(tails) if tails else 1.0,
         cost=rig.cost,
         samples=len(y0),
+        multistep={count // j: rig.base(grid[::j]) for j in (1, 2, 4) if multistep and count % j == 0},
     )
-
-
-@dataclass(frozen=True)
-class _Walk:
-    """What the run along the top level's path gave."""
-
-    responses: Tensor  # (M, K - 1, S, dim)
-    variances: Tensor  # (M, K - 1)
-    kurtosis: Tensor  # (K - 1,)
-    consistency: Tensor  # (K - 1,)
-    coefficients: Tensor  # (M,)
-    final: Tensor
-
-
-class _Rig:
-    """The problem with its noise; counts what the pilot spends."""
-
-    def __init__(
-        self,
-        ladder: Ladder,
-        y0: Tensor,
-        step: Step,
-        diffusion: Diffusion | None,
-        brownian: Brownian | BrownianPath | None,
-        progress: bool,
-    ):
-        self.ladder, self.y0, self.step, self.diffusion, self.progress = ladder, y0, step, diffusion, progress
-        self.brownian = brownian
-        self.noise_of = None if diffusion is None else as_noise(diffusion)
-        self.cost = 0.0
-
-    def increments(self, grid: Tensor) -> Iterator[Tensor]:
-        """Increments along a grid for the pilot's samples, also where the path has more samples."""
-        if isinstance(self.brownian, BrownianPath) and len(self.brownian.seeds) > len(self.y0):
-            padded = self.y0[:1].expand(len(self.brownian.seeds), *self.y0.shape[1:])
-            source = increments(self.brownian, grid, padded)
-        else:
-            source = increments(self.brownian, grid, self.y0)
-        return (value[: len(self.y0)] for value in source)
-
-    def run(self, grid: Tensor, plan: Plan, rows: slice = slice(None)) -> Tensor:
-        """Solve with a plan for some of the samples."""
-        noise = None
-        if self.noise_of is not None:
-            source = self.increments(grid)
-            noise = lambda t, s: next(source)[rows]  # noqa: E731 - a callable of an interval, asked in order
-        solution = solve(
-            self.ladder, self.y0[rows], grid, plan, step=self.step, diffusion=self.diffusion, brownian=noise
-        )
-        self.cost += solution.stats.cost * len(self.y0[rows])
-        return solution.y
-
-    def walk(self, grid: Tensor) -> _Walk:
-        """Follow the path of the top level, and carry every perturbation to the end."""
-        points = grid.tolist()
-        steps, levels = len(points) - 1, len(self.ladder)
-        drifts = self.ladder.drifts  # asked for once, as by solve: they may remember the trajectory
-        noise, y = self.increments(grid), self.y0
-        live: Tensor | None = None
-        moments = torch.zeros(4, steps, levels - 1, dtype=torch.float64)
-        coefficients = torch.zeros(steps, dtype=torch.float64)
-        gaps = torch.zeros(3, levels - 1, dtype=torch.float64)
-        for n in tqdm(range(steps), desc="pilot", unit="step", disable=not self.progress):
-            t, s = points[n], points[n + 1]
-            time = grid[n].to(y.device)
-            values = [drift(y, time) for drift in drifts]
-            self.cost += sum(self.ladder.costs) * len(y)
-            increment = next(noise) if self.noise_of is not None else None
-            following = self._step(y, values[-1], t, s, time, increment)
-            if live is not None:
-                live = self._carry(live, y, values, drifts[0], following, t, s, time, increment)
-            fresh = []
-            for k in range(levels - 1):
-                difference = values[k + 1] - values[k]
-                fresh.append(self._step(y, values[-1] + difference, t, s, time, increment) - following)
-                moments[:, n, k] = _moments(difference)
-                gaps[:, k] += _means(values[k + 1], values[k], difference)
-            coefficients[n] = _coefficient(self.step, t, s)
-            batch = torch.stack(fresh)
-            live = batch if live is None else torch.cat([live, batch])
-            y = following
-        assert live is not None
-        variance = moments[1].mean(0)
-        return _Walk(
-            live.reshape(steps, levels - 1, len(y), -1),
-            moments[1],
-            moments[3].mean(0) / variance.clamp_min(1e-300).square(),
-            (gaps[0] - gaps[1] - gaps[2]).abs() / gaps[0].abs().clamp_min(1e-300),
-            coefficients,
-            y,
-        )
-
-    def _step(self, y: Tensor, estimate: Tensor, t: float, s: float, time: Tensor, increment: Tensor | None) -> Tensor:
-        if self.noise_of is None or increment is None:
-            return self.step(y, estimate, t, s, None)
-        return self.step(y, estimate, t, s, self.noise_of(y, time, increment))
-
-    def _carry(
-        self,
-        live: Tensor,
-        y: Tensor,
-        values: list[Tensor],
-        cheapest: Drift,
-        following: Tensor,
-        t: float,
-        s: float,
-        time: Tensor,
-        increment: Tensor | None,
-    ) -> Tensor:
-        """One step of all perturbed copies on the cheapest level, as differences to the path."""
-        copies = max(1, _CHUNK // max(1, y.numel()))
-        out = []
-        for part in live.split(copies):
-            moved = (y + part).flatten(0, 1)
-            cheap = cheapest(moved, time)
-            estimate = _tiled(values[-1] - values[0], len(part)) + cheap
-            noise = None if increment is None else _tiled(increment, len(part))
-            after = self._step(moved, estimate, t, s, time, noise)
-            out.append(after.reshape(part.shape) - following)
-            self.cost += self.ladder.costs[0] * len(moved)
-        return torch.cat(out)
-
-    def calibrate(self, grid: Tensor, walk: _Walk, grams: list[Tensor]) -> list[tuple[float, Tensor]]:
-        """Run plans made from one half of the samples on the other: (predicted, squared errors of all samples)."""
-        steps, levels = len(grid) - 1, len(self.ladder)
-        needs, prices = adjacent_needs(self.ladder.costs, steps)
-        runs = []
-        for cost in _CALIBRATED_COSTS:
-            budget = cost * self.ladder.costs[-1] - steps * self.ladder.costs[0]
-            if budget <= self.ladder.costs[1] or cost >= 0.6 * steps:
-                continue
-            predicted, errors = 0.0, []
-            for half, gram in enumerate(grams):
-                allocation = allocate(shrink(_level_blocks(gram, levels - 1), SHRINKAGE), needs, prices, budget)
-                plan = plan_of(allocation.weights(len(allocation.picks)), steps, levels)
-                predicted += first_order_error(shrink(gram, SHRINKAGE), plan) / 2
-                others = slice(1 - half, None, 2)
-                errors.append(_squared(self.run(grid, plan, others), walk.final[others]))
-            runs.append((predicted, torch.cat(errors)))
-        return runs
-
-    def step_errors(self, grid: Tensor, final: Tensor) -> dict[int, Tensor]:
-        """Squared distances of the top level on sub-grids to its path on the candidate grid."""
-        count = len(grid) - 1
-        errors = {}
-        for steps in sorted({*[count // j for j in (2, 4) if count % j == 0], 4, 8, 14}):
-            if 2 <= steps < count:
-                coarse = grid[_thinned(count, steps)]
-                errors[steps] = _squared(self.run(coarse, em_plan(self.ladder, coarse)), final)
-        return errors
-
-    def fine_error(self, fine: Tensor, grid: Tensor, em_errors: dict[int, Tensor]) -> float:
-        """Typical squared distance between the candidate grid and the finest one.
-
-        It is measured on the cheapest level, times the ratio of the top level's step error to the cheapest one's on the
-        next coarser grid.
-        """
-        if len(fine) == len(grid):
-            return 0.0
-        middle = self.run(grid, self._cheapest(grid))
-        found = typical(_squared(self.run(fine, self._cheapest(fine)), middle))
-        if not em_errors:
-            return found
-        steps = max(em_errors)
-        coarse = grid[_thinned(len(grid) - 1, steps)]
-        cheap = typical(_squared(self.run(coarse, self._cheapest(coarse)), middle))
-        return found * typical(em_errors[steps]) / cheap if cheap > 0 else found
-
-    def _cheapest(self, grid: Tensor) -> Plan:
-        weights = torch.zeros(len(grid) - 1, len(self.ladder), dtype=torch.float64)
-        weights[:, 0] = 1.0
-        return Plan(weights > 0, weights, truncated=True)
-
-
-def _thinned(count: int, steps: int) -> Tensor:
-    """Indices of about equally spaced steps."""
-    return torch.linspace(0, count, steps + 1, dtype=torch.float64).round().long()
 
 
 def _checked(ladder: Ladder, y0: Tensor, samples: int) -> Tensor:
@@ -322,6 +146,22 @@ def _checked(ladder: Ladder, y0: Tensor, samples: int) -> Tensor:
     return y0[:samples].detach()
 
 
+def _candidate_grid(
+    ladder: Ladder, samples: int, fine: Tensor, candidates: int | Tensor, limit: float | None
+) -> Tensor:
+    if not isinstance(candidates, Tensor):
+        return fine[thinned(len(fine) - 1, _candidates_within(ladder, samples, len(fine) - 1, candidates, limit))]
+    grid = as_times(candidates).double()
+    if len(grid) < 9 or not bool(torch.isin(grid, fine).all()) or not torch.equal(grid[[0, -1]], fine[[0, -1]]):
+        raise ValueError(
+            '"candidates" must be a number, or a grid of at least 8 steps made of times of "times" with its first and '
+            f"its last; got {len(grid) - 1} steps from {float(grid[0]):.6g} to {float(grid[-1]):.6g}"
+        )
+    if _candidates_within(ladder, samples, len(fine) - 1, len(grid) - 1, limit) < len(grid) - 1:
+        raise ValueError(f'"limit" is {limit}, too little for the {len(grid) - 1} steps of "candidates"; give a number')
+    return grid
+
+
 def _candidates_within(ladder: Ladder, samples: int, steps: int, candidates: int, limit: float | None) -> int:
     """The largest number of candidates, at most the given one, whose pilot costs at most the limit."""
     count = min(candidates, steps)
@@ -333,9 +173,10 @@ def _candidates_within(ladder: Ladder, samples: int, steps: int, candidates: int
 
     def cost(count: int) -> float:
         coarse = sum(n for n in (4, 8, 14, count // 2, count // 4) if n < count)
-        calibration = sum(c for c in _CALIBRATED_COSTS if c < 0.6 * count) / 2
+        calibration = sum(c for c in CALIBRATED_COSTS if c < 0.6 * count) / 2
         walk = (count + _TIMED) * sum(ladder.costs) + count**2 / 2 * (levels - 1) * base
-        return samples * (walk + (coarse + calibration) * top + (steps + 2 * count) * base)
+        double = 2 * count if count < steps else 0
+        return samples * (walk + (coarse + calibration + double) * top + (steps + 3 * count) * base)
 
     while count > 8 and cost(count) > limit:
         count -= 1
@@ -347,17 +188,6 @@ def _candidates_within(ladder: Ladder, samples: int, steps: int, candidates: int
     return count
 
 
-def _tiled(value: Tensor, copies: int) -> Tensor:
-    """The samples of a batch, repeated for every copy."""
-    return value.repeat(copies, *[1] * (value.dim() - 1))
-
-
-def _coefficient(step: Step, t: float, s: float) -> float:
-    """How much of the estimate enters the state in one step."""
-    zero = torch.zeros(1, dtype=torch.float64)
-    return float(step(zero, zero + 1, t, s, zero) - step(zero, zero, t, s, zero))
-
-
 def _gram(responses: Tensor) -> Tensor:
     """Mean inner products of the responses, level by level: index k M + n; float64 (n, n)."""
     steps, levels, samples, size = responses.shape
@@ -366,32 +196,3 @@ def _gram(responses: Tensor) -> Tensor:
         rows = responses[:, :, sample].permute(1, 0, 2).reshape(steps * levels, size).double().cpu()
         total += rows @ rows.T
     return total / (samples * size)
-
-
-def _level_blocks(gram: Tensor, levels: int) -> Tensor:
-    steps = len(gram) // levels
-    return gram * torch.block_diag(*[torch.ones(steps, steps, dtype=torch.float64)] * levels)
-
-
-def typical(errors: Tensor) -> float:
-    """Mean of the errors, each cut at 10 times the median.
-
-    Example:
-        >>> typical(torch.tensor([1.0, 1.0, 1.0, 1.0, 100.0]))
-        2.8
-    """
-    return float(errors.double().clamp(max=10 * float(errors.median())).mean())
-
-
-def _squared(a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared distance of every sample, (B,)."""
-    return (a - b).double().square().reshape(len(a), -1).mean(1).cpu()
-
-
-def _moments(difference: Tensor) -> Tensor:
-    values = difference.double()
-    return torch.stack([values.mean(), *[values.pow(power).mean() for power in (2, 3, 4)]]).cpu()
-
-
-def _means(above: Tensor, below: Tensor, difference: Tensor) -> Tensor:
-    return torch.stack([above.double().mean(), below.double().mean(), difference.double().mean()]).cpu()

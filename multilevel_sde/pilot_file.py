@@ -29,6 +29,7 @@ def encode(fields: Mapping[str, Any]) -> bytes:
 
     tensors: dict[str, Tensor] = {name: fields[name].contiguous() for name in _TENSORS}
     tensors["gram"] = tensors["gram"].float()
+    tensors |= {f"multistep_{steps}": table.contiguous() for steps, table in fields["multistep"].items()}
     values = {name: fields[name] for name in (*_TUPLES, *_SCALARS, "calibration")}
     values["em_errors"] = list(fields["em_errors"].items())
     return save(tensors, {"format": _FORMAT, "version": str(_VERSION), "values": json.dumps(values)})
@@ -54,6 +55,8 @@ def decode(path: str | os.PathLike[str]) -> dict[str, Any]:
         values = json.loads(metadata["values"])
         fields: dict[str, Any] = {name: tensors[name].double() for name in _TENSORS}
         fields |= {name: tuple(values[name]) for name in _TUPLES} | {name: values[name] for name in _SCALARS}
+        tables = {name: value for name, value in tensors.items() if name.startswith("multistep_")}
+        fields["multistep"] = {int(name.removeprefix("multistep_")): table.double() for name, table in tables.items()}
         fields["em_errors"] = {int(steps): float(error) for steps, error in values["em_errors"]}
         fields["calibration"] = tuple((float(first), float(measured)) for first, measured in values["calibration"])
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
@@ -70,6 +73,7 @@ def _check(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
         "variances": (steps, levels - 1),
     }
     wrong = [name for name, shape in shapes.items() if tuple(fields[name].shape) != shape]
+    wrong += ["multistep" for size, table in fields["multistep"].items() if len(table) != size]
     wrong += [name for name in _TENSORS if not bool(torch.isfinite(fields[name]).all())]
     if wrong:
         raise ValueError(f'"{path}" is damaged (its {wrong[0]} does not fit the rest); run the pilot again')

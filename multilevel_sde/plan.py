@@ -5,7 +5,8 @@ A plan holds for each step n and level k a hit B_k(n) and a weight w_k(n); the e
     F(n) = sum_k w_k(n) (f^k - f^{k-1}),    f^0 := 0,
 
 with w = B / p for random draws. Networks are evaluated at most once a step, and only where their own coefficient
-w_k - w_{k+1} is not zero (see :mod:`multilevel_sde.ladder`).
+w_k - w_{k+1} is not zero (see :mod:`multilevel_sde.ladder`), or where a later step recalls their value
+(:mod:`multilevel_sde.recall`).
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from torch import Tensor
 from multilevel_sde.draw import Draw, systematic
 from multilevel_sde.files import write_atomically
 from multilevel_sde.ladder import Ladder
+from multilevel_sde.recall import Recall
 from multilevel_sde.steps import Step, StepRule, euler_maruyama, plan_rows
 
 __all__ = ["Plan", "check_probabilities", "draw_plan", "em_plan", "expected_cost"]
 
 _FORMAT = "multilevel_sde.plan"
-_VERSION = 1
+_VERSION = 2
+_READABLE = (1, 2)  # version 1 knew no recall
 
 
 class Plan:
@@ -36,10 +39,11 @@ class Plan:
         hits: Bool, shape (N, K), or (N, B, K) where every one of B samples has its own.
         weights: Floats of the same shape, zero where there is no hit.
         truncated: Whether some step leaves out the top levels on purpose, which is biased.
+        recall: Coefficients on values of earlier steps; not with a draw per sample.
 
     Raises:
         ValueError: Shapes differ or are not 2- or 3-dimensional, a weight is not finite, or non-zero without a hit; a
-            step that evaluates nothing.
+            step that evaluates nothing; a recall of steps or levels that do not exist.
 
     Example:
         >>> import torch, multilevel_sde as mls
@@ -50,9 +54,9 @@ class Plan:
         (tensor([2, 1]), 10.0)
     """
 
-    __slots__ = ("_hits", "_truncated", "_weights")
+    __slots__ = ("_hits", "_recall", "_truncated", "_weights")
 
-    def __init__(self, hits: Tensor, weights: Tensor, *, truncated: bool = False):
+    def __init__(self, hits: Tensor, weights: Tensor, *, truncated: bool = False, recall: Recall | None = None):
         hits = torch.as_tensor(hits).detach().cpu().bool().clone()
         weights = torch.as_tensor(weights).detach().to("cpu", torch.float64).clone()
         if hits.shape != weights.shape or hits.dim() not in (2, 3) or 0 in hits.shape:
@@ -67,7 +71,8 @@ class Plan:
             step = int(((weights != 0) & ~hits).nonzero()[0, 0])
             raise ValueError(f'"weights" must be zero where there is no hit, got a non-zero weight at step {step}')
         self._hits, self._weights, self._truncated = hits, weights, bool(truncated)
-        idle = (self.coefficients == 0).all(-1)
+        self._recall = _checked(recall, weights)
+        idle = ~self.needed.any(-1)
         if idle.any():
             raise ValueError(
                 f'"weights" must leave a drift to evaluate at every step, got none at step '
@@ -91,6 +96,11 @@ class Plan:
         return self._truncated
 
     @property
+    def recall(self) -> Recall | None:
+        """Coefficients on values of earlier steps, or None where nothing is remembered."""
+        return self._recall
+
+    @property
     def steps(self) -> int:
         """Number of steps N."""
         return self._weights.shape[0]
@@ -107,14 +117,20 @@ class Plan:
 
     @property
     def coefficients(self) -> Tensor:
-        """Coefficient w_k - w_{k+1} of every f^k, float64 (N, K) or (N, B, K); f^k is needed where it is not zero."""
+        """Coefficient w_k - w_{k+1} of every f^k of the step itself, float64 (N, K) or (N, B, K)."""
         above = torch.cat([self._weights[..., 1:], torch.zeros_like(self._weights[..., :1])], dim=-1)
         return self._weights - above
 
     @property
+    def needed(self) -> Tensor:
+        """Which f^k are evaluated: where the coefficient is not zero, or a later step recalls it. Bool, as the hits."""
+        now = self.coefficients != 0
+        return now if self._recall is None else now | self._recall.sources(self.steps, self.levels)
+
+    @property
     def evaluations(self) -> Tensor:
         """How often a trajectory evaluates each level, int64 (K,), or (B, K) where every sample has its own draw."""
-        return (self.coefficients != 0).sum(0)
+        return self.needed.sum(0)
 
     def cost(self, ladder: Ladder) -> float:
         """Cost of one trajectory (the mean over samples with their own draws), in the ladder's unit.
@@ -138,6 +154,7 @@ class Plan:
             return NotImplemented
         return (
             self._truncated == other._truncated
+            and self._recall == other._recall
             and torch.equal(self._hits, other._hits)
             and torch.equal(self._weights, other._weights)
         )
@@ -146,7 +163,10 @@ class Plan:
 
     def __repr__(self) -> str:
         shared = "shared" if self.samples is None else f"{self.samples} samples"
-        return f"Plan({self.steps} steps, {self.levels} levels, {shared}, evaluations={self.evaluations.tolist()})"
+        memory = "" if self._recall is None else f"{len(self._recall)} recalled, "
+        return (
+            f"Plan({self.steps} steps, {self.levels} levels, {shared}, {memory}evaluations={self.evaluations.tolist()})"
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan atomically as safetensors with a format version.
@@ -157,9 +177,12 @@ class Plan:
         """
         from safetensors.torch import save
 
+        tensors = {"hits": self._hits, "weights": self._weights}
+        if self._recall is not None:
+            tensors |= {"recall_places": self._recall.places, "recall_coefficients": self._recall.coefficients}
         metadata = {"format": _FORMAT, "version": str(_VERSION), "truncated": str(int(self._truncated))}
-        metadata["sha256"] = _checksum(self._hits, self._weights, metadata["truncated"])
-        write_atomically(path, save({"hits": self._hits, "weights": self._weights}, metadata))
+        metadata["sha256"] = _checksum(tensors, metadata["truncated"])
+        write_atomically(path, save(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -179,27 +202,52 @@ class Plan:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f'"{path}" is damaged or not a safetensors file ({error}); save the plan again') from None
-        if metadata.get("format") != _FORMAT or set(tensors) != {"hits", "weights"}:
+        if metadata.get("format") != _FORMAT or set(tensors) not in (set(_ALWAYS), {*_ALWAYS, *_REMEMBERED}):
             raise ValueError(f'"{path}" is not a plan of multilevel_sde; save plans with Plan.save')
         version = metadata.get("version", "")
-        if not version.isdecimal() or int(version) != _VERSION:
+        if not version.isdecimal() or int(version) not in _READABLE:
             raise ValueError(
-                f'"{path}" has plan format version {version!r}, this release reads version {_VERSION}; '
+                f'"{path}" has plan format version {version!r}, this release reads versions {_READABLE}; '
                 "upgrade multilevel-sde or save the plan again"
             )
-        if tensors["hits"].dtype != torch.bool or tensors["weights"].dtype != torch.float64:
+        if any(tensor.dtype != (_ALWAYS | _REMEMBERED)[name] for name, tensor in tensors.items()):
             raise ValueError(f'"{path}" holds hits or weights of another dtype; save the plan again')
         truncated = metadata.get("truncated", "")
-        if metadata.get("sha256") != _checksum(tensors["hits"], tensors["weights"], truncated):
+        if metadata.get("sha256") != _checksum(tensors, truncated):
             raise ValueError(f'"{path}" is damaged, its checksum does not fit; save the plan again')
-        return cls(tensors["hits"], tensors["weights"], truncated=truncated == "1")
+        recall = None
+        if "recall_places" in tensors:
+            places, values = tensors["recall_places"].tolist(), tensors["recall_coefficients"].tolist()
+            recall = Recall((*place, value) for place, value in zip(places, values, strict=True))
+        return cls(tensors["hits"], tensors["weights"], truncated=truncated == "1", recall=recall)
 
 
-def _checksum(hits: Tensor, weights: Tensor, truncated: str) -> str:
-    content = hashlib.sha256(f"{truncated} {tuple(hits.shape)} {tuple(weights.shape)}".encode())
-    content.update(hits.numpy().tobytes())
-    content.update(weights.numpy().tobytes())
+_ALWAYS = {"hits": torch.bool, "weights": torch.float64}
+_REMEMBERED = {"recall_places": torch.int64, "recall_coefficients": torch.float64}
+
+
+def _checksum(tensors: dict[str, Tensor], truncated: str) -> str:
+    chosen = [tensors[name] for name in (*_ALWAYS, *_REMEMBERED) if name in tensors]
+    content = hashlib.sha256(" ".join([truncated, *[str(tuple(tensor.shape)) for tensor in chosen]]).encode())
+    for tensor in chosen:
+        content.update(tensor.numpy().tobytes())
     return content.hexdigest()
+
+
+def _checked(recall: Recall | None, weights: Tensor) -> Recall | None:
+    """Return the recall if it fits, None where it is empty."""
+    if recall is None or len(recall) == 0:
+        return None
+    if weights.dim() == 3:
+        raise ValueError('"recall" needs one draw for the batch, got weights per sample; draw without "samples"')
+    steps, levels = weights.shape
+    last, highest, _ = recall.places.max(0).values.tolist()
+    if last >= steps or highest >= levels:
+        raise ValueError(
+            f'"recall" names step {last} and level {highest}, the plan has steps 0..{steps - 1} and levels '
+            f"0..{levels - 1}"
+        )
+    return recall
 
 
 def check_probabilities(probabilities: Tensor, *, truncate: bool = False) -> Tensor:

@@ -55,14 +55,29 @@ class Estimator(Protocol):
 
 @dataclass(frozen=True)
 class Telescoping:
-    """The weighted sum F = sum_k w_k (f^k - f^{k-1}) = sum_k (w_k - w_{k+1}) f^k, which remembers nothing."""
+    """The weighted sum F = sum_k w_k (f^k - f^{k-1}) = sum_k (w_k - w_{k+1}) f^k, and what the plan recalls."""
 
     def needed(self, plan: Plan) -> Tensor:
-        """Every network whose coefficient is not zero."""
-        return plan.coefficients != 0
+        """Every network whose coefficient is not zero, or whose value is recalled later."""
+        return plan.needed
 
     def start(self, plan: Plan) -> Combine:
         """Return the weighted sum."""
+        if plan.recall is None:
+            return self._present(plan)
+        present, recall = self._present(plan), plan.recall.reader()
+        coefficients = plan.coefficients
+
+        def both(n: int, values: dict[int, Tensor]) -> Tensor:
+            now = {level: value for level, value in values.items() if coefficients[n, level] != 0}
+            past = recall(n, values)
+            if not now:
+                return past if past is not None else torch.zeros_like(next(iter(values.values())))
+            return present(n, now) if past is None else past.add_(present(n, now))
+
+        return both
+
+    def _present(self, plan: Plan) -> Combine:
         coefficients = plan.coefficients
         first, rows = 0, []
 

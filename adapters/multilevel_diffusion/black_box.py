@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 import multilevel_sde as mls
 from multilevel_diffusion.rows import PlannedRows, combine
-from multilevel_sde.pilot import typical
+from multilevel_sde.pilot_rig import typical
 
 __all__ = ["Answer", "black_box_pilot", "planned"]
 

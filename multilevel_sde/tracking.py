@@ -1,0 +1,131 @@
+r"""Tracking: at every step, add what the corrections so far are now known to amount to.
+
+An optimal quadrature adds each correction at its hit, with the weight of all the steps that it stands for. That is an
+impulse: between hits the path is far from that of f^K, and the next correction is evaluated at the wrong state, an
+error of second order which for ODEs is larger than the first. The same total can be spent as it falls due. Let R(m) be
+the response of the final state to the correction at step m, K = E<R, R> their Gram matrix and H_n the hits up to step
+n. The best estimate of what all corrections up to step n amount to is linear in the known ones,
+
+    E[ sum_{m <= n} R(m) | R(h), h in H_n ] = sum_{h in H_n} u_n(h) R(h),    u_n = K[H_n, H_n]^{-1} K[H_n, :n+1] 1,
+
+and a tracking plan adds the change u_n - u_{n-1} at step n: between hits a prediction from the stored corrections, at a
+hit also what the predictions before it missed. The sum over n is the quadrature, so that the first-order error is the
+same. A correction D(h) that is stored at step h and used at step n has the response (g(n) / g(h)) R(h), with the gain
+g(n) = sqrt(K(n, n) / E|D(n)|^2).
+
+References:
+    O'Hagan, "Bayes-Hermite quadrature", J. Stat. Plan. Inference 29, 1991; docs/theory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from multilevel_sde.memory import combined, corrections, evaluated_levels
+from multilevel_sde.plan import Plan
+
+__all__ = ["gains", "predictor", "total_weights", "track", "tracking_table"]
+
+_RIDGE = 1e-9  # of the diagonal, for hits whose responses coincide
+
+
+def gains(gram: Tensor, variances: Tensor) -> Tensor:
+    """Return g(n), (M,), the response per unit of correction; where there is no correction, that of the next step.
+
+    Example:
+        >>> gains(torch.diag(torch.tensor([4.0, 1.0])), torch.tensor([1.0, 1.0]))
+        tensor([2., 1.])
+    """
+    return (gram.diagonal() / variances.clamp_min(1e-300)).clamp_min(1e-300).sqrt()
+
+
+def predictor(gram: Tensor, gain: Tensor) -> Tensor:
+    """Return c[n, h], (M, M): the best linear prediction of D(n) from D(h) is c[n, h] D(h).
+
+    Example:
+        >>> predictor(torch.tensor([[4.0, 1.0], [1.0, 1.0]]), torch.tensor([2.0, 1.0]))
+        tensor([[1.0000, 0.5000],
+                [0.5000, 1.0000]])
+    """
+    return gram / gram.diagonal().clamp_min(1e-300) * gain / gain[:, None]
+
+
+def tracking_table(gram: Tensor, gain: Tensor, hits: Sequence[int]) -> Tensor:
+    """Return T, lower triangular (M, M): step n adds T[n, h] D(h) for the hits h up to n.
+
+    Arguments:
+        gram: K, (M, M).
+        gain: g, (M,).
+        hits: The steps where D is evaluated.
+
+    Example:
+        >>> times = torch.linspace(0, 1, 5, dtype=torch.float64)
+        >>> gram = torch.exp(-(times[:, None] - times).square())
+        >>> table = tracking_table(gram, torch.ones(5, dtype=torch.float64), [1, 3])
+        >>> table[0].sum().item(), table[1, 1].item() > 1, table[2, 1].item() < 1  # late, made up for, predicted
+        (0.0, True, True)
+    """
+    steps, known = len(gram), []
+    table = torch.zeros(steps, steps, dtype=torch.float64)
+    before = torch.zeros(steps, dtype=torch.float64)
+    sums = gram.cumsum(1)
+    chosen, factor = set(hits), None
+    for n in range(steps):
+        if n in chosen:
+            known.append(n)
+            matrix = gram[known][:, known]
+            factor = torch.linalg.cholesky(matrix + _RIDGE * torch.diag(matrix.diagonal().clamp_min(1e-300)))
+        if factor is None:
+            continue
+        now = torch.zeros(steps, dtype=torch.float64)
+        now[known] = torch.cholesky_solve(sums[known, n][:, None], factor)[:, 0]
+        table[n] = now - before
+        before = now
+    return table * gain / gain[:, None]
+
+
+def track(plan: Plan, gram: Tensor, variances: Tensor, base: Tensor | None = None) -> Plan:
+    """Return the plan with the same evaluations that tracks the corrections, its base integrated by a multistep method.
+
+    Arguments:
+        plan: Says where each correction is evaluated; its weights on the corrections are not used.
+        gram: Gram matrix of the responses of all levels' corrections, index k N + n, ((K - 1) N, (K - 1) N).
+        variances: E|D_k(n)|^2, (N, K - 1).
+        base: Multistep coefficients (N, order); by default the base is integrated as it is.
+    """
+    steps = plan.steps
+    coefficients = torch.ones(steps, 1, dtype=torch.float64) if base is None else base
+    tables = {}
+    for (low, high), hits in corrections(plan):
+        block, gain = _merged(gram, variances, low, high)
+        tables[low, high] = tracking_table(block, gain, hits)
+    return combined(plan, coefficients, tables)
+
+
+def total_weights(plan: Plan, gram: Tensor, variances: Tensor) -> Tensor:
+    """Return what each correction is worth in all, at its own step and wherever it is recalled, (N, K).
+
+    A recalled D(h) at step n counts g(n) / g(h) times; levels up to the base count 1.
+    """
+    weights = plan.weights
+    if plan.recall is None:
+        return weights
+    weights[:, : evaluated_levels(plan)[0] + 1] = 1.0  # a multistep base is 1 in all
+    for (low, high), _ in corrections(plan):
+        _, gain = _merged(gram, variances, low, high)
+        added = torch.zeros(plan.steps, dtype=torch.float64)
+        for n, level, source, value in plan.recall.entries:
+            if level >= high:
+                added[source] += value * float(gain[n] / gain[source])
+        weights[:, low + 1 : high + 1] += added[:, None]
+    return weights
+
+
+def _merged(gram: Tensor, variances: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """Return Gram matrix and gain of f^high - f^low from those of the corrections between."""
+    steps, levels = variances.shape
+    block = gram.reshape(levels, steps, levels, steps)[low:high, :, low:high].sum((0, 2))
+    return block, gains(block, variances[:, low:high].sum(1))
