@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Gather", "Geometry", "Layout", "Places", "tile_at"]
+__all__ = ["Gather", "Geometry", "Layout", "Places", "pixels", "tile_at"]
 
 Size = tuple[int, int]
 Places = Callable[[Tensor, int], Tensor]
@@ -42,6 +42,13 @@ class Layout:
         origins: Top left pixel of each tile, int64 (N, 2).
         places: For every pixel of the batch its row among the active pixels, or -1, int64 (B, H, W).
         share: Active part of all tiles.
+
+    Example:
+        >>> mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+        >>> mask[0, 1, 3] = True
+        >>> layout = Layout.of(mask, 2)
+        >>> layout.origins.tolist(), layout.places[0, :2].tolist(), layout.share
+        ([[0, 2]], [[-1, -1, 0, 1], [-1, -1, 2, 3]], 0.25)
     """
 
     size: Size
@@ -94,7 +101,12 @@ class Gather:
 
 
 def pixels(values: Tensor) -> Tensor:
-    """Return the pixels of values (N, C, h, w) as rows (N h w, C); a view where they are channels last."""
+    """Return the pixels of values (N, C, h, w) as rows (N h w, C); a view where they are channels last.
+
+    Example:
+        >>> pixels(torch.zeros(2, 3, 4, 4)).shape
+        torch.Size([32, 3])
+    """
     return values.permute(0, 2, 3, 1).reshape(-1, values.shape[1])
 
 
@@ -107,6 +119,13 @@ class Geometry:
         tile: Largest side of a tile.
         margin: By how many pixels the mask is grown, at every resolution.
         dense_above: A resolution with a larger active share is computed as a whole.
+
+    Example:
+        >>> mask = torch.zeros(1, 32, 32, dtype=torch.bool)
+        >>> mask[0, 5, 5] = True
+        >>> geometry = Geometry(mask, images=1, tile=4, margin=0, dense_above=0.6)
+        >>> [geometry.layout(size) is None for size in [(32, 32), (8, 8), (4, 4)]], geometry.shares()
+        ([False, False, True], {(32, 32): 0.015625, (8, 8): 0.25, (4, 4): 1.0})
     """
 
     def __init__(self, mask: Tensor, images: int, tile: int, margin: int, dense_above: float):

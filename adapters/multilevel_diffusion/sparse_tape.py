@@ -116,6 +116,10 @@ def shifted_sums(values: Tensor, mean: Tensor) -> Tensor:
     Arguments:
         values: Tiles (N, C, b, b).
         mean: Around what to sum, (N, G); sums around 0 would lose digits where the mean is large.
+
+    Example:
+        >>> shifted_sums(torch.full((1, 2, 2, 2), 3.0), torch.tensor([[1.0, 3.0]]).double()).tolist()
+        [[[8.0, 16.0], [0.0, 0.0]]]
     """
     rows = values.permute(0, 2, 3, 1).reshape(len(values), -1, mean.shape[1], values.shape[1] // mean.shape[1])
     variance, centre = torch.var_mean(rows, dim=(1, 3), correction=0)
