@@ -21,7 +21,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -66,7 +66,7 @@ class CpuSeconds:
     calls: int = 25
     unit = "CPU seconds"
 
-    def __call__(self, drifts: list[Drift]) -> list[float]:
+    def __call__(self, drifts: Sequence[Drift]) -> list[float]:
         """Time every drift."""
         return [self._median(drift) for drift in drifts]
 
@@ -127,15 +127,12 @@ class Bench:
         batch = torch.randn(8, *self.images.image_shape, generator=torch.Generator().manual_seed(0))
         flops = cheap_levels(top, schedule, batch[:1], costs=mls.FlopCost, **given)
         seconds = cheap_levels(top, schedule, batch, costs=CpuSeconds, **given)
-        seconds |= {f"resolution / {f}, no detail": _level(top, schedule, f, 0.0, batch) for f in factors}
+        for factor in factors:
+            level = LowResolution(top, schedule, factor)
+            seconds[f"resolution / {factor}, no detail"] = mls.Ladder([level, top], CpuSeconds(batch))
         levels = [LowResolution(top, schedule, f, missed[f]) for f in sorted(factors, reverse=True)]
         several = [mls.Ladder([*levels, top], mls.FlopCost(batch[:1]))] if len(levels) > 1 else []
         return flops, seconds, several, skip
-
-
-def _level(top: Drift, schedule: object, factor: int, missed: float, batch: Tensor) -> mls.Ladder:
-    level = LowResolution(top, schedule, factor, missed)  # type: ignore[arg-type]
-    return mls.Ladder([level, top], CpuSeconds(batch))
 
 
 def measure(name: str, mode: str) -> Iterator[tuple[str, dict]]:
