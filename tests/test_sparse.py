@@ -53,6 +53,8 @@ class Attention(Everything):
     """With operations that need whole images."""
 
     def between(self, h: Tensor) -> Tensor:
+        h = h * torch.sigmoid(self.wider[0](h.mean((2, 3), keepdim=True))[:, :, 1:2, 1:2])
+        h = h * torch.sigmoid(F.conv2d(h.mean((2, 3), keepdim=True), self.wider[0].weight))
         tokens = h.flatten(2).transpose(1, 2)
         tokens = F.scaled_dot_product_attention(tokens, tokens, tokens)
         h = h + tokens.transpose(1, 2).reshape(h.shape)
@@ -422,6 +424,12 @@ def test_the_multilevel_sum_removes_what_the_sparse_level_leaves_out(scene):
     assert sparse.cost < 0.6 * 12
     assert abs(some.cost - (sparse.cost + 3)) < 1e-9
     assert 0 < sparse.inside < sparse.outside
+
+
+def test_noised_images_have_the_schedules_signal_and_each_seeds_noise(scene):
+    alpha, sigma = scene.schedule.alpha(0.4), scene.schedule.sigma(0.4)
+    noise = mls.seeded_normal(range(3), (3, 32, 32))
+    torch.testing.assert_close(scene.noised(scene.edited), alpha * scene.edited + sigma * noise)
 
 
 def test_the_original_without_paint_follows_its_reference(scene):
