@@ -416,12 +416,15 @@ def scene():
 
 
 def test_the_multilevel_sum_removes_what_the_sparse_level_leaves_out(scene):
-    results = compare(scene, SparseDrift(scene.reference(tile=2), scene.region), [3, 12])
+    drift = SparseDrift(scene.reference(tile=2), scene.region)
+    results = compare(scene, drift, [3, 12])
+    flops = mls.FlopCost(scene.noised(scene.edited), t=0.4)([drift, scene.denoiser])
     rows = {row.method: row for row, _ in results}
     sparse, some, all_ = rows["sparse only"], rows["multilevel, 3 corrections"], rows["multilevel, 12 corrections"]
     assert some.mse < sparse.mse / 2
     assert all_.mse < 1e-10  # every step corrected with weight 1 is the dense path
-    assert sparse.cost < 0.6 * 12
+    assert sparse.cost == pytest.approx(12 * flops[0] / flops[1])
+    assert flops[0] < 0.6 * flops[1]
     assert abs(some.cost - (sparse.cost + 3)) < 1e-9
     assert 0 < sparse.inside < sparse.outside
 
