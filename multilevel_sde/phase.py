@@ -6,7 +6,8 @@ of hits: a hit of weight w stands for w steps, so that about 1 / w hits belong o
     p_k(n) = min(1, kappa_k / w_k(n)),
 
 with w_k(n) interpolated geometrically between the plan's hits, constant outside them, and kappa_k such that the
-expected number of hits is the plan's own. For a phase u the plan hits level k at step n where the running sum
+expected number of hits is the plan's own. A plan that remembers spreads a hit's weight over later steps; their sum
+counts. For a phase u the plan hits level k at step n where the running sum
 u + p_k(1) + ... + p_k(n) passes an integer, with weight 1 / p_k(n). As u is uniform,
 
     E_u[w_k(n; u)] = 1    at every step of every level,
@@ -96,7 +97,8 @@ def phase_plans(plan: Plan | PilotPlan) -> PhasePlans:
     A level that the plan never hits gets one hit in expectation, without which nothing is unbiased.
 
     Arguments:
-        plan: Shared by the batch, with the lowest level at every step with weight 1; for example `pilot.plan(...)`.
+        plan: Shared by the batch, with its lowest level at every step; for example `pilot.plan(...)`. Its memory is not
+            taken over: the plans of the family add each correction at its hit, and their base is the step's own.
 
     Raises:
         ValueError: A plan with a draw per sample, or with a lowest level that does not run at every step.
@@ -109,17 +111,25 @@ def phase_plans(plan: Plan | PilotPlan) -> PhasePlans:
         tensor([0.5000, 0.5000, 0.5000, 0.5000], dtype=torch.float64)
     """
     given = plan.plan if isinstance(plan, PilotPlan) else plan
-    if given.samples is not None or bool((given.weights[..., 0] != 1).any()):
+    remembers = given.recall is not None
+    base = int(given.needed.reshape(-1, given.levels).any(0).nonzero()[0, 0]) if remembers else 0
+    sure = given.hits[..., : base + 1] if remembers else given.weights[..., 0] == 1
+    if given.samples is not None or not bool(sure.all()):
         raise ValueError(
-            '"plan" must be shared by the batch and run the lowest level at every step with weight 1, as the plans of '
+            '"plan" must be shared by the batch and run its lowest level at every step with weight 1, as the plans of '
             "a pilot do"
         )
-    return PhasePlans(torch.stack([_density(column) for column in given.weights.unbind(1)], dim=1))
+    totals, hits = given.weights, given.hits
+    for _, level, source, value in given.recall.entries if given.recall is not None else ():
+        totals[source, : level + 1] += value
+    columns = [torch.ones(given.steps, dtype=torch.float64)] * (base + 1)
+    columns += [_density(totals[:, k], hits[:, k].nonzero()[:, 0]) for k in range(base + 1, given.levels)]
+    return PhasePlans(torch.stack(columns, dim=1))
 
 
-def _density(weights: Tensor) -> Tensor:
+def _density(weights: Tensor, hits: Tensor) -> Tensor:
     """p(n) of one level, (N,)."""
-    steps, hits = len(weights), weights.nonzero()[:, 0]
+    steps = len(weights)
     if len(hits) == 0:
         return torch.full_like(weights, 1 / steps)
     logs = weights[hits].abs().clamp_min(1.0).log()

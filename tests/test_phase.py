@@ -7,6 +7,7 @@ import torch
 
 import multilevel_sde as mls
 from multilevel_sde.phase import PhasePlans
+from multilevel_sde.recall import Recall
 
 
 def given_plan(steps: int = 40) -> mls.Plan:
@@ -109,6 +110,29 @@ def test_a_level_without_hits_gets_one():
     assert torch.allclose(plans.probabilities[:, 2], torch.full((8,), 0.125).double())
     assert (plans.probabilities[:, :2] == 1).all()
     assert all(int(plans.at(phase).hits[:, 2].sum()) == 1 for phase in plans.pieces()[0])
+
+
+def test_the_memory_of_a_plan_counts_as_weight():
+    """Corrections held until the next hit: the family of the plan that adds them at once."""
+    plan = given_plan()
+    weights, entries = plan.weights, []
+    for (low, high), rest in (((0, 2), 2.0), ((2, 3), 9.0)):
+        for h in plan.hits[:, high].nonzero()[:, 0].tolist():
+            held = min(rest, float(weights[h, high]) - 0.5)
+            weights[h, low + 1 : high + 1] -= held
+            entries += [
+                (h + 1 + i, level, h, sign * held / 2) for i in (0, 1) for level, sign in ((high, 1), (low, -1))
+            ]
+    remembering = mls.Plan(plan.hits, weights, recall=Recall(entries))
+    assert torch.allclose(mls.phase_plans(remembering).probabilities, mls.phase_plans(plan).probabilities)
+
+
+def test_a_plan_on_upper_levels_keeps_its_base():
+    weights = torch.ones(12, 3, dtype=torch.float64)
+    weights[:, 2] = 0.0
+    weights[[2, 8], 2] = 6.0
+    plans = mls.phase_plans(mls.Plan(weights != 0, weights))
+    assert all(plans.at(phase).evaluations.tolist() == [0, 12, 2] for phase in plans.pieces()[0])
 
 
 def test_the_plan_of_a_pilot_comes_with_its_grid():
