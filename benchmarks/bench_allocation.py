@@ -12,7 +12,8 @@ that no method saw before. Costs in evaluations of the top level, by the ladder'
 
 Learning starts from the pilot's schedule at the middle budget and is shifted to the others; lambda is the pilot's
 prediction of (error) / (cost of the corrections) there. Every result is stored as it comes: a run that is stopped goes
-on where it was. Figures from other sizes or another pilot are thrown away.
+on where it was. Figures from other sizes or another pilot are thrown away; after a change of the code of plans, measure
+those again with `--again "pilot plan"`.
 
     python benchmarks/bench_allocation.py            # hours on one core; the paper's sizes of learning
     python benchmarks/bench_allocation.py --busy     # about 25 minutes of one core
@@ -266,8 +267,8 @@ class Bench:
         }
 
 
-def run(name: str, sizes: Sizes, out: Path, *, best: bool) -> None:
-    """Measure what is missing of one problem, and store every row as it comes."""
+def run(name: str, sizes: Sizes, out: Path, *, best: bool, again: Sequence[str]) -> None:
+    """Measure what is missing of one problem, or asked for again, and store every row as it comes."""
     problem = PROBLEMS[name]()
     content = repr((problem.pilot.times.tolist(), problem.pilot.gram.tolist(), problem.ladder.costs))
     settings = {**asdict(sizes), "pilot": hashlib.sha256(content.encode()).hexdigest()[:16]}
@@ -276,6 +277,7 @@ def run(name: str, sizes: Sizes, out: Path, *, best: bool) -> None:
     if path.is_file():
         stored = json.loads(path.read_bytes())
         rows = stored["rows"] if stored["settings"] == settings else []
+        rows = [row for row in rows if not row["method"].startswith(tuple(again))]
     kind = f"{name}_{settings['pilot']}_{sizes.iterations}x{sizes.batch}"
     bench = Bench(problem, sizes, Path(tempfile.gettempdir()) / "multilevel_sde_allocation" / kind)
     done = {(row["method"], row["budget"]) for row in rows}
@@ -295,6 +297,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, help="steps of learning [50]")
     parser.add_argument("--batch", type=int, help="samples per step of learning [300]")
     parser.add_argument("--no-best", action="store_true", help="leave the best of 15 to a later run")
+    parser.add_argument("--again", nargs="+", default=[], help="beginnings of methods to measure again, if stored")
     parser.add_argument("--busy", action="store_true", help="networks at sizes for a busy core")
     parser.add_argument("--quick", action="store_true", help="a smoke run: two problems, two budgets, few samples")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="[results beside this]")
@@ -307,7 +310,7 @@ def main() -> None:
         sizes = BUSY.get(name.rpartition("_")[0], Sizes()) if options.busy else Sizes()
         if options.quick:
             sizes = Sizes(8, 4, 2, 4, BUDGETS[:2])
-        run(name, replace(sizes, **given), options.out, best=not options.no_best)
+        run(name, replace(sizes, **given), options.out, best=not options.no_best, again=options.again)
     paths = [options.out / f"allocation_{name}.json" for name in PROBLEMS]
     results = [json.loads(path.read_bytes()) for path in paths if path.is_file()]
     text = markdown(results)
