@@ -44,6 +44,16 @@ def test_a_run_is_repeatable_and_its_seed_matters(tmp_path):
     first = errors("a", "0")
     assert errors("b", "0") == first
     assert errors("c", "1") != first
+    assert json.loads((tmp_path / "c" / "edit.json").read_text())["seeds"] == [1, 2]
+
+
+def test_the_seed_reaches_the_plans(tmp_path, monkeypatch):
+    def stop(edit, sparse, corrections, plan_seed):
+        raise ValueError(f"plans of seed {plan_seed}")
+
+    monkeypatch.setattr("multilevel_diffusion.edit_command.compare", stop)
+    with pytest.raises(ValueError, match="plans of seed 7"):
+        run("--ladder", "digits", "--images", "1", "--steps", "2", "--seed", "7", "--out", str(tmp_path))
 
 
 @pytest.mark.parametrize(

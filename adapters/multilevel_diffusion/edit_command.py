@@ -92,6 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
     record = {
         "versions": {"multilevel_sde": mls.__version__, "torch": torch.__version__},
         "arguments": {name: value for name, value in vars(arguments).items() if isinstance(value, str | int | float)},
+        "seeds": [edit.seeds[0], edit.seeds[-1] + 1],
         "corrections": arguments.corrections,
         "edited": float(edit.region.double().mean()),
         "active": {f"{height}x{width}": share for (height, width), share in sparse.shares().items()},
