@@ -11,6 +11,7 @@ from multilevel_sde.diffusion import Diffusion, NoiseTerm
 from multilevel_sde.draw import Draw, independent, nested, systematic
 from multilevel_sde.error_model import Advice, Pilot, PilotPlan, Prediction, Rates
 from multilevel_sde.errors import NonFiniteError
+from multilevel_sde.fit import FittedPlan, fit_plan
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.learn import DivergedError, learn
 from multilevel_sde.learned import LearnedSchedule
@@ -48,6 +49,7 @@ __all__ = [
     "Draw",
     "Drift",
     "Estimator",
+    "FittedPlan",
     "FixedSchedule",
     "FlopCost",
     "GivenCost",
@@ -84,6 +86,7 @@ __all__ = [
     "euler_maruyama",
     "even_arrivals",
     "expected_cost",
+    "fit_plan",
     "forward_mode",
     "from_torchsde",
     "hold",

@@ -45,12 +45,14 @@ class Allocation:
         costs: Cumulative cost after each turn.
         errors: Predicted mean squared error before the first turn and after each, by the matrix it was made with.
         gram: That matrix.
+        target: Covariance of each response with what all are to amount to.
     """
 
     picks: tuple[int, ...]
     costs: tuple[float, ...]
     errors: tuple[float, ...]
     gram: Tensor
+    target: Tensor
 
     def count_within(self, budget: float) -> int:
         """How many picks cost at most the budget."""
@@ -61,12 +63,20 @@ class Allocation:
         weights = torch.zeros(len(self.gram), dtype=torch.float64)
         if count:
             hits = torch.tensor(self.picks[:count])
-            right = self.gram[hits].sum(1, keepdim=True)
+            right = self.target[hits][:, None]
             weights[hits] = torch.linalg.lstsq(self.gram[hits][:, hits], right, driver="gelsd").solution[:, 0]
         return weights
 
 
-def allocate(gram: Tensor, needs: Tensor, prices: Tensor, budget: float) -> Allocation:
+def allocate(
+    gram: Tensor,
+    needs: Tensor,
+    prices: Tensor,
+    budget: float,
+    *,
+    target: Tensor | None = None,
+    total: float | None = None,
+) -> Allocation:
     """Pick responses greedily by variance reduction per cost until the budget is spent.
 
     Arguments:
@@ -75,6 +85,8 @@ def allocate(gram: Tensor, needs: Tensor, prices: Tensor, budget: float) -> Allo
             paid for is free for the others.
         prices: Cost of each evaluation, (q,), not negative.
         budget: Total cost of the picks.
+        target: Covariance of each response with the sum that the picks stand for, (n,); by default the sum of all n.
+        total: Mean square of that sum.
 
     Returns:
         An :class:`Allocation`; it ends early once nothing is left to explain.
@@ -87,12 +99,13 @@ def allocate(gram: Tensor, needs: Tensor, prices: Tensor, budget: float) -> Allo
         (4,)
     """
     gram = gram.double()
+    target = gram.sum(1) if target is None else target.double()
     due = prices.double().clone()
     same = needs[:, 0] == needs[:, 1]
-    variance, sums = torch.diag(gram).clone(), gram.sum(1)  # diagonal and row sums of the posterior
+    variance, sums = torch.diag(gram).clone(), target.clone()  # of the posterior: diagonal, covariance with the sum
     factor = torch.empty(64, len(gram), dtype=torch.float64)  # posterior = gram - factor' factor
     floor = 1e-12 * float(variance.max().clamp_min(torch.finfo(torch.float64).tiny))
-    spent, picks, costs, errors = 0.0, [], [], [float(sums.sum())]
+    spent, picks, costs, errors = 0.0, [], [], [float(sums.sum()) if total is None else total]
     open_ = torch.ones(len(gram), dtype=torch.bool)
     while bool(open_.any()):
         price = due[needs[:, 0]] + torch.where(same, 0.0, due[needs[:, 1]])
@@ -107,11 +120,12 @@ def allocate(gram: Tensor, needs: Tensor, prices: Tensor, budget: float) -> Allo
         column = (gram[best] - known[:, best] @ known) / variance[best].sqrt()
         factor[len(picks)] = column
         variance -= column.square()
-        sums -= column * column.sum()
+        explained = float(sums[best] / column[best])  # column[best] is its posterior deviation
+        sums -= column * explained
         spent += float(price[best])
         due[needs[best]] = 0.0
         open_[best] = False
         picks.append(best)
         costs.append(spent)
-        errors.append(max(0.0, float(sums.sum())))
-    return Allocation(tuple(picks), tuple(costs), tuple(errors), gram)
+        errors.append(max(0.0, errors[-1] - explained**2))
+    return Allocation(tuple(picks), tuple(costs), tuple(errors), gram, target)

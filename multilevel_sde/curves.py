@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from multilevel_sde.allocate import Allocation, allocate, shrink
+from multilevel_sde.allocate import Allocation, allocate
 from multilevel_sde.plan import Plan
+from multilevel_sde.responses import Responses
 from multilevel_sde.results import PilotPlan
 
 if TYPE_CHECKING:
     from multilevel_sde.error_model import Pilot
 
-__all__ = ["SHRINKAGE", "Curve", "adjacent_needs", "first_order_error", "plan_of"]
-
-SHRINKAGE = 0.05
+__all__ = ["Curve", "adjacent_needs", "allocate_levels", "plan_of"]
 
 
 class Curve:
@@ -31,12 +30,9 @@ class Curve:
     @cached_property
     def allocation(self) -> Allocation:
         """The greedy picks up to the cost of the top level at every step."""
-        gram = self.pilot.gram_for(self.steps)
-        blocks = gram.reshape(self.pilot.levels - 1, self.steps, self.pilot.levels - 1, self.steps)
-        merged = [blocks[low:high, :, low:high].sum((0, 2)) for low, high in pairwise(self.levels)]
-        needs, prices = adjacent_needs([self.pilot.costs[level] for level in self.levels], self.steps)
-        total = self.steps * self.pilot.costs[-1] - self.base_cost
-        return allocate(shrink(torch.block_diag(*merged), SHRINKAGE), needs, prices, total)
+        costs = [self.pilot.costs[level] for level in self.levels]
+        parts = [self.pilot.responses(self.steps).merged(low, high) for low, high in pairwise(self.levels)]
+        return allocate_levels(parts, costs, self.steps * self.pilot.costs[-1] - self.base_cost)
 
     def estimate(self, budget: float) -> float:
         """The predicted error at a budget, without correlations between levels: cheap, for choosing among curves."""
@@ -45,7 +41,7 @@ class Curve:
             self.allocation.errors[count], self.steps, torch.zeros(self.pilot.levels, dtype=torch.float64)
         ).mse
 
-    def within(self, budget: float) -> PilotPlan:
+    def within(self, budget: float, memory: bool = True) -> PilotPlan:
         """The best plan that costs at most the budget, which must be the base cost or more."""
         pilot = self.pilot
         count = self.allocation.count_within(budget - self.base_cost)
@@ -54,10 +50,25 @@ class Curve:
         weights[:, : self.levels[0] + 1] = 1.0
         for place, (low, high) in enumerate(pairwise(self.levels)):
             weights[:, low + 1 : high + 1] = few.weights[:, place + 1 : place + 2]
-        plan = pilot.track(Plan(weights != 0, weights))
+        plan = Plan(weights != 0, weights)
+        plan = pilot.track(plan) if memory else plan
         stride = pilot.steps // self.steps
         predicted = pilot.prediction(pilot.first_order(plan), self.steps, plan.evaluations.double())
         return PilotPlan(plan, pilot.times[::stride].clone(), self.levels, predicted)
+
+
+def allocate_levels(parts: list[Responses], costs: list[float], budget: float) -> Allocation:
+    """Allocate a budget for the corrections, each by itself: what they have in common, few samples do not show.
+
+    Arguments:
+        parts: The responses of the corrections between neighbouring levels.
+        costs: Of the levels, one more than corrections.
+        budget: Beside the cost of the lowest level at every step.
+    """
+    needs, prices = adjacent_needs(costs, parts[0].steps)
+    gram = torch.block_diag(*[part.gram for part in parts])
+    target, total = torch.cat([part.target for part in parts]), sum(float(part.fine.sum()) for part in parts)
+    return allocate(gram, needs, prices, budget, target=target, total=total)
 
 
 def adjacent_needs(costs: tuple[float, ...] | list[float], steps: int) -> tuple[Tensor, Tensor]:
@@ -71,14 +82,6 @@ def adjacent_needs(costs: tuple[float, ...] | list[float], steps: int) -> tuple[
     prices[0] = 0.0
     index = torch.arange(levels * steps).reshape(levels, steps)
     return torch.stack([index[1:], index[:-1]], dim=-1).reshape(-1, 2), prices.reshape(-1)
-
-
-def first_order_error(gram: Tensor, weights: Tensor) -> float:
-    """(w - 1)' G (w - 1) for weights (N, K), index k M + n; steps that share a response share their weights."""
-    levels = weights.shape[1] - 1
-    shared = weights[:, 1:].reshape(len(gram) // levels, -1, levels).mean(1)
-    left_out = shared.T.reshape(-1) - 1
-    return float(left_out @ gram @ left_out)
 
 
 def plan_of(weights: Tensor, steps: int, levels: int) -> Plan:

@@ -23,20 +23,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multilevel_sde.allocate import shrink
-from multilevel_sde.curves import SHRINKAGE, Curve, first_order_error
+from multilevel_sde.curves import Curve
 from multilevel_sde.draw import Draw, independent, systematic
 from multilevel_sde.files import write_atomically
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.pilot_file import decode, encode
 from multilevel_sde.plan import Plan, draw_plan
+from multilevel_sde.responses import Responses
 from multilevel_sde.results import Advice, PilotPlan, Prediction, Rate, Rates, slope
 from multilevel_sde.schedule import scale_to_budget
-from multilevel_sde.tracking import gains, predictor, total_weights, track
+from multilevel_sde.tracking import predictor, total_weights, track
 
 __all__ = ["Advice", "Pilot", "PilotPlan", "Prediction", "Rate", "Rates"]
 
-_FINALISTS = 8  # choices of levels and steps that are compared by the full prediction
 _DRAWS = 64  # draws over which the error of random plans is averaged
 
 
@@ -142,10 +141,13 @@ class Pilot:
 
     def first_order(self, plan: Plan) -> float:
         """The uncalibrated level error (w - 1)' G (w - 1) of a plan."""
-        gram = shrink(self.gram_for(plan.steps), SHRINKAGE)
-        if plan.recall is None:
-            return first_order_error(gram, plan.weights)
-        return first_order_error(gram, total_weights(plan, gram, self._variances_for(plan.steps)))
+        if plan.steps % self.steps == 0 and plan.steps > self.steps:
+            if plan.recall is not None:
+                raise ValueError(f'"plan" remembers and has {plan.steps} steps, the pilot has {self.steps} candidates')
+            shared = plan.weights.reshape(self.steps, -1, self.levels).mean(1)
+            return self.responses(self.steps).error(shared)
+        responses = self.responses(plan.steps)
+        return responses.error(total_weights(plan, responses))
 
     def prediction(self, first_order: float, steps: int, evaluations: Tensor) -> Prediction:
         """Return what to expect of a plan with this first-order level error and these evaluations of each level."""
@@ -171,32 +173,28 @@ class Pilot:
         ratio = np.interp(math.log(first_order), np.log([p for p, _ in pairs]), np.log([r for _, r in pairs]))
         return first_order * math.exp(float(ratio))
 
-    def gram_for(self, steps: int) -> Tensor:
-        """Gram matrix for a grid of so many steps: a sub-grid of the candidates, or each shared by several steps."""
-        if steps % self.steps == 0:
-            return self.gram
-        if self.steps % steps:
-            raise ValueError(
-                f'"what" has {steps} steps, the pilot has {self.steps} candidates; one must divide the other'
-            )
-        stride = self.steps // steps
-        coarse = torch.tensor([self._span(n * stride, stride) for n in range(steps)], dtype=torch.float64)
-        share = (coarse / self.coefficients[::stride]).repeat(self.levels - 1)
-        keep = torch.arange(len(self.gram)).reshape(self.levels - 1, self.steps)[:, ::stride].reshape(-1)
-        return self.gram[keep][:, keep] * torch.outer(share, share)
+    def responses(self, steps: int) -> Responses:
+        """Return the responses for a plan of so many steps, which must divide the number of candidates.
 
-    def _variances_for(self, steps: int) -> Tensor:
-        if self.steps % steps:
-            raise ValueError(f'"plan" remembers and has {steps} steps, which must divide the {self.steps} of the pilot')
-        return self.variances[:: self.steps // steps]
+        Raises:
+            ValueError: It does not.
+        """
+        if steps not in self._responses:
+            if self.steps % steps:
+                raise ValueError(
+                    f'"what" has {steps} steps, the pilot has {self.steps} candidates; one must divide the other'
+                )
+            stride = self.steps // steps
+            self._responses[steps] = Responses.measured(self.gram, self.coefficients, self.variances, stride)
+        return self._responses[steps]
 
-    def _span(self, first: int, stride: int) -> float:
-        """Coefficient of a step over several candidates, taken as the sum of theirs."""
-        return float(self.coefficients[first : first + stride].sum())
+    @cached_property
+    def _responses(self) -> dict[int, Responses]:
+        return {}
 
     # -- plans ----------------------------------------------------------------------------------------------------
 
-    def plan(self, *, budget: float | None = None, target_mse: float | None = None) -> PilotPlan:
+    def plan(self, *, budget: float | None = None, target_mse: float | None = None, memory: bool = True) -> PilotPlan:
         """Return the deterministic plan with greedily chosen hits and optimal weights.
 
         The levels (any that contain the top one) and the number of steps (M; where coarser grids were measured, M/2 and
@@ -205,6 +203,8 @@ class Pilot:
         Arguments:
             budget: Cost of one trajectory in the ladder's unit.
             target_mse: Mean squared error to reach, instead of a budget.
+            memory: Track the corrections (:meth:`track`); without it each is added at once, as loops other than
+                :func:`multilevel_sde.solve` need it.
 
         Raises:
             ValueError: Neither or both; a budget below what the cheapest plan costs, or a target that no budget
@@ -213,15 +213,23 @@ class Pilot:
         if (budget is None) == (target_mse is None):
             raise ValueError(f'give exactly one of "budget" and "target_mse", got {budget} and {target_mse}')
         if target_mse is not None:
-            return self._plan_for(target_mse)
+            return self._plan_for(target_mse, memory)
         assert budget is not None
+        return self.plans(budget=budget, memory=memory)[0]
+
+    def plans(self, *, budget: float, count: int = 8, memory: bool = True) -> list[PilotPlan]:
+        """Return the best plans of `count` choices of levels and steps, the best first: candidates for a fit.
+
+        Raises:
+            ValueError: A budget below what the cheapest plan costs.
+        """
         affordable = [curve for curve in self._curves if curve.base_cost <= budget * (1 + 1e-9)]
         if not affordable:
             raise ValueError(f'"budget" must be at least {self.least_budget:.6g} {self.unit}, got {budget}')
-        likely = heapq.nsmallest(_FINALISTS, affordable, key=lambda curve: curve.estimate(budget))
-        return min((curve.within(budget) for curve in likely), key=lambda plan: plan.predicted.mse)
+        likely = heapq.nsmallest(count, affordable, key=lambda curve: curve.estimate(budget))
+        return sorted((curve.within(budget, memory) for curve in likely), key=lambda plan: plan.predicted.mse)
 
-    def _plan_for(self, target: float) -> PilotPlan:
+    def _plan_for(self, target: float, memory: bool) -> PilotPlan:
         ceiling = self.steps * self.costs[-1]
         if not target > 0 or self.plan(budget=ceiling).predicted.mse > target:
             raise ValueError(
@@ -232,7 +240,7 @@ class Pilot:
         for _ in range(24):
             middle = math.sqrt(low * high)
             low, high = (low, middle) if self.plan(budget=middle).predicted.mse <= target else (middle, high)
-        return self.plan(budget=high)
+        return self.plan(budget=high, memory=memory)
 
     @cached_property
     def _curves(self) -> list[Curve]:
@@ -257,8 +265,7 @@ class Pilot:
         Raises:
             ValueError: The number of steps does not divide that of the pilot; draws per sample.
         """
-        gram = shrink(self.gram_for(plan.steps), SHRINKAGE)
-        return track(plan, gram, self._variances_for(plan.steps), self.multistep.get(plan.steps))
+        return track(plan, self.responses(plan.steps), self.multistep.get(plan.steps))
 
     def memory(self, steps: int | None = None) -> Callable[[int, int, int], float]:
         """Return c(level, n, h), the best coefficient of a stored correction, for :func:`multilevel_sde.remember`.
@@ -266,10 +273,8 @@ class Pilot:
         c = K(n, h) / K(h, h) g(h) / g(n) predicts f^level(n) - f^{level-1}(n) from its value at step h; being the best
         linear prediction it does not depend on the space (x_0, eps, v) in which the correction is stored.
         """
-        steps = self.steps if steps is None else steps
-        gram, variances = shrink(self.gram_for(steps), SHRINKAGE), self._variances_for(steps)
-        blocks = gram.reshape(self.levels - 1, steps, self.levels - 1, steps)
-        tables = [predictor(blocks[k, :, k], gains(blocks[k, :, k], variances[:, k])) for k in range(self.levels - 1)]
+        responses = self.responses(self.steps if steps is None else steps)
+        tables = [predictor(responses.merged(k, k + 1)) for k in range(self.levels - 1)]
         return lambda level, n, h: float(tables[level - 1][n, h])
 
     def schedule(self, *, budget: float, draw: Draw = systematic) -> Tensor:

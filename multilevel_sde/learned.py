@@ -285,10 +285,7 @@ class LearnedSchedule(Schedule):
 
 
 def _fit_logits(features: Tensor, wanted: Tensor) -> Tensor:
-    """Parameters (M, K - 1) for which sigmoid(features theta) is closest to a table: logistic regression by Newton.
-
-    With a column of ones among the features it keeps the expected number of hits of each level.
-    """
+    """Logistic regression by Newton: theta (M, K - 1), which with a column of ones keeps the expected hits."""
     wanted = wanted.clamp(1e-6, 0.99)  # a probability of 1 would leave no gradient to learn from
     theta = torch.zeros(features.shape[1], wanted.shape[1], dtype=torch.float64)
     theta[-1] = wanted.mean(0).logit()

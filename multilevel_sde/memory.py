@@ -54,20 +54,24 @@ def base_level(plan: Plan) -> int:
     return int(ones.sum()) - 1
 
 
-def combined(plan: Plan, base: Tensor, tables: dict[tuple[int, int], Tensor]) -> Plan:
+def combined(
+    level: int, base: Tensor, tables: dict[tuple[int, int], Tensor], levels: int, *, truncated: bool = False
+) -> Plan:
     """Return the plan F(n) = sum_j base[n, j] f^b(n - j) + sum_i sum_{m <= n} table_i[n, m] D_i(m).
 
     Arguments:
-        plan: Says which level b is the base, how many levels there are, and whether it is truncated.
-        base: (N, order), the coefficients of the base.
+        level: The base b.
+        base: (N, order), its coefficients.
         tables: For each pair (low, high) of neighbouring evaluated levels, D_i = f^high - f^low, a lower triangular
             table (N, N).
+        levels: K.
+        truncated: See :class:`Plan`.
     """
-    steps, lowest = plan.steps, base_level(plan)
-    weights = torch.zeros(steps, plan.levels, dtype=torch.float64)
-    weights[:, : lowest + 1] = base[:, :1]
+    steps = len(base)
+    weights = torch.zeros(steps, levels, dtype=torch.float64)
+    weights[:, : level + 1] = base[:, :1]
     entries = [
-        (n, lowest, n - j, float(base[n, j]))
+        (n, level, n - j, float(base[n, j]))
         for j in range(1, base.shape[1])
         for n in range(j, steps)
         if base[n, j] != 0
@@ -77,7 +81,7 @@ def combined(plan: Plan, base: Tensor, tables: dict[tuple[int, int], Tensor]) ->
         for n, m in table.tril(-1).nonzero().tolist():
             value = float(table[n, m])
             entries += [(n, high, m, value), (n, low, m, -value)]
-    return Plan(weights != 0, weights, truncated=plan.truncated, recall=Recall(entries))
+    return Plan(weights != 0, weights, truncated=truncated, recall=Recall(entries))
 
 
 def multistep(plan: Plan, coefficients: Tensor) -> Plan:
@@ -143,8 +147,7 @@ def hold(plan: Plan, times: Tensor, order: int = 1) -> Plan:
     grid = torch.as_tensor(times, dtype=torch.float64)
     if len(grid) != plan.steps + 1:
         raise ValueError(f'"times" must be the {plan.steps + 1} times of the plan, got {len(grid)}')
-    base_level(plan)
-    tables = {}
+    base, tables = base_level(plan), {}
     for (low, high), hits in corrections(plan):
         table = torch.zeros(plan.steps, plan.steps, dtype=torch.float64)
         for place, first in enumerate(hits):
@@ -158,7 +161,8 @@ def hold(plan: Plan, times: Tensor, order: int = 1) -> Plan:
                 table[first:following, first] += ahead
                 table[first:following, before] = -ahead
         tables[low, high] = table
-    return combined(plan, torch.ones(plan.steps, 1, dtype=torch.float64), tables)
+    ones = torch.ones(plan.steps, 1, dtype=torch.float64)
+    return combined(base, ones, tables, plan.levels, truncated=plan.truncated)
 
 
 def remember(plan: Plan, probabilities: Tensor, coefficient: Callable[[int, int, int], float]) -> Plan:

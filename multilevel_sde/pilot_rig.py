@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from multilevel_sde.allocate import allocate, shrink
 from multilevel_sde.brownian import Brownian, BrownianPath
 from multilevel_sde.cost import Drift
-from multilevel_sde.curves import SHRINKAGE, adjacent_needs, first_order_error, plan_of
+from multilevel_sde.curves import allocate_levels, plan_of
 from multilevel_sde.diffusion import Diffusion, as_noise
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.memory import multistep
 from multilevel_sde.plan import Plan, em_plan
+from multilevel_sde.responses import Responses
 from multilevel_sde.solve import Telescoping, increments, solve
 from multilevel_sde.steps import Step
 from multilevel_sde.tracking import total_weights, track
@@ -164,20 +164,20 @@ class Rig:
 
     def calibrate(self, grid: Tensor, walk: Walk, grams: list[Tensor]) -> list[tuple[float, Tensor]]:
         """Run plans made from one half of the samples on the other: (predicted, squared errors of all samples)."""
-        steps, levels = len(grid) - 1, len(self.ladder)
-        needs, prices = adjacent_needs(self.ladder.costs, steps)
+        steps, levels, costs = len(grid) - 1, len(self.ladder), self.ladder.costs
         runs = []
         for cost in CALIBRATED_COSTS:
-            budget = cost * self.ladder.costs[-1] - steps * self.ladder.costs[0]
-            if budget <= self.ladder.costs[1] or cost >= 0.6 * steps:
+            budget = cost * costs[-1] - steps * costs[0]
+            if budget <= costs[1] or cost >= 0.6 * steps:
                 continue
             predicted, errors = 0.0, []
             for half, gram in enumerate(grams):
-                allocation = allocate(shrink(_level_blocks(gram, levels - 1), SHRINKAGE), needs, prices, budget)
+                responses = Responses.measured(gram, walk.coefficients, walk.variances)
+                parts = [responses.merged(k, k + 1) for k in range(levels - 1)]
+                allocation = allocate_levels(parts, list(costs), budget)
                 plan = plan_of(allocation.weights(len(allocation.picks)), steps, levels)
-                plan = track(plan, shrink(gram, SHRINKAGE), walk.variances, self.base(grid))
-                total = total_weights(plan, shrink(gram, SHRINKAGE), walk.variances)
-                predicted += first_order_error(shrink(gram, SHRINKAGE), total) / 2
+                plan = track(plan, responses, self.base(grid))
+                predicted += responses.error(total_weights(plan, responses)) / 2
                 others = slice(1 - half, None, 2)
                 errors.append(squared(self.run(grid, plan, others), walk.final[others]))
             runs.append((predicted, torch.cat(errors)))
@@ -225,11 +225,6 @@ def _sign(grid: Tensor) -> float:
 def thinned(count: int, steps: int) -> Tensor:
     """Indices of about equally spaced steps."""
     return torch.linspace(0, count, steps + 1, dtype=torch.float64).round().long()
-
-
-def _level_blocks(gram: Tensor, levels: int) -> Tensor:
-    steps = len(gram) // levels
-    return gram * torch.block_diag(*[torch.ones(steps, steps, dtype=torch.float64)] * levels)
 
 
 def _tiled(value: Tensor, copies: int) -> Tensor:

@@ -24,54 +24,35 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from multilevel_sde.memory import combined, corrections, evaluated_levels
+from multilevel_sde.memory import base_level, combined, corrections, evaluated_levels
 from multilevel_sde.plan import Plan
+from multilevel_sde.responses import Responses
 
-__all__ = ["gains", "predictor", "total_weights", "track", "tracking_table"]
+__all__ = ["predictor", "total_weights", "track", "tracking_table"]
 
 _RIDGE = 1e-9  # of the diagonal, for hits whose responses coincide
 
 
-def gains(gram: Tensor, variances: Tensor) -> Tensor:
-    """Return g(n), (M,), the response per unit of correction; where there is no correction, that of the next step.
-
-    Example:
-        >>> gains(torch.diag(torch.tensor([4.0, 1.0])), torch.tensor([1.0, 1.0]))
-        tensor([2., 1.])
-    """
-    return (gram.diagonal() / variances.clamp_min(1e-300)).clamp_min(1e-300).sqrt()
+def predictor(part: Responses) -> Tensor:
+    """Return c[n, h], (N, N): the best linear prediction of D(n) from D(h) is c[n, h] D(h)."""
+    gain = part.gain()
+    return part.gram / part.gram.diagonal().clamp_min(1e-300) * gain / gain[:, None]
 
 
-def predictor(gram: Tensor, gain: Tensor) -> Tensor:
-    """Return c[n, h], (M, M): the best linear prediction of D(n) from D(h) is c[n, h] D(h).
-
-    Example:
-        >>> predictor(torch.tensor([[4.0, 1.0], [1.0, 1.0]]), torch.tensor([2.0, 1.0]))
-        tensor([[1.0000, 0.5000],
-                [0.5000, 1.0000]])
-    """
-    return gram / gram.diagonal().clamp_min(1e-300) * gain / gain[:, None]
-
-
-def tracking_table(gram: Tensor, gain: Tensor, hits: Sequence[int]) -> Tensor:
-    """Return T, lower triangular (M, M): step n adds T[n, h] D(h) for the hits h up to n.
-
-    Arguments:
-        gram: K, (M, M).
-        gain: g, (M,).
-        hits: The steps where D is evaluated.
+def tracking_table(part: Responses, hits: Sequence[int]) -> Tensor:
+    """Return T, lower triangular (N, N): step n adds T[n, h] D(h) for the hits h up to n.
 
     Example:
         >>> times = torch.linspace(0, 1, 5, dtype=torch.float64)
-        >>> gram = torch.exp(-(times[:, None] - times).square())
-        >>> table = tracking_table(gram, torch.ones(5, dtype=torch.float64), [1, 3])
+        >>> gram, ones = torch.exp(-(times[:, None] - times).square()), torch.ones(5, dtype=torch.float64)
+        >>> table = tracking_table(Responses.measured(gram, ones, ones[:, None]), [1, 3])
         >>> table[0].sum().item(), table[1, 1].item() > 1, table[2, 1].item() < 1  # late, made up for, predicted
         (0.0, True, True)
     """
-    steps, known = len(gram), []
+    steps, gram, due, gain = part.steps, part.gram, part.due(), part.gain()
+    known: list[int] = []
     table = torch.zeros(steps, steps, dtype=torch.float64)
     before = torch.zeros(steps, dtype=torch.float64)
-    sums = gram.cumsum(1)
     chosen, factor = set(hits), None
     for n in range(steps):
         if n in chosen:
@@ -81,31 +62,26 @@ def tracking_table(gram: Tensor, gain: Tensor, hits: Sequence[int]) -> Tensor:
         if factor is None:
             continue
         now = torch.zeros(steps, dtype=torch.float64)
-        now[known] = torch.cholesky_solve(sums[known, n][:, None], factor)[:, 0]
+        now[known] = torch.cholesky_solve(due[known, n][:, None], factor)[:, 0]
         table[n] = now - before
         before = now
     return table * gain / gain[:, None]
 
 
-def track(plan: Plan, gram: Tensor, variances: Tensor, base: Tensor | None = None) -> Plan:
+def track(plan: Plan, responses: Responses, base: Tensor | None = None) -> Plan:
     """Return the plan with the same evaluations that tracks the corrections, its base integrated by a multistep method.
 
     Arguments:
         plan: Says where each correction is evaluated; its weights on the corrections are not used.
-        gram: Gram matrix of the responses of all levels' corrections, index k N + n, ((K - 1) N, (K - 1) N).
-        variances: E|D_k(n)|^2, (N, K - 1).
+        responses: Those of its steps.
         base: Multistep coefficients (N, order); by default the base is integrated as it is.
     """
-    steps = plan.steps
-    coefficients = torch.ones(steps, 1, dtype=torch.float64) if base is None else base
-    tables = {}
-    for (low, high), hits in corrections(plan):
-        block, gain = _merged(gram, variances, low, high)
-        tables[low, high] = tracking_table(block, gain, hits)
-    return combined(plan, coefficients, tables)
+    coefficients = torch.ones(plan.steps, 1, dtype=torch.float64) if base is None else base
+    tables = {(low, high): tracking_table(responses.merged(low, high), hits) for (low, high), hits in corrections(plan)}
+    return combined(base_level(plan), coefficients, tables, plan.levels, truncated=plan.truncated)
 
 
-def total_weights(plan: Plan, gram: Tensor, variances: Tensor) -> Tensor:
+def total_weights(plan: Plan, responses: Responses) -> Tensor:
     """Return what each correction is worth in all, at its own step and wherever it is recalled, (N, K).
 
     A recalled D(h) at step n counts g(n) / g(h) times; levels up to the base count 1.
@@ -115,17 +91,10 @@ def total_weights(plan: Plan, gram: Tensor, variances: Tensor) -> Tensor:
         return weights
     weights[:, : evaluated_levels(plan)[0] + 1] = 1.0  # a multistep base is 1 in all
     for (low, high), _ in corrections(plan):
-        _, gain = _merged(gram, variances, low, high)
+        gain = responses.merged(low, high).gain()
         added = torch.zeros(plan.steps, dtype=torch.float64)
         for n, level, source, value in plan.recall.entries:
             if level >= high:
                 added[source] += value * float(gain[n] / gain[source])
         weights[:, low + 1 : high + 1] += added[:, None]
     return weights
-
-
-def _merged(gram: Tensor, variances: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
-    """Return Gram matrix and gain of f^high - f^low from those of the corrections between."""
-    steps, levels = variances.shape
-    block = gram.reshape(levels, steps, levels, steps)[low:high, :, low:high].sum((0, 2))
-    return block, gains(block, variances[:, low:high].sum(1))

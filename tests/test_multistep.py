@@ -7,9 +7,18 @@ import numpy as np
 import pytest
 import torch
 
+import multilevel_sde as mls
 from multilevel_diffusion.grids import karras, uniform
-from multilevel_diffusion.multistep import exact_moments, midpoint_moments, multistep_weights, rescaled_moments
+from multilevel_diffusion.multistep import (
+    corrected_weights,
+    exact_moments,
+    midpoint_moments,
+    multistep_weights,
+    rescaled_moments,
+)
+from multilevel_diffusion.sa_solver import SASolver
 from multilevel_diffusion.schedules import CosineSchedule, EDMSchedule, RectifiedFlowSchedule
+from multilevel_diffusion.steps import ExponentialStep
 from multilevel_sde.adams import interpolation_weights
 
 POINTS, WEIGHTS = np.polynomial.legendre.leggauss(200)
@@ -102,3 +111,19 @@ def test_equal_places_are_one_node_and_a_step_of_no_length_has_order_one():
 def test_errors_name_the_argument(order):
     with pytest.raises(ValueError, match='"order"'):
         multistep_weights(CosineSchedule(), 0.0, [1.0, 0.5, 0.0], order)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.7])
+@pytest.mark.parametrize(("predictor", "corrector"), [(1, 1), (1, 2), (2, 2), (3, 4), (2, 1)])
+def test_predictor_and_corrector_are_one_multistep_method(tau, predictor, corrector):
+    schedule = CosineSchedule()
+    ladder = mls.Ladder([lambda x, t: torch.tanh(1.3 * x) * (1 - t)], costs=[1.0])
+    times = uniform(schedule, 12)
+    rule = SASolver(schedule, tau, predictor=predictor, corrector=corrector, lower_order_final=False)
+    x = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = {"diffusion": 1.0, "brownian": mls.BrownianPath(seeds=range(3), grid=times)} if tau else {}
+    expected = mls.solve(ladder, x, times, mls.em_plan(ladder, times, step=rule), step=rule, **noise).y
+    plan = mls.multistep(mls.em_plan(ladder, times), corrected_weights(schedule, tau, times, predictor, corrector))
+    found = mls.solve(ladder, x, times, plan, step=ExponentialStep(schedule, tau), **noise).y
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-14)
+    assert not torch.allclose(expected, x.new_zeros(()))

@@ -111,7 +111,7 @@ def black_box_pilot(
 def planned(pilot: mls.Pilot, ladder: mls.Ladder, budget_fraction: float) -> mls.Plan:
     """Return the pilot's plan at a fraction of the cost of the top level at every call, by the ladder's costs."""
     priced = replace(pilot, costs=ladder.costs, unit=ladder.unit)
-    return priced.plan(budget=budget_fraction * pilot.steps * ladder.costs[-1]).plan
+    return priced.plan(budget=budget_fraction * pilot.steps * ladder.costs[-1], memory=False).plan
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def _calibrated(
         predicted, errors = 0.0, []
         for half, gram in enumerate(grams):
             trial = replace(pilot, gram=gram)
-            plan = trial.plan(budget=budget).plan
+            plan = trial.plan(budget=budget, memory=False).plan
             rows = PlannedRows(plan)
             end = _checked(run(lambda index, evaluate, rows=rows: combine(rows[index], evaluate)))
             errors.append((end - final).square().flatten(1).mean(1)[1 - half :: 2])

@@ -12,6 +12,13 @@ estimates at the times of this and earlier steps, which gives `ExponentialStep` 
 where v = u / h, z = k h and l_j are the Lagrange polynomials of the nodes v_j = (lambda_{n-j} - lambda_n) / h. Each row
 of w sums to one. What is needed of the density rho_z are its moments.
 
+A corrector (Adams-Moulton) repeats the step with the polynomial that also goes through the estimate at the state that
+was predicted, from the same state with the same noise. As each estimate is used at most a step later (PEC), predictor
+and corrector together are again a multistep method in the predicted states: with A_n the predictor's and C_n the
+corrector's estimate for the step from t_n to t_{n+1}, and a_n, b_n the coefficients of state and estimate in that step,
+
+    x_{n+1} = a_n x_n + b_n ( A_n + (a_n b_{n-1} / b_n) (C_{n-1} - A_{n-1}) ) + noise.
+
 References:
     Lu et al. 2022, DPM-Solver++ (arXiv 2211.01095), section 4 (tau = 0: 2M, 3M); Xue et al. 2023, SA-Solver
     (arXiv 2309.05019), section 4 (any tau).
@@ -29,7 +36,7 @@ from multilevel_diffusion.steps import ExponentialStep
 from multilevel_sde.adams import check_order, interpolation_weights
 from multilevel_sde.times import as_times
 
-__all__ = ["Moments", "exact_moments", "midpoint_moments", "multistep_weights", "rescaled_moments"]
+__all__ = ["Moments", "corrected_weights", "exact_moments", "midpoint_moments", "multistep_weights", "rescaled_moments"]
 
 Moments = Callable[[float, int], list[float]]
 Tau = float | Callable[[float], float]
@@ -134,6 +141,59 @@ def multistep_weights(
         z = (1 + step.tau_at(points[n]) ** 2) * (places[n + 1] - places[n])
         found = polynomial_weights(places[n], places[n + 1], places[n::-1][:used], z, moments)
         row[: len(found)] = torch.tensor(found, dtype=torch.float64)
+    return weights
+
+
+def corrected_weights(
+    schedule: NoiseSchedule,
+    tau: Tau,
+    times: Tensor | Sequence[float],
+    predictor: int,
+    corrector: int,
+    *,
+    moments: Moments = exact_moments,
+) -> Tensor:
+    """Return the weights of a multistep step that equals predictor and corrector in turn, one evaluation a step (PEC).
+
+    Arguments:
+        schedule, tau, times, moments: As for `multistep_weights`.
+        predictor: Number of estimates of the predictor, at least 1.
+        corrector: Number of estimates of the corrector, the one at the predicted state included, at least 1.
+
+    Returns:
+        Float64 (N, max(predictor + 1, corrector)), rows sum to 1.
+
+    Raises:
+        ValueError: An order that is not a positive integer, or a step that is not defined.
+
+    Reference:
+        Xue et al. 2023 (arXiv 2309.05019), algorithm 1; the same samples as `SASolver(schedule, tau, predictor,
+        corrector)`.
+
+    Example:
+        >>> from multilevel_diffusion.schedules import EDMSchedule
+        >>> corrected_weights(EDMSchedule(), 0.0, [4.0, 2.0, 1.0, 0.5], 1, 2, moments=midpoint_moments)
+        tensor([[ 1.0000,  0.0000],
+                [ 1.2500, -0.2500],
+                [ 1.2500, -0.2500]], dtype=torch.float64)
+    """
+    check_order(corrector, "corrector")
+    ahead = multistep_weights(schedule, tau, times, predictor, moments=moments)
+    points = as_times(times).double().tolist()
+    places = [schedule.log_snr(t) for t in points]
+    step = ExponentialStep(schedule, tau)
+    weights = torch.zeros(len(ahead), max(predictor + 1, corrector), dtype=torch.float64)
+    weights[:, :predictor] = ahead
+    for n in range(1, len(weights)):
+        z = (1 + step.tau_at(points[n - 1]) ** 2) * (places[n] - places[n - 1])
+        if not math.isfinite(z):
+            continue
+        known = places[n::-1][:corrector]
+        found = polynomial_weights(places[n - 1], places[n], known, z, moments)
+        now, before = step.coefficients(points[n], points[n + 1]), step.coefficients(points[n - 1], points[n])
+        ratio = now.state * before.data / now.data
+        weights[n, : len(found)] += ratio * torch.tensor(found, dtype=torch.float64)
+        weights[n, 1 : predictor + 1] -= ratio * ahead[n - 1]
     return weights
 
 
