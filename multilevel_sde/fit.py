@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 
 from multilevel_sde.brownian import Brownian, BrownianPath
 from multilevel_sde.diffusion import Diffusion
+from multilevel_sde.errors import NonFiniteError
 from multilevel_sde.fit_run import FitRun, Parts
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.memory import combined
@@ -100,7 +101,7 @@ def fit_plan(
         A :class:`FittedPlan` of the cost of the candidate it came from.
 
     Raises:
-        ValueError: Fewer than 8 samples, no candidates, a target of another shape, no iterations.
+        ValueError: Fewer than 8 samples, no candidates, a target of another shape or not finite, no iterations.
         NonFiniteError: No candidate gives a finite state.
 
     Example:
@@ -121,11 +122,11 @@ def fit_plan(
         run = FitRun(ladder, y0, candidate.times, target, held, step, diffusion, brownian)
         fits.append(_Fit(candidate, run, Parts.of(candidate.plan)))
     with tqdm(total=iterations + _SEMIFINALISTS, desc="fitting", unit="step", disable=not progress) as bar:
-        fits = sorted(fits, key=lambda fit: fit.errors[-1])[:_SEMIFINALISTS]
-        for fit in fits:
+        semifinalists = sorted(_finite(fits), key=lambda fit: fit.errors[-1])[:_SEMIFINALISTS]
+        for fit in semifinalists:
             fit.improve()
             bar.update()
-        best = min(fits, key=lambda fit: fit.errors[-1])
+        best = min(semifinalists, key=lambda fit: fit.errors[-1])
         for _ in range(iterations - 1):
             if not best.improve():
                 break
@@ -146,6 +147,8 @@ class _Fit:
     def improve(self) -> bool:
         """Take the Gauss-Newton step with the damping that helps most; return False where none does by 1%."""
         directions, gram, right = self.run.normal_equations(self.parts)
+        if not directions:
+            return False
         best, found = self.parts, None
         for damping in _DAMPINGS:
             matrix = gram + damping * torch.diag(gram.diagonal().clamp_min(1e-300))
@@ -155,7 +158,7 @@ class _Fit:
                 found is None or typical(squared[~self.run.held]) < typical(found[~self.run.held])
             ):
                 best, found = changed, squared
-        if found is None or typical(found[~self.run.held]) > 0.99 * self.errors[-1]:
+        if found is None or typical(found[~self.run.held]) >= 0.99 * self.errors[-1]:
             return False
         if typical(found[self.run.held]) > typical(self.last[self.run.held]):
             return False  # from here on it learns its own samples
@@ -177,6 +180,14 @@ class _Fit:
         )
 
 
+def _finite(fits: list[_Fit]) -> list[_Fit]:
+    finite = [fit for fit in fits if bool(fit.first.isfinite().all())]
+    if not finite:
+        lost, grid = (~fits[0].first.isfinite()).nonzero()[:, 0].tolist(), fits[0].candidate.times
+        raise NonFiniteError(len(grid) - 2, float(grid[-2]), None, lost)
+    return finite
+
+
 def _check(y0: Tensor, plans: list[PilotPlan], target: Tensor, iterations: int) -> None:
     if y0.dim() == 0 or len(y0) < 8:
         raise ValueError(f'"y0" must hold at least 8 samples (better 32), got shape {tuple(y0.shape)}')
@@ -184,5 +195,7 @@ def _check(y0: Tensor, plans: list[PilotPlan], target: Tensor, iterations: int) 
         raise ValueError('"candidates" must hold at least one plan, such as pilot.plans(budget=...)')
     if target.shape != y0.shape:
         raise ValueError(f'"target" must have the shape of "y0", {tuple(y0.shape)}, got {tuple(target.shape)}')
+    if not bool(target.isfinite().all()):
+        raise ValueError('"target" must be finite, got NaN or infinity')
     if iterations < 1:
         raise ValueError(f'"iterations" must be at least 1, got {iterations}')

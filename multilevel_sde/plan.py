@@ -44,6 +44,7 @@ class Plan:
     Raises:
         ValueError: Shapes differ or are not 2- or 3-dimensional, a weight is not finite, or non-zero without a hit; a
             step that evaluates nothing; a recall of steps or levels that do not exist.
+        TypeError: `recall` is not a :class:`Recall`.
 
     Example:
         >>> import torch, multilevel_sde as mls
@@ -217,8 +218,10 @@ class Plan:
             raise ValueError(f'"{path}" is damaged, its checksum does not fit; save the plan again')
         recall = None
         if "recall_places" in tensors:
-            places, values = tensors["recall_places"].tolist(), tensors["recall_coefficients"].tolist()
-            recall = Recall((*place, value) for place, value in zip(places, values, strict=True))
+            places, values = tensors["recall_places"], tensors["recall_coefficients"]
+            if values.dim() != 1 or places.shape != (len(values), 3):
+                raise ValueError(f'"{path}" does not hold a recall: its tables do not fit; save the plan again')
+            recall = Recall((*place, value) for place, value in zip(places.tolist(), values.tolist(), strict=True))
         return cls(tensors["hits"], tensors["weights"], truncated=truncated == "1", recall=recall)
 
 
@@ -236,6 +239,8 @@ def _checksum(tensors: dict[str, Tensor], truncated: str) -> str:
 
 def _checked(recall: Recall | None, weights: Tensor) -> Recall | None:
     """Return the recall if it fits, None where it is empty."""
+    if recall is not None and not isinstance(recall, Recall):
+        raise TypeError(f'"recall" must be a multilevel_sde.Recall or None, got {type(recall).__name__}')
     if recall is None or len(recall) == 0:
         return None
     if weights.dim() == 3:

@@ -28,6 +28,7 @@ class Recall:
 
     Raises:
         ValueError: A source that is not before its step, a negative number, or a coefficient that is not finite.
+        TypeError: A step, level or source that is not an integer.
 
     Example:
         >>> import multilevel_sde as mls
@@ -41,6 +42,8 @@ class Recall:
     def __init__(self, entries: Iterable[tuple[int, int, int, float]]):
         found: dict[tuple[int, int, int], float] = {}
         for n, k, m, value in entries:
+            if not all(isinstance(place, int) for place in (n, k, m)):
+                raise TypeError(f'"entries" must have integers for step, level and source, got {n!r}, {k!r}, {m!r}')
             if not (0 <= m < n and k >= 0):
                 raise ValueError(
                     f'"entries" must recall a level of an earlier step, got step {n}, level {k}, source {m}; '
