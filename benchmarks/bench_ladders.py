@@ -36,14 +36,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 import multilevel_sde as mls
-from multilevel_diffusion.grids import log_snr_uniform, uniform
+from multilevel_diffusion.grids import uniform
 from multilevel_diffusion.sampling import MODES, Process, stored_pilot
 from multilevel_diffusion.store import DiffusionLadder, load_ladder, shipped_ladder
 from multilevel_sde.files import write_atomically
 from multilevel_sde.pilot_rig import typical
 
 FINE, STEPS, QUARTERS = 1000, 100, 4
-LOWEST_LOG_SNR = -5.1  # what diffusers advises for the cosine schedule: below it steps would be wasted on pure noise
 BUDGETS = (5, 9, 13, 20, 35)
 LARGER = (60,)  # single networks only, so that an error can be looked up that the budgets do not reach
 IMAGES = {"digits": 32, "deadleaves32": 16}
@@ -110,24 +109,13 @@ class Bench:
             out.append(x)
         return torch.cat(out)
 
-    def log_snr_grid(self, steps: int) -> Tensor:
-        """Return so many steps of the finest grid, about uniform in log-SNR: asked for more until so many differ."""
-        fine, schedule = self.process.fine_times, self.stored.schedule
-        for asked in range(steps, 100 * steps):
-            wanted = log_snr_uniform(schedule, asked, start=float(schedule.time(LOWEST_LOG_SNR)))
-            wanted[0] = fine[0]
-            index = (fine[None] - wanted[:, None]).abs().argmin(1).unique()
-            if len(index) >= steps + 1:
-                return fine[index[:steps]].new_tensor([*fine[index[:steps]].tolist(), 0.0])
-        raise ValueError(f'"steps" is {steps}: the finest grid has not so many distinct times in log-SNR')
-
 
 def runs(bench: Bench, budgets: tuple[int, ...]) -> Iterator[tuple[str, float, Callable[[], Tensor], list[mls.Plan]]]:
     """Yield method, budget, the function that samples, and the plans of the quarters (none for DPM-Solver)."""
     ladder, pilot = bench.stored.ladder, bench.pilot
     top = ladder.costs[-1]
     for n in (*budgets, *LARGER):
-        for place, grid in (("uniform", bench.process.grid), ("log-SNR", bench.log_snr_grid)):
+        for place, grid in (("uniform", bench.process.grid), ("log-SNR", bench.process.log_snr_grid)):
             times = grid(n)
             plans = [mls.em_plan(ladder, times)] * QUARTERS
             yield f"EM, {place}", n, lambda times=times, plans=plans: bench.solve(times, plans), plans

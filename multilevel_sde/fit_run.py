@@ -19,7 +19,8 @@ from multilevel_sde.steps import Step
 
 __all__ = ["Direction", "FitRun", "Parts"]
 
-_CHUNK = 1 << 22  # numbers in a batch of perturbed states
+_CHUNK = 1 << 20  # numbers in a batch of perturbed states; larger ones are slower and vary more in shape
+_ROUNDING = 1e-12  # of the base's largest coefficient
 _LAGS = 2  # how many of its last values a correction is fitted with at a hit
 
 Pair = tuple[int, int]
@@ -65,6 +66,7 @@ class Parts:
         whole = torch.diag(weights[:, lowest])
         for n, _, source, value in entries:  # all levels: what corrections take from the base they give above it
             whole[n, source] += value
+        whole[whole.abs() < _ROUNDING * whole.abs().max()] = 0.0  # what corrections take and give cancels to rounding
         order = 1 + max((n - m for n, m in whole.tril(-1).nonzero().tolist()), default=0)
         base = torch.zeros(steps, order, dtype=torch.float64)
         for lag in range(order):
@@ -167,7 +169,7 @@ class FitRun:
 
     @torch.no_grad()
     def normal_equations(self, parts: Parts) -> tuple[list[Direction], Tensor, Tensor]:
-        """Return the coefficients, R R' and R (target - y) over the samples of the fit.
+        """Return the coefficients that can move, R R' and R (target - y) over the samples of the fit.
 
         Samples count with 1 / (error + median error), so that a few that end up elsewhere do not rule.
         """
@@ -185,6 +187,8 @@ class FitRun:
             directions += [direction for direction, _ in new]
             y = self.step(y, mixed + correction, t, s, moment)
         self._count(path.calls, len(rows))
+        if not directions:
+            return [], torch.zeros(0, 0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
         left = (self.target[rows] - y).double().flatten(1)
         squared = left.square().mean(1)
         weight = (1 / (squared + squared.median()).clamp_min(1e-300)).sqrt()

@@ -73,7 +73,11 @@ def _check(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
         "variances": (steps, levels - 1),
     }
     wrong = [name for name, shape in shapes.items() if tuple(fields[name].shape) != shape]
-    wrong += ["multistep" for size, table in fields["multistep"].items() if len(table) != size]
+    wrong += [
+        "multistep"
+        for size, table in fields["multistep"].items()
+        if len(table) != size or not bool(torch.isfinite(table).all())
+    ]
     wrong += [name for name in _TENSORS if not bool(torch.isfinite(fields[name]).all())]
     if wrong:
         raise ValueError(f'"{path}" is damaged (its {wrong[0]} does not fit the rest); run the pilot again')

@@ -24,7 +24,7 @@ from multilevel_sde.tracking import total_weights, track
 __all__ = ["CALIBRATED_COSTS", "Multistep", "Rig", "Walk", "thinned", "typical"]
 
 CALIBRATED_COSTS = (4.0, 10.0, 25.0)  # evaluations of the top level at which the first order is checked
-_CHUNK = 1 << 22  # numbers in a batch of perturbed states
+_CHUNK = 1 << 20  # numbers in a batch of perturbed states; larger ones are slower and vary more in shape
 
 Multistep = Callable[[Tensor], Tensor]
 

@@ -24,6 +24,7 @@ from multilevel_sde.files import write_atomically
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.recall import Recall
 from multilevel_sde.steps import Step, StepRule, euler_maruyama, plan_rows
+from multilevel_sde.times import as_times
 
 __all__ = ["Plan", "check_probabilities", "draw_plan", "em_plan", "expected_cost"]
 
@@ -169,10 +170,15 @@ class Plan:
             f"Plan({self.steps} steps, {self.levels} levels, {shared}, {memory}evaluations={self.evaluations.tolist()})"
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], times: Tensor | None = None) -> None:
         """Write the plan atomically as safetensors with a format version.
 
+        Arguments:
+            path: The file.
+            times: The grid that the plan is for, (N + 1,), to be kept with it.
+
         Raises:
+            ValueError: Another number of times.
             ModuleNotFoundError: safetensors is not installed.
             OSError: The file cannot be written.
         """
@@ -181,17 +187,30 @@ class Plan:
         tensors = {"hits": self._hits, "weights": self._weights}
         if self._recall is not None:
             tensors |= {"recall_places": self._recall.places, "recall_coefficients": self._recall.coefficients}
+        if times is not None:
+            if len(times) != self.steps + 1:
+                raise ValueError(f'"times" must be the {self.steps + 1} times of the plan, got {len(times)}')
+            tensors["times"] = as_times(times).detach().to("cpu", torch.float64).contiguous()
         metadata = {"format": _FORMAT, "version": str(_VERSION), "truncated": str(int(self._truncated))}
         metadata["sha256"] = _checksum(tensors, metadata["truncated"])
         write_atomically(path, save(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
-        """Read a plan written by :meth:`save`.
+        """Read a plan written by :meth:`save`, without its times.
 
         Raises:
             FileNotFoundError: There is no such file.
             ValueError: The file is damaged, not a plan, or written by a newer version.
+        """
+        return cls.load_with_times(path)[0]
+
+    @classmethod
+    def load_with_times(cls, path: str | os.PathLike[str]) -> tuple[Plan, Tensor | None]:
+        """Read a plan and its grid, None where none was saved with it.
+
+        Raises:
+            FileNotFoundError, ValueError: As :meth:`load`.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -203,7 +222,10 @@ class Plan:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f'"{path}" is damaged or not a safetensors file ({error}); save the plan again') from None
-        if metadata.get("format") != _FORMAT or set(tensors) not in (set(_ALWAYS), {*_ALWAYS, *_REMEMBERED}):
+        if metadata.get("format") != _FORMAT or set(tensors) - {"times"} not in (
+            set(_ALWAYS),
+            {*_ALWAYS, *_REMEMBERED},
+        ):
             raise ValueError(f'"{path}" is not a plan of multilevel_sde; save plans with Plan.save')
         version = metadata.get("version", "")
         if not version.isdecimal() or int(version) not in _READABLE:
@@ -211,7 +233,7 @@ class Plan:
                 f'"{path}" has plan format version {version!r}, this release reads versions {_READABLE}; '
                 "upgrade multilevel-sde or save the plan again"
             )
-        if any(tensor.dtype != (_ALWAYS | _REMEMBERED)[name] for name, tensor in tensors.items()):
+        if any(tensor.dtype != _DTYPES[name] for name, tensor in tensors.items()):
             raise ValueError(f'"{path}" holds hits or weights of another dtype; save the plan again')
         truncated = metadata.get("truncated", "")
         if metadata.get("sha256") != _checksum(tensors, truncated):
@@ -222,15 +244,17 @@ class Plan:
             if values.dim() != 1 or places.shape != (len(values), 3):
                 raise ValueError(f'"{path}" does not hold a recall: its tables do not fit; save the plan again')
             recall = Recall((*place, value) for place, value in zip(places.tolist(), values.tolist(), strict=True))
-        return cls(tensors["hits"], tensors["weights"], truncated=truncated == "1", recall=recall)
+        plan = cls(tensors["hits"], tensors["weights"], truncated=truncated == "1", recall=recall)
+        return plan, tensors.get("times")
 
 
 _ALWAYS = {"hits": torch.bool, "weights": torch.float64}
 _REMEMBERED = {"recall_places": torch.int64, "recall_coefficients": torch.float64}
+_DTYPES = _ALWAYS | _REMEMBERED | {"times": torch.float64}
 
 
 def _checksum(tensors: dict[str, Tensor], truncated: str) -> str:
-    chosen = [tensors[name] for name in (*_ALWAYS, *_REMEMBERED) if name in tensors]
+    chosen = [tensors[name] for name in _DTYPES if name in tensors]
     content = hashlib.sha256(" ".join([truncated, *[str(tuple(tensor.shape)) for tensor in chosen]]).encode())
     for tensor in chosen:
         content.update(tensor.numpy().tobytes())

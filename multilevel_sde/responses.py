@@ -76,14 +76,20 @@ class Responses:
         return self.cross.sum(1)
 
     def merged(self, low: int, high: int) -> Responses:
-        """Those of one correction, f^high - f^low, which is the sum of the ones between."""
+        """Those of one correction, f^high - f^low, which is the sum of the ones between.
+
+        What the ones between have in common is known of the responses but not of the corrections, so the mean square of
+        the correction follows from its response and the gain of the ones between.
+        """
 
         def part(table: Tensor) -> Tensor:
             blocks = table.reshape(self.levels, -1, self.levels, table.shape[1] // self.levels)
             return blocks[low:high, :, low:high].sum((0, 2))
 
-        variances = self.variances[:, low:high].sum(1, keepdim=True)
-        return Responses(part(self.gram), part(self.cross), part(self.fine), variances)
+        gram, apart = part(self.gram), self.variances[:, low:high].sum(1)
+        power = self.gram.diagonal().reshape(self.levels, -1)[low:high].sum(0)
+        variances = gram.diagonal() * apart / power.clamp_min(1e-300)
+        return Responses(gram, part(self.cross), part(self.fine), variances[:, None])
 
     def error(self, weights: Tensor) -> float:
         """First-order mean squared error of a plan with these weights, (N, L + 1) with the base in front."""

@@ -1,7 +1,7 @@
 """`multilevel-sde pilot` measures a ladder of networks and reports; `multilevel-sde plan` turns that into a plan file.
 
-Plans are for Process.grid(steps) of the uniform grid with 1000 steps (or --steps of them), which is the one that
-`multilevel-sde sample --plan` takes; a plan file knows its number of steps.
+A plan file knows the grid that it is for, part of the uniform grid with 1000 steps, and `multilevel-sde sample --plan`
+takes it from there. `plan --fit` also fits the coefficients (:mod:`multilevel_diffusion.fitting`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import multilevel_sde as mls
 from multilevel_diffusion.commands import open_ladder
+from multilevel_diffusion.fitting import fit
 from multilevel_diffusion.grids import uniform
 from multilevel_diffusion.sampling import MODES, Process, stored_pilot
 from multilevel_diffusion.store import DiffusionLadder
@@ -49,6 +50,9 @@ def register(subparsers) -> None:
     amount.add_argument("--budget", type=float, help="cost of an image in evaluations of the largest network")
     amount.add_argument("--target-mse", type=float, help="mean squared error per pixel to reach instead")
     plan.add_argument("--pilot", type=Path, help="a saved pilot; default: the ladder's own, or a new one")
+    plan.add_argument("--fit", action="store_true", help="fit its coefficients to the largest network's path (minutes)")
+    plan.add_argument("--samples", type=int, default=32, help="trajectories of the fit [%(default)s]")
+    plan.add_argument("--steps", type=int, default=28, help="largest number of steps of the fit [%(default)s]")
     plan.add_argument("-o", "--out", type=Path, required=True, help="file of the plan, .safetensors")
     plan.set_defaults(run=_plan)
 
@@ -140,6 +144,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     """Write the plan that a pilot predicts to be best at a budget, or cheapest at an error."""
     images = open_ladder(arguments.ladder, arguments.device)
     top = images.ladder.costs[-1]
+    if arguments.fit:
+        return _fit(arguments, images)
     if arguments.pilot is not None:
         found = mls.Pilot.load(arguments.pilot)
         if found.costs != images.ladder.costs:
@@ -152,7 +158,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         found = run_pilot(images, arguments.mode, device=arguments.device, progress=True)
     budget = None if arguments.budget is None else arguments.budget * top
     best = found.plan(budget=budget, target_mse=arguments.target_mse)
-    best.plan.save(arguments.out)
+    best.plan.save(arguments.out, best.times)
     levels = ", ".join(str(level + 1) for level in best.levels)
     print(
         f"{best.plan.steps} steps of {_STEPS}, levels {levels}: cost {best.predicted.cost / top:.3g} evaluations of "
@@ -160,5 +166,22 @@ def _plan(arguments: argparse.Namespace) -> int:
     )
     print(
         f"use it with: multilevel-sde sample --ladder {arguments.ladder} --mode {arguments.mode} --plan {arguments.out}"
+    )
+    return 0
+
+
+def _fit(arguments: argparse.Namespace, images: DiffusionLadder) -> int:
+    if arguments.budget is None or arguments.pilot is not None:
+        raise ValueError('"--fit" takes a "--budget" and makes its own pilot; leave out --target-mse and --pilot')
+    process = Process(images.schedule, MODES[arguments.mode], uniform(images.schedule, _STEPS))
+    found = fit(images, process, arguments.budget, samples=arguments.samples, steps=arguments.steps, progress=True)
+    found.plan.save(arguments.out, found.times)
+    levels = ", ".join(str(level + 1) for level in found.levels)
+    top = images.ladder.costs[-1]
+    print(
+        f"{found.plan.steps} steps, levels {levels}: cost {found.plan.cost(images.ladder) / top:.3g} evaluations of "
+        f"the largest network; squared error on samples kept out {found.held_out[0]:.3g} before the fit, "
+        f"{found.held_out[1]:.3g} after (typical), {found.mean:.3g} (mean); the fit cost {found.cost / top:.0f} "
+        f"evaluations; written to {arguments.out}"
     )
     return 0

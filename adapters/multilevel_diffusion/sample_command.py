@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 import multilevel_sde as mls
 from multilevel_diffusion.commands import open_ladder
+from multilevel_diffusion.fitting import stored_plan
 from multilevel_diffusion.grids import uniform
 from multilevel_diffusion.pictures import save_grid
 from multilevel_diffusion.sampling import MODES, Process, batch_for, sample, stored_pilot
@@ -82,7 +83,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "pages": pages,
     }
     write_atomically(arguments.out / "record.json", (json.dumps(record, indent=1) + "\n").encode())
-    plan.save(arguments.out / "plan.safetensors")
+    plan.save(arguments.out / "plan.safetensors", times)
     print(
         f"{arguments.count} images by {how}, {plan.steps} steps, cost {cost / images.ladder.costs[-1]:.2f} evaluations "
         f"of the largest network each, {seconds:.1f} s; {status}; written to {arguments.out}/"
@@ -96,8 +97,8 @@ def _choose(arguments: argparse.Namespace, images: DiffusionLadder, process: Pro
     if arguments.plan is not None:
         if arguments.method == "em" or arguments.budget is not None:
             raise ValueError('"--plan" already says what runs; leave out --method em and --budget')
-        plan = mls.Plan.load(arguments.plan)
-        return process.grid(plan.steps), plan, f"plan {arguments.plan.name}"
+        plan, times = mls.Plan.load_with_times(arguments.plan)
+        return process.grid(plan.steps) if times is None else times, plan, f"plan {arguments.plan.name}"
     if arguments.method == "em":
         steps = arguments.steps or round(arguments.budget or arguments.fine)
         if arguments.budget is not None and steps > arguments.budget:
@@ -106,6 +107,9 @@ def _choose(arguments: argparse.Namespace, images: DiffusionLadder, process: Pro
         return times, mls.em_plan(ladder, times), "Euler-Maruyama on the largest network"
     if arguments.budget is None:
         raise ValueError('"--budget" is missing; give the cost of an image in evaluations of the largest network')
+    fitted = stored_plan(images, arguments.mode, arguments.budget)
+    if fitted is not None and arguments.steps is None and arguments.fine == 1000:
+        return fitted[1], fitted[0], "ML-EM, a fitted plan"
     pilot = stored_pilot(images, arguments.mode)
     if pilot is not None and arguments.steps is None and arguments.fine == 1000:
         planned = pilot.plan(budget=arguments.budget * top)

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import multilevel_sde as mls
+from multilevel_diffusion.grids import log_snr_uniform
 from multilevel_diffusion.noise import coupled_noise
 from multilevel_diffusion.schedules import NoiseSchedule
 from multilevel_diffusion.steps import ExponentialStep
@@ -55,6 +56,25 @@ class Process:
         if not 1 <= steps <= finest:
             raise ValueError(f'"steps" must lie between 1 and {finest} (the finest grid), got {steps}')
         return self.fine_times[torch.linspace(0, finest, steps + 1, dtype=torch.float64).round().long()]
+
+    def log_snr_grid(self, steps: int, *, lowest: float = -5.1) -> Tensor:
+        """Return steps of the finest grid about uniform in log-SNR, float64 (steps + 1,).
+
+        Arguments:
+            steps: How many.
+            lowest: Log-SNR of the second time; what diffusers advises for the cosine schedule, below which steps would
+                be spent on pure noise.
+
+        Raises:
+            ValueError: The finest grid has not so many distinct times in log-SNR.
+        """
+        for asked in range(max(2, steps), 100 * steps):
+            wanted = log_snr_uniform(self.schedule, asked, start=float(self.schedule.time(lowest)))
+            wanted[0] = self.fine_times[0]
+            index = (self.fine_times[None] - wanted[:, None]).abs().argmin(1).unique()
+            if len(index) > steps:
+                return torch.cat([self.fine_times[index[:steps]], self.fine_times[-1:]])
+        raise ValueError(f'"steps" is {steps}: the finest grid has not so many distinct times in log-SNR')
 
     def start(self, seeds: Sequence[int], shape: Sequence[int], **kind: torch.dtype | torch.device | str) -> Tensor:
         """Return the noise that the images of these seeds start from, (B, *shape)."""
