@@ -276,7 +276,7 @@ def test_a_level_that_is_left_out_is_not_remembered_either():
     two = mls.Plan(plan.hits[:, [0, 2]], plan.weights[:, [0, 2]])
     times, y0 = grid(6), torch.ones(2, dtype=torch.float64)
     pairs = [
-        (mls.remember(plan, p, lambda *_: 0.8), mls.remember(two, p[:, [0, 2]], lambda *_: 0.8)),
+        (mls.remember(plan, p, lambda level, n, h: 0.4 * level), mls.remember(two, p[:, [0, 2]], lambda *_: 0.8)),
         (mls.hold(plan, times, 1), mls.hold(two, times, 1)),
         (mls.hold(plan, times, 2), mls.hold(two, times, 2)),
     ]

@@ -72,12 +72,14 @@ def test_the_reader_adds_up_what_is_recalled_and_leaves_the_values_as_they_are()
 
 
 def test_entries_add_up_and_what_cancels_is_left_out():
-    recall = mls.Recall([(2, 0, 1, 1.5), (1, 1, 0, 0.5), (2, 0, 1, 2.0), (3, 0, 0, 1.0), (3, 0, 0, -1.0), (2, 2, 0, 0)])
-    assert recall.entries == [(1, 1, 0, 0.5), (2, 0, 1, 3.5)]
-    assert len(recall) == 2
+    recall = mls.Recall(
+        [(2, 0, 1, 1.5), (1, 1, 0, 0.5), (2, 0, 1, 2.0), (3, 0, 0, 1.0), (3, 0, 0, -1.0), (2, 2, 0, 0), (4, 0, 3, 9.0)]
+    )
+    assert recall.entries == [(1, 1, 0, 0.5), (2, 0, 1, 3.5), (4, 0, 3, 9.0)]
+    assert len(recall) == 3
     assert recall.at(2) == [(0, 1, 3.5)]
     assert recall.at(3) == []
-    assert recall.sources(4, 2).nonzero().tolist() == [[0, 1], [1, 0]]
+    assert recall.sources(4, 2).nonzero().tolist() == [[0, 1], [1, 0], [3, 0]]
 
 
 def test_a_recall_cannot_be_changed_from_outside():
