@@ -245,7 +245,10 @@ class Plan:
                 raise ValueError(f'"{path}" does not hold a recall: its tables do not fit; save the plan again')
             recall = Recall((*place, value) for place, value in zip(places.tolist(), values.tolist(), strict=True))
         plan = cls(tensors["hits"], tensors["weights"], truncated=truncated == "1", recall=recall)
-        return plan, tensors.get("times")
+        times = as_times(tensors["times"]) if "times" in tensors else None
+        if times is not None and len(times) != plan.steps + 1:
+            raise ValueError(f'"{path}" holds {len(times)} times for {plan.steps} steps; save the plan again')
+        return plan, times
 
 
 _ALWAYS = {"hits": torch.bool, "weights": torch.float64}

@@ -25,7 +25,7 @@ def solve(ladder=None, y0=None, times=TIMES, plan=None, **options):
     return mls.solve(ladder, torch.ones(3) if y0 is None else y0, times, plan, **options)
 
 
-def refused(message, error=ValueError):
+def refused(message, error: type[Exception] = ValueError):
     return pytest.raises(error, match=message)
 
 
@@ -301,6 +301,121 @@ def test_a_plan_for_other_samples(shape):
     plan = mls.draw_plan(torch.ones(2, 2), generator=generator(), samples=4)
     with refused('"plan" has draws for 4 samples, "y0" has shape ' + re.escape(str(shape))):
         solve(y0=torch.ones(shape), plan=plan)
+
+
+# -- plans that remember ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [(1, 0, 1), (1, 0, 2), (1, -1, 0), (1, 0, -1), (0, 0, 0), (-1, 0, -2)])
+def test_a_recall_of_what_is_not_yet_known(place):
+    n, k, m = place
+    with refused(
+        f'"entries" must recall a level of an earlier step, got step {n}, level {k}, source {m}; a value of the'
+    ):
+        mls.Recall([(2, 0, 1, 1.0), (n, k, m, 1.0)])
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_coefficients_of_a_recall(value):
+    with refused('"entries" must have finite coefficients, got NaN or infinity'):
+        mls.Recall([(1, 0, 0, value)])
+
+
+@pytest.mark.parametrize("place", [(1.5, 0, 0), (2, "0", 0), (2, 0, 1.0), (2, None, 0)])
+def test_places_of_a_recall(place):
+    with refused('"entries" must have integers for step, level and source', TypeError):
+        mls.Recall([(*place, 1.0)])
+
+
+def plan_of(weights, recall=None):
+    table = torch.tensor(weights)
+    return mls.Plan(table != 0, table, recall=recall)
+
+
+def test_a_recall_that_the_plan_has_no_room_for():
+    for entry, named in [((2, 0, 1, 1.0), "step 2 and level 0"), ((1, 2, 0, 1.0), "step 1 and level 2")]:
+        with refused(rf'"recall" names {named}, the plan has steps 0\.\.1 and levels 0\.\.1'):
+            plan_of([[1.0, 1.0], [1.0, 0.0]], mls.Recall([entry]))
+
+
+def test_a_recall_of_another_type():
+    with refused(r'"recall" must be a multilevel_sde.Recall or None, got list', TypeError):
+        plan_of([[1.0]], [(1, 0, 0, 1.0)])
+
+
+def test_recall_with_a_draw_per_sample():
+    drawn = mls.draw_plan(torch.ones(2, 2), generator=generator(), samples=4)
+    with refused('"recall" needs one draw for the batch, got weights per sample'):
+        mls.Plan(drawn.hits, drawn.weights, recall=mls.Recall([(1, 0, 0, 1.0)]))
+    for use in (
+        lambda: mls.multistep(drawn, torch.ones(2, 1)),
+        lambda: mls.hold(drawn, torch.tensor(TIMES)),
+        lambda: mls.remember(drawn, torch.ones(2, 2), lambda level, n, h: 1.0),
+    ):
+        with refused('"plan" has draws per sample; a memory needs one draw for the batch'):
+            use()
+
+
+def test_a_plan_without_a_base():
+    halved = plan_of([[1.0, 1.0], [0.5, 1.0]])
+    for use in (
+        lambda: mls.multistep(halved, torch.ones(2, 1)),
+        lambda: mls.hold(halved, torch.tensor(TIMES)),
+        lambda: mls.remember(halved, torch.ones(2, 2), lambda level, n, h: 1.0),
+    ):
+        with refused('"plan" must have weight 1 on the lowest level at every step'):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("coefficients", "message"),
+    [
+        ([[1.0], [1.0], [1.0]], r'"coefficients" must have shape \(2, order\), got \(3, 1\)'),
+        ([1.0, 1.0], r'"coefficients" must have shape \(2, order\), got \(2,\)'),
+        ([[1.0, 0.0], [1.5, -0.4]], '"coefficients" must have rows with sum 1'),
+        ([[1.0, 0.0], [NAN, NAN]], '"coefficients" must have rows with sum 1'),
+    ],
+)
+def test_coefficients_of_a_multistep_method(coefficients, message):
+    with refused(message):
+        mls.multistep(mls.em_plan(twin(), TIMES), torch.tensor(coefficients))
+
+
+@pytest.mark.parametrize("order", [0, 3, -1, 1.5])
+def test_orders_of_a_held_correction(order):
+    with refused(rf'"order" must be 1 \(hold\) or 2 \(extrapolate linearly\), got {order}'):
+        mls.hold(plan_of([[1.0, 2.0], [1.0, 0.0]]), torch.tensor(TIMES), order)
+
+
+def test_times_of_a_held_correction():
+    with refused('"times" must be the 3 times of the plan, got 2'):
+        mls.hold(plan_of([[1.0, 2.0], [1.0, 0.0]]), torch.tensor([0.0, 1.0]))
+
+
+@pytest.mark.parametrize("table", [[[1.0, 0.5], [1.0, 0.25]], [[1.0, 0.5]] * 3, [[1.0, 0.5, 0.25]] * 2])
+def test_probabilities_that_a_plan_was_not_drawn_from(table):
+    with refused('"plan" must be drawn from "probabilities": its weights are not B / p'):
+        mls.remember(plan_of([[1.0, 2.0], [1.0, 2.0]]), torch.tensor(table), lambda level, n, h: 1.0)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "message"),
+    [
+        (torch.linspace(0.0, 1.0, 8), "with its first and its last; got 7 steps from 0 to 1"),
+        (torch.linspace(0.0, 0.5, 11), "got 10 steps from 0 to 0.5"),
+        (torch.linspace(0.0, 1.0, 14), "made of times of"),
+        (torch.linspace(1.0, 0.0, 11), "got 10 steps from 1 to 0"),
+    ],
+)
+def test_candidate_grids_of_a_pilot(candidates, message):
+    with refused(message):
+        mls.pilot(twin(), torch.ones(4, 1), torch.linspace(0.0, 1.0, 21), candidates=candidates)
+
+
+def test_a_limit_that_a_candidate_grid_exceeds():
+    times = torch.linspace(0.0, 1.0, 21)
+    with refused('"limit" is 3000, too little for the 20 steps of "candidates"; give a number'):
+        mls.pilot(twin(), torch.ones(4, 1), times, candidates=times, limit=3000)
 
 
 # -- the rest of solve ------------------------------------------------------------------------------------------------

@@ -288,6 +288,29 @@ def test_a_level_that_is_left_out_is_not_remembered_either():
         torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
 
 
+def test_memory_costs_nothing_unless_it_needs_a_network_that_the_plan_spared():
+    base = mls.adams_bashforth_weights(grid(4), 2)
+    for p in (TWO, THREE):
+        spared = 0
+        for plan, _ in every_draw(p):
+            stored, weights = mls.remember(plan, p, lambda level, n, h: 0.4 * level), plan.weights
+            assert not (plan.needed & ~stored.needed).any()
+            for n, k in (stored.needed & ~plan.needed).nonzero().tolist():
+                assert weights[n, k] == weights[n, k + 1] != 0
+                spared += 1
+            assert torch.equal(mls.multistep(plan, base).needed[:, 1:], plan.needed[:, 1:])
+        assert (spared > 0) == (p is THREE)
+
+
+def test_memory_does_not_hide_that_a_plan_is_truncated():
+    p = torch.tensor([[1.0, 0.5, 0.0]] * 4, dtype=torch.float64)
+    plan = mls.draw_plan(p, generator=torch.Generator().manual_seed(0), truncate=True)
+    base = mls.adams_bashforth_weights(grid(4), 2)
+    for memory in (mls.remember(plan, p, lambda *_: 1.0), mls.hold(plan, grid(4)), mls.multistep(plan, base)):
+        assert memory.truncated
+        assert memory.recall is not None
+
+
 def test_memories_are_combined():
     """A multistep base under stored corrections: both sums of the docstrings, by hand."""
     p, times = THREE[:, [0, 1]], grid(4)

@@ -205,6 +205,29 @@ def test_a_plan_survives_a_file(tmp_path, remembers):
     assert [file.name for file in tmp_path.iterdir()] == ["plan.safetensors"]
 
 
+@pytest.mark.parametrize("remembers", [False, True])
+def test_a_plan_survives_a_file_with_its_times(tmp_path, remembers):
+    plan, path = random_plan(), tmp_path / "plan"
+    plan = plan if remembers else mls.Plan(plan.hits, plan.weights)
+    plan.save(path, times=TIMES)
+    loaded, times = mls.Plan.load_with_times(path)
+    assert loaded == plan == mls.Plan.load(path)
+    assert times is not None
+    assert torch.equal(times, TIMES)
+    plan.save(path)
+    assert mls.Plan.load_with_times(path)[1] is None
+
+
+@pytest.mark.parametrize("times", [TIMES[:-1], torch.zeros(7, dtype=torch.float64), TIMES * torch.nan])
+def test_times_that_are_none_for_the_plan_are_refused(tmp_path, times):
+    with pytest.raises(ValueError, match='"times"'):
+        random_plan().save(tmp_path / "plan", times=times)
+    assert not list(tmp_path.iterdir())
+    write(tmp_path / "plan", own(random_plan()) | {"times": times}, "2")
+    with pytest.raises(ValueError, match="times"):
+        mls.Plan.load_with_times(tmp_path / "plan")
+
+
 def write(path, tensors, version, checksum=None):
     """A file as written by hand: the checksum is that of the format, over the shapes and contents in order."""
     shapes = " ".join(["0", *[str(tuple(tensor.shape)) for tensor in tensors.values()]])

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import multilevel_sde as mls
+from multilevel_sde.curves import allocate_levels
 from multilevel_sde.fit_run import Parts
 from multilevel_sde.memory import combined, corrections
+from multilevel_sde.pilot_rig import typical
 from multilevel_sde.responses import Responses
-from multilevel_sde.tracking import predictor, total_weights, tracking_table
+from multilevel_sde.tracking import predictor, total_weights, track, tracking_table
 
 WAVES = torch.tensor([[1.0, 2.0, 3.0], [2.0, -1.0, 1.0], [0.5, 0.3, -2.0]], dtype=torch.float64)
 AB2 = partial(mls.adams_bashforth_weights, order=2)
@@ -225,6 +227,7 @@ def test_a_plan_can_be_taken_apart_and_put_together_again(order):
         torch.testing.assert_close(parts.tables[pair], table, rtol=1e-13, atol=1e-13)
     again = combined(0, parts.base, parts.tables, 4, truncated=True)
     assert again.evaluations.tolist() == plan.evaluations.tolist()
+    assert again.truncated
     ladder = mls.Ladder([lambda y, t, k=k: torch.sin(y + k * t) for k in range(4)], costs=[1.0, 2.0, 4.0, 8.0])
     first, second = (mls.solve(ladder, start(), uneven(20), p).y for p in (plan, again))
     torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-12)
@@ -293,6 +296,45 @@ def test_a_pilot_with_a_multistep_base_survives_a_file(measured, tmp_path):
             assert mine == theirs
     budget = 12 * pilot.costs[-1]
     assert loaded.plan(budget=budget).predicted.mse == pytest.approx(pilot.plan(budget=budget).predicted.mse, rel=1e-3)
+
+
+def test_step_errors_are_those_of_the_multistep_method(measured):
+    pilot, candidates = measured
+    problem = mls.problems.scaling_law(2.5, levels=3)
+    ladder, y0, fine = problem.ladder, problem.y0(6), problem.times(96)
+
+    def top(times):
+        return mls.solve(ladder, y0, times, mls.multistep(mls.em_plan(ladder, times), AB2(times))).y
+
+    for steps in (12, 24):
+        error = (top(candidates[:: 48 // steps]) - top(candidates)).square().mean(1)
+        assert pilot.em_errors[steps] == pytest.approx(typical(error), rel=1e-9)
+    assert 0.5 < typical((top(fine) - top(candidates)).square().mean(1)) / pilot.fine_error < 2
+
+
+@pytest.mark.parametrize("base", [None, AB2])
+def test_calibrations_are_runs_of_tracking_plans(base):
+    """Of the pilot of one half of the samples, on the other half, where corrections feel the path."""
+    ladder, times = mls.Ladder([lambda y, t: -y, FELT["linear"]], costs=[1.0, 30.0]), grid(40)
+    y0 = torch.linspace(0.2, 2.5, 8, dtype=torch.float64)[:, None]
+    table = torch.ones(40, 1, dtype=torch.float64) if base is None else base(times)
+    whole = mls.pilot(ladder, y0, times, candidates=40, multistep=base)
+    target = mls.solve(ladder, y0, times, mls.multistep(mls.em_plan(ladder, times), table)).y
+    budgets = [cost * 30.0 - 40.0 for cost in (4.0, 10.0)]  # 25 are more than 0.6 of the steps
+    assert len(whole.calibration) == 2
+    for budget, (predicted, found) in zip(budgets, whole.calibration, strict=True):
+        expected, errors = 0.0, []
+        for half, other in ((0, 1), (1, 0)):
+            mine = mls.pilot(ladder, y0[half::2], times, candidates=40, multistep=base)
+            part = Responses.measured(mine.gram, whole.coefficients, whole.variances)
+            allocation = allocate_levels([part], [1.0, 30.0], budget)
+            weights = torch.stack([torch.ones(40), allocation.weights(len(allocation.picks))], 1)
+            plan = track(mls.Plan(weights != 0, weights), part, table)
+            expected += part.error(total_weights(plan, part)) / 2
+            run = mls.solve(ladder, y0[other::2], times, plan).y
+            errors.append((run - target[other::2]).square().mean(1))
+        assert predicted == pytest.approx(expected, rel=1e-6)
+        assert found == pytest.approx(typical(torch.cat(errors)), rel=1e-6)
 
 
 @pytest.mark.parametrize("table", [torch.ones(11, 1), torch.full((12, 2), torch.nan)])
