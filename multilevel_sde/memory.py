@@ -2,8 +2,8 @@ r"""Plans that remember: multistep bases, held corrections, control variates.
 
 Each function takes a plan and returns one with the same hits that uses what was evaluated there for longer. It costs
 the same, except where the weights of two neighbouring levels are equal, so that the plan spares the lower one's
-network, which the memory of a correction needs. Write D_i = f^{k_i} - f^{k_{i-1}} for the corrections between the levels
-k_0 < k_1 < ... that the plan evaluates, and h_1 < h_2 < ... for the steps where it evaluates D_i.
+network, which the memory of a correction needs. Write D_i = f^{k_i} - f^{k_{i-1}} for the corrections between the
+levels k_0 < k_1 < ... that the plan evaluates, and h_1 < h_2 < ... for the steps where it evaluates D_i.
 
 - :func:`multistep` integrates the base f^{k_0} by a linear multistep method (Adams-Bashforth; DPM-Solver++ 2M, 3M),
 
