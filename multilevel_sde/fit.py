@@ -143,9 +143,14 @@ class _Fit:
         squared = run.errors(parts)
         self.errors = [typical(squared[~run.held])]
         self.first, self.last = squared, squared
+        self.improving = True
 
     def improve(self) -> bool:
         """Take the Gauss-Newton step with the damping that helps most; return False where none does by 1%."""
+        self.improving = self.improving and self._step()  # once none helps, none will
+        return self.improving
+
+    def _step(self) -> bool:
         directions, gram, right = self.run.normal_equations(self.parts)
         if not directions:
             return False

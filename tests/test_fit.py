@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -243,7 +244,16 @@ def test_a_plan_with_no_coefficient_to_move_is_left_alone():
     found = mls.fit_plan(ladder, y0, best, 2 * torch.atan(torch.tan(y0 / 2) / math.e))
     assert len(found.errors) == 1
     assert found.held_out[0] == found.held_out[1] > 0
+    assert found.cost == best.plan.steps * (16 + 12)  # one run of all samples, one for the equations of those fitted
     assert found.plan.evaluations.tolist() == best.plan.evaluations.tolist()
+
+
+@pytest.mark.parametrize("budget", [100.0, 200.0, 400.0])
+def test_a_fit_ends_where_nothing_helps_by_one_per_cent(budget):
+    ladder, y0, pilot = doc_problem()
+    found = mls.fit_plan(ladder, y0, pilot.plan(budget=budget), 0.3 * y0, iterations=60)
+    assert 1 < len(found.errors) < 61
+    assert all(after < 0.99 * before for before, after in pairwise(found.errors))
 
 
 def test_learning_by_heart_is_refused():
