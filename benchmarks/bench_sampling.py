@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from bench_ladders import machine
+from common import machine
 from torch import Tensor
 from tqdm import tqdm
 

@@ -308,7 +308,7 @@ class Pilot:
     # -- advice ---------------------------------------------------------------------------------------------------
 
     def em_cost(self, mse: float) -> float:
-        """Cost at which Euler-Maruyama on the top level reaches a mean squared error (infinite if never here)."""
+        """Cost at which the top level alone reaches a mean squared error (infinite if never here)."""
         known = sorted((n, self.tail * (e + self.fine_error)) for n, e in self.em_errors.items())
         for (n, e), (m, d) in pairwise(known):
             if d <= mse <= e:
@@ -343,8 +343,8 @@ class Pilot:
             levels = ", ".join(str(level + 1) for level in best.levels)
             text = (
                 f"Use levels {levels} with {best.plan.steps} steps: expected mean squared error "
-                f"{best.predicted.mse:.3g} at cost {best.predicted.cost:.3g} {self.unit}; Euler-Maruyama on the "
-                f"top level needs {em / best.predicted.cost:.2g} times as much"
+                f"{best.predicted.mse:.3g} at cost {best.predicted.cost:.3g} {self.unit}; the top level alone "
+                f"needs {em / best.predicted.cost:.2g} times as much"
                 + ("." if single == em else f", the best single level {single / best.predicted.cost:.2g} times.")
             )
         else:

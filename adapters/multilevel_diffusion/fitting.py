@@ -1,8 +1,7 @@
 """Plans that are fitted to a ladder of networks, and kept beside it for the budgets that people ask for.
 
-The base level is integrated by SA-Solver's predictor and corrector of order 2, on a grid about uniform in log-SNR; a
-pilot on that grid proposes levels and hits, and :func:`multilevel_sde.fit_plan` fits the coefficients to the path of
-the largest network on the finest grid.
+The base level is integrated by SA-Solver, on a grid about uniform in log-SNR; a pilot on that grid proposes levels and
+hits, and :func:`multilevel_sde.fit_plan` fits the coefficients to the path of the largest network on the finest grid.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import multilevel_sde as mls
-from multilevel_diffusion.multistep import corrected_weights
+from multilevel_diffusion.multistep import corrected_weights, multistep_weights
 from multilevel_diffusion.sampling import Process, batch_for
 from multilevel_diffusion.store import DiffusionLadder
 
@@ -26,7 +25,9 @@ _NEAR = 0.8  # a stored plan is used for budgets up to 1 / _NEAR of its cost
 
 
 def base_coefficients(process: Process, times: Tensor) -> Tensor:
-    """Return the coefficients of the base on a grid: SA-Solver, predictor and corrector of order 2 (PEC).
+    """Return the coefficients of the base on a grid, those of SA-Solver.
+
+    The predictor is of order 2; for the ODE a corrector of order 2 follows (PEC).
 
     Example:
         >>> from multilevel_diffusion import CosineSchedule, uniform
@@ -34,7 +35,9 @@ def base_coefficients(process: Process, times: Tensor) -> Tensor:
         >>> base_coefficients(process, process.grid(5)).sum(1)
         tensor([1.0000, 1.0000, 1.0000, 1.0000, 1.0000], dtype=torch.float64)
     """
-    return corrected_weights(process.schedule, process.tau, times, 2, 2)
+    if process.tau == 0:
+        return corrected_weights(process.schedule, process.tau, times, 2, 2)
+    return multistep_weights(process.schedule, process.tau, times, 2)
 
 
 def reference(images: DiffusionLadder, process: Process, seeds: range, *, progress: bool = False) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import multilevel_sde as mls
 from multilevel_diffusion.commands import open_ladder
-from multilevel_diffusion.fitting import fit
+from multilevel_diffusion.fitting import base_coefficients, fit
 from multilevel_diffusion.grids import uniform
 from multilevel_diffusion.sampling import MODES, Process, stored_pilot
 from multilevel_diffusion.store import DiffusionLadder
@@ -36,8 +36,8 @@ def register(subparsers) -> None:
     )
     _add_common(pilot)
     pilot.add_argument("--steps", type=int, default=_STEPS, help="finest grid, the reference [%(default)s]")
-    pilot.add_argument("--samples", type=int, default=16, help="trajectories [%(default)s]")
-    pilot.add_argument("--candidates", type=int, default=100, help="largest number of steps of a plan [%(default)s]")
+    pilot.add_argument("--samples", type=int, default=32, help="trajectories [%(default)s]")
+    pilot.add_argument("--candidates", type=int, help="largest number of steps of a plan [100, for the ODE 56]")
     pilot.add_argument("--out", type=Path, default=Path("pilot"), help="folder of the results [%(default)s]")
     pilot.add_argument("--save", action="store_true", help="also keep the pilot beside the ladder, as its default")
     pilot.set_defaults(run=_pilot)
@@ -62,19 +62,22 @@ def run_pilot(
     mode: str,
     *,
     steps: int = _STEPS,
-    samples: int = 16,
-    candidates: int = 100,
+    samples: int = 32,
+    candidates: int | None = None,
     device: str = "cpu",
     progress: bool = False,
 ) -> mls.Pilot:
     """Measure a ladder of networks.
+
+    The base level of its plans is integrated by SA-Solver's predictor and corrector of order 2 for the ODE, on a grid
+    about uniform in log-SNR, and by its predictor of order 2 for the SDE, on one uniform in time.
 
     Arguments:
         images: The ladder.
         mode: A key of `MODES`.
         steps: Steps of the finest, uniform grid.
         samples: Trajectories; their seeds start at 1,000,000.
-        candidates: Largest number of steps of a plan.
+        candidates: Largest number of steps of a plan; by default 100, for the ODE 56.
         device: Where the networks are.
         progress: Show a progress bar.
 
@@ -90,12 +93,14 @@ def run_pilot(
     process = Process(images.schedule, MODES[mode], uniform(images.schedule, steps))
     seeds = range(_FIRST_SEED, _FIRST_SEED + max(0, samples))
     start = process.start(seeds, images.image_shape, device=device)
+    count = candidates or (56 if process.tau == 0 else 100)
     return mls.pilot(
         images.ladder,
         start,
         process.fine_times,
         samples=samples,
-        candidates=candidates,
+        candidates=process.log_snr_grid(count) if process.tau == 0 and 8 <= count < steps else min(count, steps),
+        multistep=lambda times: base_coefficients(process, times),
         progress=progress,
         **process.arguments(seeds),
     )
