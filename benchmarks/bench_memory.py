@@ -1,8 +1,8 @@
 """How fast the cost grows when corrections are held or extrapolated instead of drawn (docs/theory, docs/rates).
 
 Level k errs by 2^{-k} and costs 2^{gamma k}. Its correction is evaluated n_k = C 2^{-k (1 + gamma) / (1 + q)} times,
-evenly spread, and held (q = 1) or extrapolated (q = 2), with C such that the quadrature errs in proportion to 2^{-K}. The base is
-integrated by Adams-Bashforth of order q. `python benchmarks/bench_memory.py` takes half a minute.
+evenly spread, and held (q = 1) or extrapolated (q = 2), with C such that the quadrature errs in proportion to 2^{-K}.
+The base is integrated by Adams-Bashforth of order q. `python benchmarks/bench_memory.py` takes a minute.
 """
 
 import argparse
