@@ -299,23 +299,31 @@ def test_a_pilot_with_a_multistep_base_survives_a_file(measured, tmp_path):
 
 
 def test_step_errors_are_those_of_the_multistep_method(measured):
+    """To the finest grid: that of twice as many steps, times what the cheapest level says of the rest."""
     pilot, candidates = measured
     problem = mls.problems.scaling_law(2.5, levels=3)
     ladder, y0, fine = problem.ladder, problem.y0(6), problem.times(96)
 
-    def top(times):
+    def final(ladder, times):
         return mls.solve(ladder, y0, times, mls.multistep(mls.em_plan(ladder, times), AB2(times))).y
 
+    def distance(ladder, times, others):
+        return typical((final(ladder, times) - final(ladder, others)).square().mean(1))
+
     for steps in (12, 24):
-        error = (top(candidates[:: 48 // steps]) - top(candidates)).square().mean(1)
-        assert pilot.em_errors[steps] == pytest.approx(typical(error), rel=1e-9)
-    assert 0.5 < typical((top(fine) - top(candidates)).square().mean(1)) / pilot.fine_error < 2
+        assert pilot.em_errors[steps] == pytest.approx(distance(ladder, candidates[:: 48 // steps], candidates))
+    index = torch.searchsorted(fine, candidates)
+    double = fine[torch.cat([index, (index[1:] + index[:-1]) // 2]).unique()]
+    assert 49 < len(double) < 97
+    cheapest = ladder.subset([0])
+    share = distance(cheapest, fine, candidates) / distance(cheapest, double, candidates)
+    assert pilot.fine_error == pytest.approx(share * distance(ladder, double, candidates), rel=1e-6)
 
 
 @pytest.mark.parametrize("base", [None, AB2])
 def test_calibrations_are_runs_of_tracking_plans(base):
     """Of the pilot of one half of the samples, on the other half, where corrections feel the path."""
-    ladder, times = mls.Ladder([lambda y, t: -y, FELT["linear"]], costs=[1.0, 30.0]), grid(40)
+    ladder, times = mls.Ladder([lambda y, t: -y, FELT["sine"]], costs=[1.0, 30.0]), grid(40)
     y0 = torch.linspace(0.2, 2.5, 8, dtype=torch.float64)[:, None]
     table = torch.ones(40, 1, dtype=torch.float64) if base is None else base(times)
     whole = mls.pilot(ladder, y0, times, candidates=40, multistep=base)
