@@ -51,7 +51,7 @@ class Curve:
         for place, (low, high) in enumerate(pairwise(self.levels)):
             weights[:, low + 1 : high + 1] = few.weights[:, place + 1 : place + 2]
         plan = Plan(weights != 0, weights)
-        plan = pilot.track(plan) if memory else plan
+        plan = pilot.remembering(plan) if memory else plan
         stride = pilot.steps // self.steps
         predicted = pilot.prediction(pilot.first_order(plan), self.steps, plan.evaluations.double())
         return PilotPlan(plan, pilot.times[::stride].clone(), self.levels, predicted)

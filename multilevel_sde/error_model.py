@@ -27,6 +27,7 @@ from multilevel_sde.curves import Curve
 from multilevel_sde.draw import Draw, independent, systematic
 from multilevel_sde.files import write_atomically
 from multilevel_sde.ladder import Ladder
+from multilevel_sde.memory import multistep
 from multilevel_sde.pilot_file import decode, encode
 from multilevel_sde.plan import Plan, draw_plan
 from multilevel_sde.responses import Responses
@@ -59,6 +60,7 @@ class Pilot:
         tail: Ratio of the mean to the typical squared error.
         cost: What the pilot cost in all, in the ladder's unit.
         samples: Its samples.
+        tracks: Whether plans that track the corrections came out better than those that add each at once.
         multistep: Steps -> coefficients (steps, order) of the base level; empty for one-step methods.
     """
 
@@ -77,6 +79,7 @@ class Pilot:
     tail: float
     cost: float
     samples: int
+    tracks: bool = True
     multistep: Mapping[int, Tensor] = field(default_factory=dict)
 
     # -- facts ----------------------------------------------------------------------------------------------------
@@ -203,8 +206,9 @@ class Pilot:
         Arguments:
             budget: Cost of one trajectory in the ladder's unit.
             target_mse: Mean squared error to reach, instead of a budget.
-            memory: Track the corrections (:meth:`track`); without it each is added at once, as loops other than
-                :func:`multilevel_sde.solve` need it.
+            memory: Use a multistep base where the pilot was made with one, and track the corrections (:meth:`track`)
+                where that came out better in the pilot's runs. Without it each is added at once and nothing is
+                recalled, as loops other than :func:`multilevel_sde.solve` need it.
 
         Raises:
             ValueError: Neither or both; a budget below what the cheapest plan costs, or a target that no budget
@@ -266,6 +270,13 @@ class Pilot:
             ValueError: The number of steps does not divide that of the pilot; draws per sample.
         """
         return track(plan, self.responses(plan.steps), self.multistep.get(plan.steps))
+
+    def remembering(self, plan: Plan) -> Plan:
+        """Return the plan in the form that came out better: :meth:`track`, or only its base with a multistep method."""
+        if self.tracks:
+            return self.track(plan)
+        base = self.multistep.get(plan.steps)
+        return plan if base is None else multistep(plan, base)
 
     def memory(self, steps: int | None = None) -> Callable[[int, int, int], float]:
         """Return c(level, n, h), the best coefficient of a stored correction, for :func:`multilevel_sde.remember`.

@@ -24,6 +24,7 @@ References:
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -108,7 +109,10 @@ def pilot(
             raise NonFiniteError(0, float(fine[0]), None, [])
         if float(torch.diag(gram).max()) == 0:
             raise ValueError('"ladder" has levels that are equal along the path; there is nothing to correct')
-        runs = rig.calibrate(grid, walk, grams)
+        tracked = rig.calibrate(grid, walk, grams, tracks=True)
+        added = rig.calibrate(grid, walk, grams, tracks=False)
+        tracks = _size(tracked) <= _size(added)
+        runs = tracked if tracks else added
         em_errors = rig.step_errors(grid, walk.final)
         fine_error = rig.fine_error(fine, grid, walk.final)
     seen = [*[errors for _, errors in runs], *em_errors.values()]
@@ -131,6 +135,7 @@ def pilot(
         tail=statistics.geometric_mean(tails) if tails else 1.0,
         cost=rig.cost,
         samples=len(y0),
+        tracks=tracks,
         multistep={count // j: rig.base(grid[::j]) for j in (1, 2, 4) if multistep and count % j == 0},
     )
 
@@ -144,6 +149,11 @@ def _checked(ladder: Ladder, y0: Tensor, samples: int) -> Tensor:
             f'"samples" must be at least 2 (better 16), got samples={samples} and {given} initial states in "y0"'
         )
     return y0[:samples].detach()
+
+
+def _size(runs: list[tuple[float, Tensor]]) -> float:
+    """How large the errors of the runs are, each counting by its ratio."""
+    return sum(math.log(max(typical(errors), 1e-300)) for _, errors in runs)
 
 
 def _candidate_grid(
@@ -173,7 +183,7 @@ def _candidates_within(ladder: Ladder, samples: int, steps: int, candidates: int
 
     def cost(count: int) -> float:
         coarse = sum(n for n in (4, 8, 14, count // 2, count // 4) if n < count)
-        calibration = sum(c for c in CALIBRATED_COSTS if c < 0.6 * count) / 2
+        calibration = 2 * sum(c for c in CALIBRATED_COSTS if c < 0.6 * count)  # in two forms
         walk = (count + _TIMED) * sum(ladder.costs) + count**2 / 2 * (levels - 1) * base
         double = 2 * count if count < steps else 0
         return samples * (walk + (coarse + calibration + double) * top + (steps + 3 * count) * base)

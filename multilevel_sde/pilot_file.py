@@ -31,6 +31,7 @@ def encode(fields: Mapping[str, Any]) -> bytes:
     tensors["gram"] = tensors["gram"].float()
     tensors |= {f"multistep_{steps}": table.contiguous() for steps, table in fields["multistep"].items()}
     values = {name: fields[name] for name in (*_TUPLES, *_SCALARS, "calibration")}
+    values["tracks"] = fields["tracks"]
     values["em_errors"] = list(fields["em_errors"].items())
     return save(tensors, {"format": _FORMAT, "version": str(_VERSION), "values": json.dumps(values)})
 
@@ -57,6 +58,7 @@ def decode(path: str | os.PathLike[str]) -> dict[str, Any]:
         fields |= {name: tuple(values[name]) for name in _TUPLES} | {name: values[name] for name in _SCALARS}
         tables = {name: value for name, value in tensors.items() if name.startswith("multistep_")}
         fields["multistep"] = {int(name.removeprefix("multistep_")): table.double() for name, table in tables.items()}
+        fields["tracks"] = bool(values.get("tracks", True))
         fields["em_errors"] = {int(steps): float(error) for steps, error in values["em_errors"]}
         fields["calibration"] = tuple((float(first), float(measured)) for first, measured in values["calibration"])
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:

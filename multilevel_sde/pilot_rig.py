@@ -19,7 +19,7 @@ from multilevel_sde.plan import Plan, em_plan
 from multilevel_sde.responses import Responses
 from multilevel_sde.solve import Telescoping, increments, solve
 from multilevel_sde.steps import Step
-from multilevel_sde.tracking import total_weights, track
+from multilevel_sde.tracking import track
 
 __all__ = ["CALIBRATED_COSTS", "Multistep", "Rig", "Walk", "thinned", "typical"]
 
@@ -162,7 +162,7 @@ class Rig:
             self.cost += self.ladder.costs[0] * len(moved)
         return torch.cat(out)
 
-    def calibrate(self, grid: Tensor, walk: Walk, grams: list[Tensor]) -> list[tuple[float, Tensor]]:
+    def calibrate(self, grid: Tensor, walk: Walk, grams: list[Tensor], tracks: bool) -> list[tuple[float, Tensor]]:
         """Run plans made from one half of the samples on the other: (predicted, squared errors of all samples)."""
         steps, levels, costs = len(grid) - 1, len(self.ladder), self.ladder.costs
         runs = []
@@ -176,8 +176,9 @@ class Rig:
                 parts = [responses.merged(k, k + 1) for k in range(levels - 1)]
                 allocation = allocate_levels(parts, list(costs), budget)
                 plan = plan_of(allocation.weights(len(allocation.picks)), steps, levels)
-                plan = track(plan, responses, self.base(grid))
-                predicted += responses.error(total_weights(plan, responses)) / 2
+                predicted += responses.error(plan.weights) / 2
+                base = self.base(grid)
+                plan = track(plan, responses, base) if tracks else multistep(plan, base)
                 others = slice(1 - half, None, 2)
                 errors.append(squared(self.run(grid, plan, others), walk.final[others]))
             runs.append((predicted, torch.cat(errors)))
