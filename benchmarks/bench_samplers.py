@@ -10,7 +10,8 @@ and in log-SNR:
 
 On the ladder:
 
-- systematic draws from the pilot's schedule, without and with stored corrections (`mls.remember`);
+- draws from the pilot's schedule, independent and systematic, without and with stored corrections (`mls.remember`);
+- one level at each step, chosen by the pilot (`pilot.choice`);
 - the pilot's plan with impulses, and tracking; SA-Solver on a drawn plan (multilevel SA-Solver);
 - the plan that was fitted for the budget, where the ladder's folder has one.
 
@@ -168,11 +169,21 @@ def ladder_runs(bench: Bench, budgets: tuple[int, ...]) -> Iterator[Run]:
         if budget < pilot.steps * ladder.costs[-1]:
             table = pilot.schedule(budget=budget)
             generator = torch.Generator().manual_seed(n)
-            drawn = [mls.draw_plan(table, mls.systematic, generator=generator) for _ in range(QUARTERS)]
-            yield DRAWN, n, lambda plans=drawn: bench.solve(pilot.times, plans), drawn
-            stored = [mls.remember(plan, table, pilot.memory()) for plan in drawn]
-            yield f"{DRAWN}, stored corrections", n, lambda plans=stored: bench.solve(pilot.times, plans), stored
-            yield f"{DRAWN}, SA-Solver 2/2", n, lambda plans=drawn: bench.rule(adams, pilot.times, plans), drawn
+            for draw, kind in ((mls.independent, "independently"), (mls.systematic, "systematically")):
+                drawn = [mls.draw_plan(table, draw, generator=generator) for _ in range(QUARTERS)]
+                yield f"{DRAWN} {kind}", n, lambda plans=drawn: bench.solve(pilot.times, plans), drawn
+                stored = [mls.remember(plan, table, pilot.memory()) for plan in drawn]
+                name = f"{DRAWN} {kind}, stored corrections"
+                yield name, n, lambda plans=stored: bench.solve(pilot.times, plans), stored
+            yield (
+                f"{DRAWN} systematically, SA-Solver 2/2",
+                n,
+                lambda plans=drawn: bench.rule(adams, pilot.times, plans),
+                drawn,
+            )
+        choice = pilot.choice(budget=budget)
+        plans = [choice.plan] * QUARTERS
+        yield "one level a step, chosen", n, lambda t=choice.times, plans=plans: bench.solve(t, plans), plans
         for name, memory in (("ML-EM, pilot's plan, impulses", False), (PILOT, True)):
             best = pilot.plan(budget=budget, memory=memory)
             plans = [best.plan] * QUARTERS

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multilevel_sde.choice import choose_levels
 from multilevel_sde.curves import Curve
 from multilevel_sde.draw import Draw, independent, systematic
 from multilevel_sde.files import write_atomically
@@ -287,6 +288,25 @@ class Pilot:
         responses = self.responses(self.steps if steps is None else steps)
         tables = [predictor(responses.merged(k, k + 1)) for k in range(self.levels - 1)]
         return lambda level, n, h: float(tables[level - 1][n, h])
+
+    def choice(self, *, budget: float) -> PilotPlan:
+        """Return the best plan that uses one level at each step, biased on purpose (:mod:`multilevel_sde.choice`).
+
+        Raises:
+            ValueError: A budget below that of the lowest level on the coarsest grid.
+        """
+        if budget < self.least_budget:
+            raise ValueError(f'"budget" must be at least {self.least_budget:.6g} {self.unit}, got {budget}')
+        found = []
+        for steps in sorted({curve.steps for curve in self._curves}):
+            if steps * self.costs[0] <= budget * (1 + 1e-9):
+                chosen = choose_levels(self.responses(steps), self.costs, budget)
+                weights = (torch.arange(self.levels) <= chosen[:, None]).double()
+                plan = Plan(weights != 0, weights, truncated=bool((chosen < self.levels - 1).any()))
+                predicted = self.prediction(self.first_order(plan), steps, plan.evaluations.double())
+                levels = tuple(sorted(set(chosen.tolist())))
+                found.append(PilotPlan(plan, self.times[:: self.steps // steps].clone(), levels, predicted))
+        return min(found, key=lambda plan: plan.predicted.mse)
 
     def schedule(self, *, budget: float, draw: Draw = systematic) -> Tensor:
         """Return probabilities for `pilot.times`, float64 (M, K), whose expected cost is the budget.

@@ -1,11 +1,15 @@
 """Laws of the greedy allocation: optimal weights, honest errors, every pick the best one, nothing paid twice."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import multilevel_sde as mls
 from multilevel_sde.allocate import allocate, shrink
+from multilevel_sde.choice import choose_levels
 from multilevel_sde.curves import adjacent_needs, plan_of
 from multilevel_sde.plan import Plan
 from multilevel_sde.responses import Responses
@@ -145,3 +149,39 @@ def test_the_error_of_a_plan_is_the_quadratic_form_of_what_it_leaves_out():
     plan = plan_of(weights, steps=3, levels=3)
     assert plan.weights.tolist() == [[1.0, 1.5, 0.0], [1.0, 0.0, -0.5], [1.0, 0.0, 2.0]]
     assert exact_error(gram, plan) == pytest.approx(float((weights - 1) @ gram @ (weights - 1)))
+
+
+def test_levels_are_chosen_as_an_exhaustive_search_would():
+    # Uncorrelated steps make the greedy choice of one raise optimal; two levels above the lowest, one affordable raise.
+    generator = torch.Generator().manual_seed(3)
+    parts = [torch.randn(2, 5, generator=generator, dtype=torch.float64) for _ in range(4)]
+    gram = torch.zeros(2, 4, 2, 4, dtype=torch.float64)
+    for n, part in enumerate(parts):
+        gram[:, n, :, n] = part @ part.T
+    responses = Responses(*[gram.reshape(8, 8)] * 3, torch.ones(4, 2))
+    costs = [1.0, 3.0, 9.0]
+    chosen = choose_levels(responses, costs, budget=4 + 8.0)
+
+    def error(levels):
+        weights = (torch.arange(3) <= torch.tensor(levels)[:, None]).double()
+        return responses.error(weights)
+
+    affordable = [
+        levels for levels in itertools.product(range(3), repeat=4) if sum(costs[level] for level in levels) <= 12
+    ]
+    assert error(chosen.tolist()) < error([0] * 4)
+    assert sum(costs[level] for level in chosen.tolist()) <= 12
+    assert error(chosen.tolist()) <= 1.2 * min(error(levels) for levels in affordable)
+
+
+def test_a_choice_keeps_within_its_budget_and_uses_one_level_a_step():
+    problem = mls.problems.scaling_law(2.5, levels=3)
+    pilot = mls.pilot(problem.ladder, problem.y0(8), problem.times(80), candidates=40)
+    found = pilot.choice(budget=6 * problem.ladder.costs[-1])
+    assert found.plan.truncated
+    assert found.plan.evaluations.sum() == found.plan.steps
+    assert found.plan.cost(problem.ladder) <= 6 * problem.ladder.costs[-1] * (1 + 1e-9)
+    times, y0 = problem.times(80), problem.y0(8)
+    target = mls.solve(problem.ladder, y0, times, mls.em_plan(problem.ladder, times)).y
+    error = float((mls.solve(problem.ladder, y0, found.times, found.plan).y - target).square().mean())
+    assert found.predicted.mse / 3 < error < 3 * found.predicted.mse
