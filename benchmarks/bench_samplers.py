@@ -59,6 +59,14 @@ IMAGES = {"digits": 32, "deadleaves32": 16}
 GRIDS = ("uniform", "log-SNR")
 EM, PILOT, FITTED = "EM, uniform", "ML-EM, pilot's plan", "ML-EM, fitted plan"
 DRAWN = "ML-EM, drawn"
+OURS = (  # in the figure
+    f"{DRAWN} independently",
+    f"{DRAWN} systematically",
+    "one level a step, chosen",
+    "ML-EM, pilot's plan, impulses",
+    PILOT,
+    FITTED,
+)
 
 
 @dataclass(frozen=True)
@@ -271,19 +279,25 @@ def plot(path: Path, results: list[dict]) -> None:
 
     figure = Figure(figsize=(5.2 * len(results), 5), layout="constrained")
     panels = figure.subplots(1, len(results), squeeze=False)[0]
+    ours = [name for name in OURS if any(row["method"] == name for result in results for row in result["rows"])]
     for axes, result in zip(panels, results, strict=True):
-        for place, method in enumerate(dict.fromkeys(row["method"] for row in result["rows"])):
-            points = [(row["cost"], row["median"]) for row in result["rows"] if row["method"] == method]
-            single = any(row["single"] for row in result["rows"] if row["method"] == method)
-            style, width = ("--", 1.0) if single else ("-o", 2.0)
-            axes.loglog(*zip(*points, strict=True), style, color=f"C{place}", label=method, linewidth=width, ms=4)
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for row in result["rows"]:
+            curves.setdefault(row["method"], []).append((row["cost"], row["median"]))
+        singles = {row["method"] for row in result["rows"] if row["single"]} - {EM}
+        for place, method in enumerate(sorted(singles)):
+            label = "other samplers of the largest network" if place == 0 else None
+            axes.loglog(*zip(*curves[method], strict=True), "-", color="0.75", linewidth=1, label=label)
+        axes.loglog(*zip(*curves[EM], strict=True), "--", color="black", linewidth=1.5, label=EM)
+        for place, method in enumerate(ours):
+            points = curves.get(method, [(math.nan, math.nan)])
+            axes.loglog(*zip(*points, strict=True), "-o", color=f"C{place}", label=method, linewidth=2, ms=4)
         axes.set_title(f"{result['ladder']}, {result['mode'].upper()}, {result['images']} images")
         axes.set_xlabel("cost in evaluations of the largest network (FLOPs)")
         axes.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
     panels[0].set_ylabel("squared distance to the reference, median image")
     handles, labels = panels[0].get_legend_handles_labels()
-    columns = min(5, 2 * len(results))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     write_atomically(path, content.getvalue())
