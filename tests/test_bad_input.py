@@ -512,3 +512,12 @@ def test_times_off_the_given_grid():
         path(0.0, 1.5)
     with refused('"times" has two times at one point of the grid'):
         path(0.5, 0.5 + 1e-5)
+
+
+def test_a_foreign_loop_refuses_a_plan_that_remembers():
+    from multilevel_diffusion.rows import PlannedRows
+
+    hits = torch.ones(2, 1, dtype=torch.bool)
+    plan = mls.Plan(hits, hits.double(), recall=mls.Recall([(1, 0, 0, -0.5)]))
+    with pytest.raises(ValueError, match=r'"plan" recalls values of earlier steps'):
+        PlannedRows(plan)

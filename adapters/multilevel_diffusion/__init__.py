@@ -16,8 +16,11 @@ from multilevel_diffusion.denoisers import (
     VDenoiser,
 )
 from multilevel_diffusion.edm import MultilevelDenoiser
+from multilevel_diffusion.forward_value import ForwardValue
 from multilevel_diffusion.grids import karras, log_snr_uniform, uniform
+from multilevel_diffusion.multistep import corrected_weights, multistep_weights
 from multilevel_diffusion.noise import ClockedNoise, coupled_noise
+from multilevel_diffusion.sa_solver import SASolver
 from multilevel_diffusion.schedules import (
     CosineSchedule,
     EDMSchedule,
@@ -28,7 +31,7 @@ from multilevel_diffusion.schedules import (
     TableSchedule,
     schedule_from_dict,
 )
-from multilevel_diffusion.steps import DDIM, DDPM, ExponentialStep, StepCoefficients
+from multilevel_diffusion.steps import DDIM, DDPM, ExponentialStep, NoiseExponentialStep, StepCoefficients
 
 __all__ = [
     "DDIM",
@@ -41,18 +44,23 @@ __all__ = [
     "EpsilonDenoiser",
     "ExponentialStep",
     "FlowDenoiser",
+    "ForwardValue",
     "LinearSchedule",
     "MultilevelDenoiser",
+    "NoiseExponentialStep",
     "NoiseSchedule",
     "RectifiedFlowSchedule",
+    "SASolver",
     "ScaledLinearSchedule",
     "StepCoefficients",
     "TableIndex",
     "TableSchedule",
     "VDenoiser",
+    "corrected_weights",
     "coupled_noise",
     "karras",
     "log_snr_uniform",
+    "multistep_weights",
     "schedule_from_dict",
     "uniform",
 ]

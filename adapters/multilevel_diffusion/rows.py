@@ -76,6 +76,11 @@ class PlannedRows:
                 f'"plan" has draws of their own for {plan.samples} samples, expected one draw for the whole batch; '
                 "draw it without samples="
             )
+        if plan.recall is not None:
+            raise ValueError(
+                '"plan" recalls values of earlier steps, which only multilevel_sde.solve does; take a plan without '
+                "memory, such as pilot.plan(..., memory=False)"
+            )
         self.steps = plan.steps
         self._rows = plan.coefficients.tolist()
 
