@@ -190,3 +190,12 @@ def test_a_choice_keeps_within_its_budget_and_uses_one_level_a_step():
 
     assert found.plan.steps == 10
     assert error(found.plan) < 0.1 * error(lowest)
+
+
+def test_raising_a_step_gains_twice_its_covariance_less_its_own_size():
+    # 2 * 3 - 1 = 5 at the first step, 2 * 5.5 - 5.5 = 5.5 at the second.
+    gram = torch.diag(torch.tensor([1.0, 5.5], dtype=torch.float64))
+    cross = torch.diag(torch.tensor([3.0, 5.5], dtype=torch.float64))
+    responses = Responses(gram, cross, cross, torch.ones(2, 1))
+    assert choose_levels(responses, [1.0, 10.0], budget=11.0).tolist() == [0, 1]
+    assert responses.error(torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)) == pytest.approx(8.5 - 5.5)
