@@ -34,7 +34,6 @@ from multilevel_sde.diffusion import Diffusion
 from multilevel_sde.errors import NonFiniteError
 from multilevel_sde.fit_run import FitRun, Parts
 from multilevel_sde.ladder import Ladder
-from multilevel_sde.memory import combined
 from multilevel_sde.pilot_rig import typical
 from multilevel_sde.plan import Plan
 from multilevel_sde.results import PilotPlan
@@ -175,7 +174,7 @@ class _Fit:
         """Return the plan with what is known of its error."""
         held, parts, plan = self.run.held, self.parts, self.candidate.plan
         return FittedPlan(
-            plan=combined(parts.base_level, parts.base, parts.tables, plan.levels, truncated=plan.truncated),
+            plan=parts.plan(plan.levels, truncated=plan.truncated),
             times=self.candidate.times,
             levels=self.candidate.levels,
             errors=tuple(self.errors),

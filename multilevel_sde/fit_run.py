@@ -12,9 +12,9 @@ from torch import Tensor
 from multilevel_sde.brownian import Brownian, BrownianPath
 from multilevel_sde.diffusion import Diffusion, as_noise
 from multilevel_sde.ladder import Ladder
-from multilevel_sde.memory import corrections, evaluated_levels
+from multilevel_sde.memory import combined, corrections, evaluated_levels
 from multilevel_sde.plan import Plan
-from multilevel_sde.solve import increments
+from multilevel_sde.solve import increments, solve
 from multilevel_sde.steps import Step
 
 __all__ = ["Direction", "FitRun", "Parts"]
@@ -52,7 +52,7 @@ class Parts:
 
     @classmethod
     def of(cls, plan: Plan) -> Parts:
-        """Take a plan apart; :func:`multilevel_sde.memory.combined` puts it together again."""
+        """Take a plan apart; :meth:`plan` puts it together again."""
         steps, weights = plan.steps, plan.weights
         entries = plan.recall.entries if plan.recall is not None else []
         lowest, hits = evaluated_levels(plan)[0], dict(corrections(plan))
@@ -72,6 +72,10 @@ class Parts:
         for lag in range(order):
             base[lag:, lag] = whole.diagonal(-lag)
         return cls(lowest, base, tables, hits)
+
+    def plan(self, levels: int, *, truncated: bool = False) -> Plan:
+        """Return the plan of these parts, for a ladder of so many levels."""
+        return combined(self.base_level, self.base, self.tables, levels, truncated=truncated)
 
     def moved(self, directions: list[Direction], amounts: Tensor) -> Parts:
         """Return the parts with every coefficient moved by its amount."""
@@ -153,19 +157,24 @@ class FitRun:
     ):
         self.ladder, self.y0, self.grid, self.target, self.held, self.step = ladder, y0, grid, target, held, step
         self.noise_of = None if diffusion is None else as_noise(diffusion)
-        self.brownian = brownian
+        self.diffusion, self.brownian = diffusion, brownian
         self.cost = 0.0
 
-    @torch.no_grad()
     def errors(self, parts: Parts) -> Tensor:
         """Mean squared distance of every sample to its target, (B,)."""
-        path, y = _Path(self.ladder, parts), self.y0
-        for n, time, (t, s), noise in self._steps():
-            path.see(n, y, time)
-            estimate = _mixed(path.history, parts.base[n]) + path.correction(n)
-            y = self.step(y, estimate, t, s, self._noise(y, time, noise))
-        self._count(path.calls)
-        return (y - self.target).double().square().flatten(1).mean(1).cpu()
+        solution = solve(
+            self.ladder,
+            self.y0,
+            self.grid,
+            parts.plan(len(self.ladder)),
+            step=self.step,
+            diffusion=self.diffusion,
+            brownian=self.brownian,
+            gradients=False,
+            check_finite=False,  # a candidate that diverges is only passed over
+        )
+        self.cost += solution.stats.cost * len(self.y0)
+        return (solution.y - self.target).double().square().flatten(1).mean(1).cpu()
 
     @torch.no_grad()
     def normal_equations(self, parts: Parts) -> tuple[list[Direction], Tensor, Tensor]:
@@ -186,7 +195,7 @@ class FitRun:
             copies.start(starts, path.history)
             directions += [direction for direction, _ in new]
             y = self.step(y, mixed + correction, t, s, moment)
-        self._count(path.calls, len(rows))
+        self.cost += len(rows) * sum(n * cost for n, cost in zip(path.calls, self.ladder.costs, strict=True))
         if not directions:
             return [], torch.zeros(0, 0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
         left = (self.target[rows] - y).double().flatten(1)
@@ -204,10 +213,6 @@ class FitRun:
 
     def _noise(self, y: Tensor, time: Tensor, increment: Tensor | None) -> Tensor | None:
         return None if self.noise_of is None or increment is None else self.noise_of(y, time, increment)
-
-    def _count(self, calls: list[int], rows: int | None = None) -> None:
-        samples = len(self.y0) if rows is None else rows
-        self.cost += samples * sum(n * cost for n, cost in zip(calls, self.ladder.costs, strict=True))
 
 
 class _Copies:
