@@ -109,8 +109,7 @@ def pilot(
             raise NonFiniteError(0, float(fine[0]), None, [])
         if float(torch.diag(gram).max()) == 0:
             raise ValueError('"ladder" has levels that are equal along the path; there is nothing to correct')
-        tracked = rig.calibrate(grid, walk, grams, tracks=True)
-        added = rig.calibrate(grid, walk, grams, tracks=False)
+        tracked, added = rig.calibrate(grid, walk, grams)
         tracks = _size(tracked) <= _size(added)
         runs = tracked if tracks else added
         em_errors = rig.step_errors(grid, walk.final)

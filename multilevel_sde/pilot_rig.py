@@ -27,6 +27,7 @@ CALIBRATED_COSTS = (4.0, 10.0, 25.0)  # evaluations of the top level at which th
 _CHUNK = 1 << 20  # numbers in a batch of perturbed states; larger ones are slower and vary more in shape
 
 Multistep = Callable[[Tensor], Tensor]
+Runs = list[tuple[float, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -162,27 +163,32 @@ class Rig:
             self.cost += self.ladder.costs[0] * len(moved)
         return torch.cat(out)
 
-    def calibrate(self, grid: Tensor, walk: Walk, grams: list[Tensor], tracks: bool) -> list[tuple[float, Tensor]]:
-        """Run plans made from one half of the samples on the other: (predicted, squared errors of all samples)."""
+    def calibrate(self, grid: Tensor, walk: Walk, grams: list[Tensor]) -> tuple[Runs, Runs]:
+        """Run plans made from one half of the samples on the other, tracking and adding each correction at once.
+
+        Returns:
+            For both forms: (predicted, squared errors of all samples) of every plan.
+        """
         steps, levels, costs = len(grid) - 1, len(self.ladder), self.ladder.costs
-        runs = []
+        base = self.base(grid)
+        tracked, added = [], []
         for cost in CALIBRATED_COSTS:
             budget = cost * costs[-1] - steps * costs[0]
             if budget <= costs[1] or cost >= 0.6 * steps:
                 continue
-            predicted, errors = 0.0, []
+            predicted, errors = 0.0, ([], [])
             for half, gram in enumerate(grams):
                 responses = Responses.measured(gram, walk.coefficients, walk.variances)
                 parts = [responses.merged(k, k + 1) for k in range(levels - 1)]
                 allocation = allocate_levels(parts, list(costs), budget)
                 plan = plan_of(allocation.weights(len(allocation.picks)), steps, levels)
                 predicted += responses.error(plan.weights) / 2
-                base = self.base(grid)
-                plan = track(plan, responses, base) if tracks else multistep(plan, base)
                 others = slice(1 - half, None, 2)
-                errors.append(squared(self.run(grid, plan, others), walk.final[others]))
-            runs.append((predicted, torch.cat(errors)))
-        return runs
+                for form, found in zip((track(plan, responses, base), multistep(plan, base)), errors, strict=True):
+                    found.append(squared(self.run(grid, form, others), walk.final[others]))
+            tracked.append((predicted, torch.cat(errors[0])))
+            added.append((predicted, torch.cat(errors[1])))
+        return tracked, added
 
     def step_errors(self, grid: Tensor, final: Tensor) -> dict[int, Tensor]:
         """Squared distances of the top level on sub-grids to its path on the candidate grid."""
