@@ -32,7 +32,7 @@ from multilevel_sde.memory import multistep
 from multilevel_sde.pilot_file import decode, encode
 from multilevel_sde.plan import Plan, draw_plan
 from multilevel_sde.responses import Responses
-from multilevel_sde.results import Advice, PilotPlan, Prediction, Rate, Rates, slope
+from multilevel_sde.results import Advice, PilotPlan, Prediction, Rate, Rates, level_rates
 from multilevel_sde.schedule import scale_to_budget
 from multilevel_sde.tracking import predictor, total_weights, track
 
@@ -107,13 +107,7 @@ class Pilot:
     @cached_property
     def rates(self) -> Rates:
         """Regressions on the level index; the cheapest level's own size does not enter."""
-        variances = self.variances.mean(0).clamp_min(1e-300)
-        beta = slope(range(1, self.levels), (-variances.log2()).tolist())
-        gamma = slope(range(self.levels), [math.log2(cost) for cost in self.costs])
-        to_top = variances.flip(0).cumsum(0).flip(0)
-        alpha = slope(range(1, self.levels), (-0.5 * to_top.log2()).tolist())
-        exponent = 2 * gamma.value / beta.value if beta.value > 0 else math.inf
-        return Rates(alpha, beta, gamma, exponent, exponent > 2)
+        return level_rates(self.variances.mean(0), self.costs)
 
     # -- predictions ----------------------------------------------------------------------------------------------
 

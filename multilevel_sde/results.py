@@ -12,7 +12,7 @@ from torch import Tensor
 
 from multilevel_sde.plan import Plan
 
-__all__ = ["Advice", "PilotPlan", "Prediction", "Rate", "Rates", "slope"]
+__all__ = ["Advice", "PilotPlan", "Prediction", "Rate", "Rates", "level_rates", "slope"]
 
 
 @dataclass(frozen=True)
@@ -111,3 +111,25 @@ def slope(x: Sequence[float], y: Sequence[float]) -> Rate:
         return Rate(float(fit.slope), -math.inf, math.inf)
     half = float(stats.t.ppf(0.975, len(x) - 2) * fit.stderr)
     return Rate(float(fit.slope), float(fit.slope) - half, float(fit.slope) + half)
+
+
+def level_rates(variances: Tensor, costs: Sequence[float]) -> Rates:
+    """Regressions on the level index; the cheapest level's own size does not enter.
+
+    Arguments:
+        variances: V_k = E||f^k - f^{k-1}||^2 for k = 2 ... K, (K - 1,).
+        costs: T_1 ... T_K.
+
+    Example:
+        >>> import torch
+        >>> rates = level_rates(torch.tensor([1.0, 0.25, 0.0625]), [1.0, 8.0, 64.0, 512.0])
+        >>> rates.beta.value, rates.gamma.value, rates.cost_exponent
+        (2.0, 3.0, 3.0)
+    """
+    positive = variances.double().clamp_min(1e-300)
+    beta = slope(range(1, len(costs)), (-positive.log2()).tolist())
+    gamma = slope(range(len(costs)), [math.log2(cost) for cost in costs])
+    to_top = positive.flip(0).cumsum(0).flip(0)
+    alpha = slope(range(1, len(costs)), (-0.5 * to_top.log2()).tolist())
+    exponent = 2 * gamma.value / beta.value if beta.value > 0 else math.inf
+    return Rates(alpha, beta, gamma, exponent, exponent > 2)
