@@ -3,6 +3,7 @@
 import importlib
 from types import ModuleType
 
+from multilevel_sde.acceleration import Autocast, CudaGraph, compiled
 from multilevel_sde.adams import AdamsBashforth, adams_bashforth_weights
 from multilevel_sde.best import BestPlan, best_plan
 from multilevel_sde.brownian import Brownian, BrownianPath, TorchSDEBrownian
@@ -16,9 +17,11 @@ from multilevel_sde.ladder import Ladder
 from multilevel_sde.learn import DivergedError, learn
 from multilevel_sde.learned import LearnedSchedule
 from multilevel_sde.memory import hold, multistep, remember
+from multilevel_sde.offload import Offload, OffloadStats
 from multilevel_sde.path_gradient import central_difference, forward_mode
 from multilevel_sde.phase import PhasePlans, phase_plans
 from multilevel_sde.pilot import pilot
+from multilevel_sde.placement import OnDevice, place
 from multilevel_sde.plan import Plan, draw_plan, em_plan, expected_cost
 from multilevel_sde.poisson import PoissonPlan, even_arrivals, jump_rates, poisson_arrivals, poisson_plan
 from multilevel_sde.recall import Recall
@@ -40,10 +43,12 @@ __version__ = "0.1.0"
 __all__ = [
     "AdamsBashforth",
     "Advice",
+    "Autocast",
     "BestPlan",
     "Brownian",
     "BrownianPath",
     "CostModel",
+    "CudaGraph",
     "Diffusion",
     "DivergedError",
     "Draw",
@@ -60,6 +65,9 @@ __all__ = [
     "Midpoint",
     "NoiseTerm",
     "NonFiniteError",
+    "Offload",
+    "OffloadStats",
+    "OnDevice",
     "PhasePlans",
     "Pilot",
     "PilotPlan",
@@ -81,6 +89,7 @@ __all__ = [
     "adams_bashforth_weights",
     "best_plan",
     "central_difference",
+    "compiled",
     "draw_plan",
     "em_plan",
     "euler_maruyama",
@@ -97,6 +106,7 @@ __all__ = [
     "nested",
     "phase_plans",
     "pilot",
+    "place",
     "plan_rows",
     "poisson_arrivals",
     "poisson_plan",

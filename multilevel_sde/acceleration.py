@@ -1,0 +1,177 @@
+"""Drifts made faster one by one: lower precision, compiled, replayed as a CUDA graph. Each takes and gives a drift.
+
+Every level may have its own: the multilevel sum takes values in the state's dtype and does not ask how they were
+computed. What a level is replaced by is what the ladder converges to, so a top level in bfloat16 has its rounding in
+the result, while that of a lower level is corrected by the levels above. Cost in FLOPs is the same as before; price the
+new ladder with :class:`SecondsCost`.
+
+References:
+    Micikevicius et al., "Mixed Precision Training", 2018 (arXiv 1710.03740).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multilevel_sde.cost import Drift
+
+__all__ = ["Autocast", "CudaGraph", "compiled"]
+
+_GPU = "cuda"
+_WARM_UP = 3  # calls before a graph is captured: libraries choose their kernels in them
+
+
+@dataclass(frozen=True)
+class Autocast:
+    r"""A drift whose matrix products and convolutions run in half precision; its value has the state's dtype.
+
+    An operand is rounded by at most 2^-9 (bfloat16) or 2^-11 (float16) of itself, so values agree with those of the
+    full precision to about so much, times a constant of the network. float16 overflows above 65504. Weights are cast at
+    every call; `multilevel_diffusion.cheap_levels.half_weights` casts them once.
+
+    Arguments:
+        drift: The drift f(x, t).
+        dtype: torch.bfloat16 or torch.float16.
+
+    Raises:
+        TypeError: `drift` is not callable.
+        ValueError: Another dtype.
+
+    Example:
+        >>> layer = torch.nn.Linear(4, 4)
+        >>> drift = Autocast(lambda x, t: layer(x))
+        >>> drift(torch.ones(2, 4), torch.tensor(0.0)).dtype
+        torch.float32
+    """
+
+    drift: Drift
+    dtype: torch.dtype = torch.bfloat16
+
+    def __post_init__(self) -> None:
+        _check_callable(self.drift)
+        if self.dtype not in (torch.bfloat16, torch.float16):
+            raise ValueError(f'"dtype" is {self.dtype}, expected torch.bfloat16 or torch.float16')
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return f(x, t), computed in half precision, shaped and typed like x."""
+        with torch.autocast(x.device.type, dtype=self.dtype):
+            return self.drift(x, t).to(x.dtype)
+
+
+def compiled(drift: Drift, *, fullgraph: bool = False, backend: str | Callable = "inductor") -> Drift:
+    """Return the drift compiled by torch for the shapes that it meets, without looking at its values.
+
+    Shapes are static: the first call with each batch size compiles, which takes seconds to minutes, and later calls
+    with it are fast. With one draw for the batch a plan asks for one size only; a draw per sample asks for many, and is
+    not for compiled drifts. Values differ from those of the drift by rounding.
+
+    A denoiser of `multilevel_diffusion` is better compiled from within:
+    `dataclasses.replace(denoiser, net=compiled(denoiser.net))`.
+
+    Arguments:
+        drift: The drift f(x, t).
+        fullgraph: Refuse a drift that can only be compiled in parts.
+        backend: A backend of `torch.compile`, by its name or as a function; the default needs a C++ compiler or a GPU.
+
+    Raises:
+        TypeError: `drift` is not callable.
+
+    Example:
+        >>> drift = compiled(lambda x, t: -t * x, backend="eager")
+        >>> drift(torch.ones(2), torch.tensor(0.5))
+        tensor([-0.5000, -0.5000])
+    """
+    _check_callable(drift)
+    return torch.compile(drift, dynamic=False, fullgraph=fullgraph, backend=backend)
+
+
+class CudaGraph:
+    """A drift that a GPU replays from a recording, so that launching its kernels costs the host nothing.
+
+    Made for cheap levels, whose time on a GPU is mostly launches, in the many steps where only they run. Each shape and
+    dtype of a state is recorded at its first call, with buffers of its own; the drift must ask the same kernels of the
+    device at every call, must not make the host wait for it, and its weights must stay where they are. Values are
+    copied out of the buffers, so they may be kept.
+
+    Away from a GPU, and where a gradient is wanted, the drift is called as it is; the first such call says so.
+
+    Arguments:
+        drift: The drift f(x, t).
+
+    Raises:
+        TypeError: `drift` is not callable.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings(action="ignore"):
+        ...     print(CudaGraph(lambda x, t: -x)(torch.ones(2), torch.tensor(0.0)))
+        tensor([-1., -1.])
+
+    References:
+        Ng et al., "Accelerating PyTorch with CUDA Graphs", PyTorch blog, 2021.
+    """
+
+    def __init__(self, drift: Drift):
+        _check_callable(drift)
+        self.drift = drift
+        self._recordings: dict[tuple, _Recording] = {}
+        self._warned = False
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return f(x, t)."""
+        if x.device.type != _GPU or (torch.is_grad_enabled() and x.requires_grad):
+            self._warn(x)
+            return self.drift(x, t)
+        key = (x.shape, x.dtype, x.device, t.shape, t.dtype, t.device)
+        if key not in self._recordings:
+            self._recordings[key] = _record(self.drift, x, t)
+        return self._recordings[key](x, t)
+
+    def _warn(self, x: Tensor) -> None:
+        if not self._warned:
+            self._warned = True
+            reason = f'the state is on "{x.device}"' if x.device.type != _GPU else "a gradient is wanted"
+            warnings.warn(f"CudaGraph calls its drift without a graph: {reason}", RuntimeWarning, stacklevel=3)
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """The buffers of a recorded call, and what replays it."""
+
+    x: Tensor
+    t: Tensor
+    value: Tensor
+    replay: Callable[[], None]
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.x.copy_(x)
+        self.t.copy_(t)
+        self.replay()
+        return self.value.clone()
+
+
+@torch.no_grad()
+def _record(drift: Drift, x: Tensor, t: Tensor) -> _Recording:
+    """Record a call on a GPU."""
+    x, t = x.clone(), t.clone()
+    stream = torch.cuda.Stream(x.device)
+    stream.wait_stream(torch.cuda.current_stream(x.device))
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP):
+            drift(x, t)
+    torch.cuda.current_stream(x.device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # Of this thread only: an Offload may load weights from its own meanwhile.
+    with torch.cuda.device(x.device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        value = drift(x, t)
+    return _Recording(x, t, value, graph.replay)
+
+
+def _check_callable(drift: object) -> None:
+    if not callable(drift):
+        raise TypeError(f'"drift" must be a callable f(x, t) -> Tensor, got {type(drift).__name__}')
