@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import multilevel_sde as mls
 import multilevel_sde.draw
+from multilevel_sde.testing import grids, ladders, probabilities
 
 DRAWS = [mls.independent, mls.nested, mls.systematic]
 NAMES = ["independent", "nested", "systematic"]
@@ -16,12 +17,7 @@ TABLE = torch.tensor([[1.0, 0.7, 0.7, 0.1], [1.0, 0.4, 0.9, 0.9], [1.0, 1.0, 0.3
 @st.composite
 def tables(draw, max_steps=60, max_levels=4):
     """Probabilities in (0, 1], the lowest level 1."""
-    steps, levels = draw(st.integers(1, max_steps)), draw(st.integers(1, max_levels))
-    entry = st.one_of(st.just(1.0), st.floats(1e-6, 1.0), st.sampled_from([0.1, 0.25, 0.5, 1 / 3]))
-    rows = draw(st.lists(st.lists(entry, min_size=levels, max_size=levels), min_size=steps, max_size=steps))
-    table = torch.tensor(rows, dtype=torch.float64)
-    table[:, 0] = 1.0
-    return table
+    return draw(probabilities(draw(ladders(max_levels=max_levels)), draw(grids(max_steps=max_steps))))
 
 
 def many(draw, table, count, seed=0):

@@ -7,28 +7,7 @@ import torch
 import torchsde
 
 import multilevel_sde as mls
-
-STEPS = (16, 32, 64, 128, 256)
-
-
-def observed_order(problem, samples=512, first_seed=0):
-    """Slope of log2 RMS error at the final time against log2 step size, all step sizes on the same paths."""
-    y0 = problem.y0(samples)
-    brownian = None
-    w = None
-    if problem.diffusion is not None:
-        brownian = mls.BrownianPath(range(first_seed, first_seed + samples), shape=y0.shape[1:], dtype=torch.float64)
-        w = brownian(problem.t0, problem.t1)
-    truth = problem.exact(y0, problem.t1, w)
-    errors = []
-    for steps in STEPS:
-        times = problem.times(steps)
-        plan = mls.em_plan(problem.limit, times)
-        y = mls.solve(problem.limit, y0, times, plan, diffusion=problem.diffusion, brownian=brownian).y
-        errors.append((y - truth).square().mean().sqrt().log2())
-    x = -torch.tensor(STEPS).double().log2()
-    x, y = x - x.mean(), torch.stack(errors)
-    return float((x @ y) / x.square().sum())
+from multilevel_sde.testing import check_order
 
 
 # The band is 0.1: over ten sets of 2048 paths two standard deviations of the slope are at most 0.03 (multiplicative
@@ -44,8 +23,7 @@ def observed_order(problem, samples=512, first_seed=0):
     ],
 )
 def test_strong_order_of_euler_maruyama(name, options, order):
-    problem = getattr(mls.problems, name)(**options)
-    assert abs(observed_order(problem) - order) < 0.1
+    check_order(mls.euler_maruyama, getattr(mls.problems, name)(**options), order, tolerance=0.1)
 
 
 def test_plan_with_all_probabilities_one_is_euler_maruyama_on_the_top_level():

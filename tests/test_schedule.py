@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import multilevel_sde as mls
+from multilevel_sde.testing import ladders, probabilities
 
 DRAWS = [mls.independent, mls.nested, mls.systematic]
 TIMES = torch.linspace(0.0, 1.0, 12)
@@ -49,31 +50,18 @@ def test_probabilities_are_clipped_at_one():
 
 
 @st.composite
-def ladders(draw):
-    ratios = draw(st.lists(st.floats(1.01, 200.0), min_size=0, max_size=5))
-    costs = [draw(st.floats(1e-3, 1e6))]
-    for ratio in ratios:
-        costs.append(costs[-1] * ratio)
-    return ladder_of(costs)
-
-
-@st.composite
-def schedules(draw, levels):
+def schedules(draw, ladder):
     kind = draw(st.integers(0, 2))
     if kind == 0:
         return mls.InverseCostSchedule()
     if kind == 1:
         return mls.TheoremSchedule(gamma=draw(st.floats(0.5, 6.0)), beta=draw(st.floats(0.5, 3.0)))
-    entry = st.floats(1e-6, 1.0)
-    rows = draw(st.lists(st.lists(entry, min_size=levels, max_size=levels), min_size=11, max_size=11))
-    table = torch.tensor(rows, dtype=torch.float64)
-    table[:, 0] = 1.0
-    return mls.FixedSchedule(table)
+    return mls.FixedSchedule(draw(probabilities(ladder, TIMES)))
 
 
-@given(data=st.data(), ladder=ladders(), share=st.floats(0.0, 1.0), draw=st.sampled_from(DRAWS))
+@given(data=st.data(), ladder=ladders(max_levels=6), share=st.floats(0.0, 1.0), draw=st.sampled_from(DRAWS))
 def test_any_feasible_budget_is_met_to_one_percent(data, ladder, share, draw):
-    schedule = data.draw(schedules(len(ladder)))
+    schedule = data.draw(schedules(ladder))
     low, high = 11 * ladder.costs[0], 11 * ladder.costs[-1]
     budget = low * (high / low) ** share
     p = schedule.probabilities(ladder, TIMES, budget=budget, draw=draw)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import multilevel_sde as mls
 import multilevel_sde.finite
+from multilevel_sde.testing import grids, ladders, plans, states
 
 DOUBLE = torch.float64
 TIMES = torch.linspace(0.0, 1.0, 21, dtype=DOUBLE)
@@ -78,20 +79,19 @@ def test_probability_one_is_euler_maruyama_on_the_top_level_bit_for_bit(times, s
     assert whole.status == alone.status == "completed"
 
 
-@given(
-    hits=st.lists(st.lists(st.booleans(), min_size=2, max_size=2), min_size=1, max_size=12),
-    p=st.lists(st.floats(0.05, 1.0), min_size=2, max_size=2),
-)
-def test_any_plan_is_the_telescoping_sum(hits, p):
-    hits = torch.tensor([[True, *row] for row in hits])
-    plan = mls.Plan(hits, hits / torch.tensor([1.0, *p], dtype=DOUBLE))
-    ladder, times = ladder_of(3), torch.linspace(0.0, 1.0, len(hits) + 1, dtype=DOUBLE)
-    y = y0 = torch.tensor([0.3, -1.2], dtype=DOUBLE)
-    for n, step in enumerate(times.diff().tolist()):
+@given(data=st.data(), ladder=ladders(), times=grids(max_steps=12), y0=states())
+def test_any_plan_is_the_telescoping_sum_and_what_it_recalls(data, ladder, times, y0):
+    plan = data.draw(plans(ladder, times, smallest=0.2, truncate=True, recall=True))
+    y, seen = y0, []
+    for n, h in enumerate(times.diff().tolist()):
         f = [drift(y, times[n]) for drift in ladder.drifts]
-        w = plan.weights[n]
-        y = y + step * (w[0] * f[0] + w[1] * (f[1] - f[0]) + w[2] * (f[2] - f[1]))
-    torch.testing.assert_close(mls.solve(ladder, y0, times, plan).y, y, rtol=1e-12, atol=1e-12)
+        seen.append(f)
+        differences = [f[0], *(high - low for low, high in itertools.pairwise(f))]
+        estimate = sum(w * d for w, d in zip(plan.weights[n].tolist(), differences, strict=True))
+        if plan.recall is not None:
+            estimate = estimate + sum(r * seen[m][k] for k, m, r in plan.recall.at(n))
+        y = y + h * estimate
+    torch.testing.assert_close(mls.solve(ladder, y0, times, plan).y, y, rtol=1e-9, atol=1e-9)  # of weights up to 5
 
 
 @pytest.mark.parametrize("draw_rule", [mls.independent, mls.nested, mls.systematic])

@@ -9,6 +9,7 @@ import torch
 
 import multilevel_sde as mls
 from multilevel_sde.adams import interpolation_weights
+from multilevel_sde.testing import check_order
 
 DOUBLE = torch.float64
 RULES = [mls.Heun(), mls.Midpoint(), mls.AdamsBashforth(2), mls.AdamsBashforth(3)]
@@ -84,21 +85,7 @@ def test_order_for_an_ode(rule, order, grid):
 
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
 def test_strong_order_one_with_additive_noise(rule):
-    """dX = (b / r - X / (2 r^2)) dt + a b / r dW, r = sqrt(1 + t): X = (x_0 + b (t + a W)) / r; 500 paths."""
-    a, b, x0 = 0.8, 1.5, 0.3
-
-    def drift(y, t):
-        return b / math.sqrt(1 + t) - y / (2 * (1 + t))
-
-    counts, errors = [16, 32, 64, 128, 256], []
-    path = mls.BrownianPath(range(500), grid=uniform(256))
-    w = path.like(torch.zeros(500, dtype=DOUBLE))(0.0, 2.0)
-    exact = (x0 + b * (2.0 + a * w)) / math.sqrt(3.0)
-    for n in counts:
-        noise = {"diffusion": lambda t: a * b / math.sqrt(1 + t), "brownian": path}
-        y = solve(rule, ladder_of(drift), torch.full((500,), x0, dtype=DOUBLE), uniform(n), **noise).y
-        errors.append(float((y - exact).square().mean().sqrt()))
-    assert slope(counts, errors) == pytest.approx(1.0, abs=0.1), errors
+    check_order(rule, mls.problems.decaying_noise(alpha=0.8, beta=1.5), 1.0, tolerance=0.1)
 
 
 @pytest.mark.parametrize("rule", RULES[:2], ids=NAMES[:2])
