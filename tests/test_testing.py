@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,15 @@ class Flickering:
         return x + 1e-6 * self.calls
 
 
+class Buffered(Flickering):
+    """The same, always in the same memory."""
+
+    def __call__(self, x, t):
+        value = super().__call__(x, t)
+        self.buffer = value if self.calls == 1 else self.buffer.copy_(value)
+        return self.buffer
+
+
 WRONG = {
     "shape": (lambda x, t: x[:, :1], r"must return a tensor like its state, \(3, 4\).* got \(3, 1\)"),
     "dtype": (lambda x, t: x.float(), "must return a tensor like its state.* got .*float32"),
@@ -211,6 +221,7 @@ WRONG = {
     "in place": (lambda x, t: x.mul_(0.5), "must leave its state as it is"),
     "nan": (lambda x, t: x / (x - x), "must be finite"),
     "flickering": (Flickering(), "must be the same at every call, two calls differ by 1e-06"),
+    "buffered": (Buffered(), "must be the same at every call, two calls differ by 1e-06"),
     "mixing": (lambda x, t: x - 1e-6 * x.mean(0), "must not mix samples: .* differ by .* expected at most 2.22e-14"),
 }
 
@@ -427,3 +438,16 @@ def test_an_order_that_the_paths_do_not_resolve_is_not_passed():
 def test_arguments_of_check_order(options, message):
     with refused(message):
         check_order(mls.euler_maruyama, scaling_law(3.0), 1.0, **options)
+
+
+# -- the page that shows them -----------------------------------------------------------------------------------------
+
+
+def test_the_page_runs():
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    names: dict = {}
+    exec(compile(block, str(PAGE), "exec"), names)
+    laws = [value for name, value in names.items() if name.startswith("test_")]
+    assert len(laws) == 2
+    for law in laws:
+        settings(max_examples=2)(law)()
