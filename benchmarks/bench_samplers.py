@@ -93,6 +93,7 @@ class Bench:
     pilot: mls.Pilot
     images: int
     mode: str
+    device: str = "cpu"
 
     @property
     def parts(self) -> list[range]:
@@ -100,11 +101,15 @@ class Bench:
         size = self.images // QUARTERS
         return [range(first, first + size) for first in range(0, self.images, size)]
 
+    def start(self, seeds: range) -> Tensor:
+        """Return the noise that images start from."""
+        return self.process.start(seeds, self.stored.image_shape, device=self.device)
+
     def solve(self, times: Tensor, plans: list[mls.Plan]) -> Tensor:
         """Return the images, one plan a quarter."""
         out = []
         for seeds, plan in zip(self.parts, plans, strict=True):
-            start = self.process.start(seeds, self.stored.image_shape)
+            start = self.start(seeds)
             out.append(mls.solve(self.stored.ladder, start, times, plan, **self.process.arguments(seeds)).y)
         return torch.cat(out)
 
@@ -112,7 +117,7 @@ class Bench:
         """Return the images of a step rule, one plan a quarter."""
         out = []
         for seeds, plan in zip(self.parts, plans, strict=True):
-            start = self.process.start(seeds, self.stored.image_shape)
+            start = self.start(seeds)
             noise = {name: self.process.arguments(seeds)[name] for name in ("diffusion", "brownian")}
             out.append(mls.solve(self.stored.ladder, start, times, plan, step=rule, **noise).y)
         return torch.cat(out)
@@ -122,18 +127,28 @@ class Bench:
         top, schedule, points = self.stored.ladder.drifts[-1], self.stored.schedule, times.tolist()
         out = []
         for seeds in self.parts:
-            x, scheduler = self.process.start(seeds, self.stored.image_shape), make()
+            x, scheduler = self.start(seeds), make()
             scheduler.set_timesteps(len(points) - 1)
             # The table of betas is replaced: our noise levels sigma / alpha, our continuous times for the network.
             scheduler.sigmas = torch.tensor([schedule.sigma(t) / schedule.alpha(t) for t in points])
             scheduler.set_begin_index(0)
             brownian = self.process.arguments(seeds)["brownian"]
             noises = brownian.like(x).increments(times) if brownian is not None else None
-            for (t, s), moment in zip(pairwise(points), times, strict=False):
+            for (t, s), moment in zip(pairwise(points), times.to(self.device), strict=False):
                 extra = {} if noises is None else {"variance_noise": next(noises) / math.sqrt(t - s)}
                 x = scheduler.step(top(x, moment), t, x, return_dict=False, **extra)[0]
             out.append(x)
         return torch.cat(out)
+
+    def row(self, run: Run, single: bool, squared: Tensor, seconds: float) -> Row:
+        """Return what the squared errors of a run's images, (B,), and the seconds it took say about its method."""
+        method, budget, _, plans = run
+        costs = torch.tensor(self.stored.ladder.costs, dtype=torch.float64) / self.stored.ladder.costs[-1]
+        cost = sum(float(plan.evaluations.double() @ costs) for plan in plans) / QUARTERS if plans else budget
+        squared = squared.cpu()
+        error, middle = float(squared.std()) / self.images**0.5, float(squared.median())
+        errors = (float(squared.mean()), error, middle, typical(squared))
+        return Row(method, budget, cost, seconds / self.images, *errors, single=single)
 
 
 Run = tuple[str, float, Callable[[], Tensor], list[mls.Plan]]
@@ -202,6 +217,12 @@ def ladder_runs(bench: Bench, budgets: tuple[int, ...]) -> Iterator[Run]:
             yield FITTED, n, lambda times=fitted[1], plans=plans: bench.solve(times, plans), plans
 
 
+def all_runs(bench: Bench, budgets: tuple[int, ...]) -> list[tuple[Run, bool]]:
+    """Return all runs, and whether each needs the largest network alone."""
+    singles, ladders = single_runs(bench, budgets), ladder_runs(bench, budgets)
+    return [*((run, True) for run in singles), *((run, False) for run in ladders)]
+
+
 def measure(name: str, mode: str, images: int, budgets: tuple[int, ...]) -> dict:
     """Measure every method on one process of one ladder."""
     stored = load_ladder(shipped_ladder(name))
@@ -209,23 +230,17 @@ def measure(name: str, mode: str, images: int, budgets: tuple[int, ...]) -> dict
     if pilot is None:
         raise ValueError(f"the ladder {name} has no pilot for {mode}; write one with multilevel_sde.pilot and save")
     bench = Bench(stored, Process(stored.schedule, MODES[mode], uniform(stored.schedule, FINE)), pilot, images, mode)
-    costs = torch.tensor(stored.ladder.costs, dtype=torch.float64) / stored.ladder.costs[-1]
-    todo, rows = [*single_runs(bench, budgets), *ladder_runs(bench, budgets)], []
-    singles = {method for method, *_ in single_runs(bench, budgets[:1])}
+    todo, rows = all_runs(bench, budgets), []
     fine = bench.process.grid(FINE)
     with tqdm(total=1 + len(todo), desc=f"{name} {mode}", unit="run") as bar, torch.no_grad():
         begin = time.process_time()
         reference = bench.solve(fine, [mls.em_plan(stored.ladder, fine)] * QUARTERS)
         reference_seconds = (time.process_time() - begin) / images
         bar.update()
-        for method, budget, sampled, plans in todo:
+        for run, single in todo:
             begin = time.process_time()
-            squared = (sampled() - reference).double().square().flatten(1).mean(1)
-            seconds = (time.process_time() - begin) / images
-            cost = sum(float(plan.evaluations.double() @ costs) for plan in plans) / QUARTERS if plans else budget
-            error, middle = float(squared.std()) / images**0.5, float(squared.median())
-            errors = (float(squared.mean()), error, middle, typical(squared))
-            rows.append(Row(method, budget, cost, seconds, *errors, single=method in singles))
+            squared = (run[2]() - reference).double().square().flatten(1).mean(1)
+            rows.append(bench.row(run, single, squared, time.process_time() - begin))
             bar.update()
     return {
         "ladder": name,
@@ -254,10 +269,10 @@ def ratios(result: dict, ours: str, unit: str) -> list[str]:
 
 def markdown(result: dict) -> str:
     """Return the tables of one process."""
-    rows = result["rows"]
+    rows, clock = result["rows"], result.get("clock", "CPU seconds")
     budgets = sorted({row["budget"] for row in rows})
     lines = [f"### {result['ladder']}, {result['mode'].upper()}, {result['images']} images", ""]
-    lines += ["Mean squared error / of the median image / CPU seconds an image at a cost of about:", ""]
+    lines += [f"Mean squared error / of the median image / {clock} an image at a cost of about:", ""]
     body = []
     for method in dict.fromkeys(row["method"] for row in rows):
         by = {row["budget"]: row for row in rows if row["method"] == method}
@@ -268,13 +283,13 @@ def markdown(result: dict) -> str:
         if any(row["method"] == ours for row in rows):
             name = ours.removeprefix("ML-EM, ")
             lines += [f"Cost of others at the error of the {name}, divided by its cost, by FLOPs:", ""]
-            lines += [*ratios(result, ours, "cost"), "", "By CPU seconds an image:", ""]
+            lines += [*ratios(result, ours, "cost"), "", f"By {clock} an image:", ""]
             lines += [*ratios(result, ours, "seconds"), ""]
     return "\n".join(lines)
 
 
-def plot(path: Path, results: list[dict]) -> None:
-    """Write the median image's error against cost, one panel a process."""
+def plot(path: Path, results: list[dict], unit: str = "cost") -> None:
+    """Write the median image's error against cost in evaluations or in "seconds", one panel a process."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2 * len(results), 5), layout="constrained")
@@ -283,7 +298,7 @@ def plot(path: Path, results: list[dict]) -> None:
     for axes, result in zip(panels, results, strict=True):
         curves: dict[str, list[tuple[float, float]]] = {}
         for row in result["rows"]:
-            curves.setdefault(row["method"], []).append((row["cost"], row["median"]))
+            curves.setdefault(row["method"], []).append((row[unit], row["median"]))
         singles = {row["method"] for row in result["rows"] if row["single"]} - {EM}
         for place, method in enumerate(sorted(singles)):
             label = "other samplers of the largest network" if place == 0 else None
@@ -293,8 +308,11 @@ def plot(path: Path, results: list[dict]) -> None:
             points = curves.get(method, [(math.nan, math.nan)])
             axes.loglog(*zip(*points, strict=True), "-o", color=f"C{place}", label=method, linewidth=2, ms=4)
         axes.set_title(f"{result['ladder']}, {result['mode'].upper()}, {result['images']} images")
-        axes.set_xlabel("cost in evaluations of the largest network (FLOPs)")
-        axes.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
+        if unit == "cost":
+            axes.set_xlabel("cost in evaluations of the largest network (FLOPs)")
+            axes.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
+        else:
+            axes.set_xlabel(f"{result.get('clock', 'CPU seconds')} an image")
     panels[0].set_ylabel("squared distance to the reference, median image")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
