@@ -183,7 +183,9 @@ class Pilot:
                     f'"what" has {steps} steps, the pilot has {self.steps} candidates; one must divide the other'
                 )
             stride = self.steps // steps
-            self._responses[steps] = Responses.measured(self.gram, self.coefficients, self.variances, stride)
+            self._responses[steps] = Responses.measured(
+                self.gram, self.coefficients, self.variances, stride, self.multistep.get(self.steps)
+            )
         return self._responses[steps]
 
     @cached_property

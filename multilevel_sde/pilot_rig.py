@@ -178,7 +178,7 @@ class Rig:
                 continue
             predicted, errors = 0.0, ([], [])
             for half, gram in enumerate(grams):
-                responses = Responses.measured(gram, walk.coefficients, walk.variances)
+                responses = Responses.measured(gram, walk.coefficients, walk.variances, multistep=base)
                 parts = [responses.merged(k, k + 1) for k in range(levels - 1)]
                 allocation = allocate_levels(parts, list(costs), budget)
                 plan = plan_of(allocation.weights(len(allocation.picks)), steps, levels)

@@ -6,6 +6,12 @@ coefficients, but it stands for all candidate steps between:
 
     y - x = sum_{k,n} w_k(n) s(n) R_k(c n) - sum_{k,m} R_k(m).
 
+Where the top level is integrated by a multistep method, F(m) = sum_j a_j(m) f^K(m - j), step m adds each correction's
+earlier values too. A correction from step h used at step m has the response (g(m) / g(h)) R(h), g its gain, so that the
+last sum, what corrections are to amount to, becomes
+
+    sum_{k,m} sum_j a_j(m) g_k(m) / g_k(m - j) R_k(m - j).
+
 References:
     docs/theory; O'Hagan, "Bayes-Hermite quadrature", J. Stat. Plan. Inference 29, 1991.
 """
@@ -30,8 +36,8 @@ class Responses:
 
     Attributes:
         gram: Of the plan's own responses, (L N, L N).
-        cross: Of the plan's with those of all candidate steps, (L N, L M).
-        fine: Of those of all candidate steps, (L M, L M).
+        cross: Of the plan's with what the top level adds at all candidate steps, (L N, L M).
+        fine: Of what the top level adds at all candidate steps, (L M, L M).
         variances: E|D_k(n)|^2 at the plan's steps, (N, L).
     """
 
@@ -41,7 +47,9 @@ class Responses:
     variances: Tensor
 
     @classmethod
-    def measured(cls, gram: Tensor, coefficients: Tensor, variances: Tensor, stride: int = 1) -> Responses:
+    def measured(
+        cls, gram: Tensor, coefficients: Tensor, variances: Tensor, stride: int = 1, multistep: Tensor | None = None
+    ) -> Responses:
         """Return those of a plan on every `stride`-th candidate step, trusting the off-diagonal by 95%.
 
         Arguments:
@@ -50,15 +58,20 @@ class Responses:
                 taken as the sum.
             variances: (M, L).
             stride: Candidate steps per step of the plan, a divisor of M.
+            multistep: Coefficients (M, order) of the multistep method with which the top level was integrated; by
+                default Euler's.
         """
-        fine = shrink(gram, SHRINKAGE)
-        if stride == 1:
-            return cls(fine, fine, fine, variances)
         candidates, levels = variances.shape
+        own = shrink(gram, SHRINKAGE)
         share = (coefficients.reshape(-1, stride).sum(1) / coefficients[::stride]).repeat(levels)
         rows = torch.arange(levels * candidates).reshape(levels, candidates)[:, ::stride].reshape(-1)
-        cross = fine[rows] * share[:, None]
-        return cls(cross[:, rows] * share, cross, fine, variances[::stride])
+        cross = own[rows] * share[:, None]
+        plan = cross[:, rows] * share
+        if multistep is None:
+            return cls(plan, cross, own, variances[::stride])
+        gains = _gain(gram.diagonal().reshape(levels, -1), variances.T)
+        added = torch.block_diag(*[_additions(multistep, gain) for gain in gains])
+        return cls(plan, cross @ added.T, added @ own @ added.T, variances[::stride])
 
     @property
     def steps(self) -> int:
@@ -72,7 +85,7 @@ class Responses:
 
     @property
     def target(self) -> Tensor:
-        """Covariance of each of the plan's responses with the sum of all, (L N,)."""
+        """Covariance of each of the plan's responses with all that the top level adds, (L N,)."""
         return self.cross.sum(1)
 
     def merged(self, low: int, high: int) -> Responses:
@@ -97,10 +110,24 @@ class Responses:
         return float(w @ self.gram @ w - 2 * (w @ self.target) + self.fine.sum())
 
     def due(self) -> Tensor:
-        """Covariance of each response with the sum of all up to the end of each step, (N, N); one level."""
+        """Covariance of each response with what the top level added up to the end of each step, (N, N); one level."""
         ends = self.cross.shape[1] // self.steps
         return self.cross.cumsum(1)[:, ends - 1 :: ends]
 
     def gain(self) -> Tensor:
         """Response per unit of correction, g(n) = sqrt(K(n, n) / E|D(n)|^2), (N,); one level."""
-        return (self.gram.diagonal() / self.variances[:, 0].clamp_min(1e-300)).clamp_min(1e-300).sqrt()
+        return _gain(self.gram.diagonal(), self.variances[:, 0])
+
+
+def _gain(power: Tensor, variances: Tensor) -> Tensor:
+    return (power / variances.clamp_min(1e-300)).clamp_min(1e-300).sqrt()
+
+
+def _additions(multistep: Tensor, gain: Tensor) -> Tensor:
+    """A, (M, M): the method adds sum_m A[n, m] R(m) at step n, A[n, n - j] = a_j(n) g(n) / g(n - j)."""
+    steps = len(gain)
+    table = torch.zeros(steps, steps, dtype=torch.float64)
+    for j in range(multistep.shape[1]):
+        ahead = torch.arange(j, steps)
+        table[ahead, ahead - j] = multistep[j:, j] * gain[j:] / gain[: steps - j]
+    return table

@@ -20,6 +20,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -84,13 +85,14 @@ def track(plan: Plan, responses: Responses, base: Tensor | None = None) -> Plan:
 def total_weights(plan: Plan, responses: Responses) -> Tensor:
     """Return what each correction is worth in all, at its own step and wherever it is recalled, (N, K).
 
-    A recalled D(h) at step n counts g(n) / g(h) times; levels up to the base count 1.
+    A recalled D(h) at step n counts g(n) / g(h) times; the lowest level, which nothing corrects, counts 1.
     """
     weights = plan.weights
     if plan.recall is None:
         return weights
-    weights[:, : evaluated_levels(plan)[0] + 1] = 1.0  # a multistep base is 1 in all
-    for (low, high), _ in corrections(plan):
+    weights[:, 0] = 1.0
+    base = evaluated_levels(plan)[0]
+    for low, high in [*pairwise(range(base + 1)), *(pair for pair, _ in corrections(plan))]:
         gain = responses.merged(low, high).gain()
         added = torch.zeros(plan.steps, dtype=torch.float64)
         for n, level, source, value in plan.recall.entries:

@@ -136,7 +136,7 @@ class Toy:
         )
 
 
-@pytest.fixture(scope="module", params=[(None, 8, 0.2), (0.3, 5, 0.9)], ids=["ode", "sde"])
+@pytest.fixture(scope="module", params=[(None, 8, 0.2), (0.3, 5, 1.0)], ids=["ode", "sde"])
 def toy(request):
     return Toy(*request.param)
 

@@ -279,6 +279,26 @@ def test_plans_of_a_multistep_pilot_have_its_base(measured):
     assert pilot.first_order(mls.multistep(top, AB2(candidates))) == pytest.approx(0, abs=1e-15)
 
 
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_hits_at_every_step_are_the_multistep_method_on_the_top_level(order):
+    """Three levels that feel the path differently; what is recalled is D(n - j) with a_j(n), not all weight at once."""
+    base = partial(mls.adams_bashforth_weights, order=order)
+    ladder = mls.Ladder([lambda y, t: -y, lambda y, t: -1.1 * y, FELT["sine"]], costs=[1.0, 10.0, 100.0])
+    times, y0 = uneven(24), start()
+    pilot = mls.pilot(ladder, y0, times, candidates=24, multistep=base)
+    weights = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64).expand(24, 3)  # the base is the level of weight 1
+    everywhere = pilot.track(mls.Plan(weights > 0, weights))
+    single = mls.multistep(mls.em_plan(ladder, times), base(times))
+    assert pilot.first_order(everywhere) == pytest.approx(0, abs=1e-12 * float(pilot.gram.diagonal().sum()))
+    assert corrections(everywhere) == [((k, k + 1), list(range(24))) for k in (0, 1)]
+    torch.testing.assert_close(everywhere.coefficients[:, -1], single.coefficients[:, -1], rtol=1e-6, atol=1e-6)
+    found, top = (mls.solve(ladder, y0, times, plan).y for plan in (everywhere, single))
+    torch.testing.assert_close(found, top, rtol=1e-6, atol=1e-6)
+    if order > 1:
+        euler = mls.solve(ladder, y0, times, mls.em_plan(ladder, times)).y
+        assert float((euler - top).abs().max()) > 1e-3
+
+
 def test_a_pilot_with_a_multistep_base_survives_a_file(measured, tmp_path):
     pilot, _ = measured
     pilot.save(tmp_path / "pilot")
@@ -334,7 +354,7 @@ def test_calibrations_are_runs_of_tracking_plans(base):
         expected, errors = 0.0, []
         for half, other in ((0, 1), (1, 0)):
             mine = mls.pilot(ladder, y0[half::2], times, candidates=40, multistep=base)
-            part = Responses.measured(mine.gram, whole.coefficients, whole.variances)
+            part = Responses.measured(mine.gram, whole.coefficients, whole.variances, multistep=table)
             allocation = allocate_levels([part], [1.0, 30.0], budget)
             weights = torch.stack([torch.ones(40), allocation.weights(len(allocation.picks))], 1)
             plan = track(mls.Plan(weights != 0, weights), part, table)
