@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from multilevel_sde.draw import Draw, systematic
-from multilevel_sde.files import write_atomically
+from multilevel_sde.files import is_sealed, seal, write_atomically
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.plan import check_probabilities, expected_cost
 from multilevel_sde.schedule import Schedule
@@ -30,7 +30,8 @@ from multilevel_sde.times import as_times
 __all__ = ["LearnedSchedule", "log_times"]
 
 _FORMAT = "multilevel_sde.learned_schedule"
-_VERSION = 1
+_VERSION = 2
+_READABLE = (1, 2)  # version 1 had no checksum
 _FAR = 500.0  # a shift of the logits that makes every probability 0 or 1 to rounding
 
 
@@ -227,7 +228,7 @@ class LearnedSchedule(Schedule):
             "regularisation": self.regularisation,
             "history": self.history,
         }
-        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+        write_atomically(path, (json.dumps(seal(content), indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LearnedSchedule:
@@ -241,15 +242,17 @@ class LearnedSchedule(Schedule):
             raise FileNotFoundError(f'no schedule file at "{path}"')
         try:
             content = json.loads(Path(path).read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f'"{path}" is damaged or not JSON ({error}); save the schedule again') from None
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(f'"{path}" is not a learned schedule; write it with LearnedSchedule.save')
-        if content.get("version") != _VERSION:
+        if content.get("version") not in _READABLE:
             raise ValueError(
-                f'"{path}" has version {content.get("version")!r}, this release reads version {_VERSION}; '
+                f'"{path}" has version {content.get("version")!r}, this release reads versions {_READABLE}; '
                 "upgrade multilevel-sde or learn again"
             )
+        if (content["version"] != 1 or "sha256" in content) and not is_sealed(content):
+            raise ValueError(f'"{path}" is damaged, its checksum does not fit; save the schedule again')
         try:
             fields = {name: content[name] for name in ("alphas", "betas", "delta", "regularisation", "history")}
             return cls(**fields)

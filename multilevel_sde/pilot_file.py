@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multilevel_sde.files import checksum
+
 __all__ = ["decode", "encode"]
 
-_FORMAT, _VERSION = "multilevel_sde.pilot", 1
+_FORMAT, _VERSION = "multilevel_sde.pilot", 2
+_READABLE = ("1", "2")  # version 1 had no checksum
 _TENSORS = ("times", "coefficients", "gram", "variances")
 _TUPLES = ("costs", "seconds", "kurtosis", "consistency")
 _SCALARS = ("unit", "fine_error", "tail", "cost", "samples")
@@ -27,13 +30,20 @@ def encode(fields: Mapping[str, Any]) -> bytes:
     """
     from safetensors.torch import save
 
-    tensors: dict[str, Tensor] = {name: fields[name].contiguous() for name in _TENSORS}
+    tensors: dict[str, Tensor] = {name: fields[name].cpu().contiguous() for name in _TENSORS}
     tensors["gram"] = tensors["gram"].float()
-    tensors |= {f"multistep_{steps}": table.contiguous() for steps, table in fields["multistep"].items()}
+    tensors |= {f"multistep_{steps}": table.cpu().contiguous() for steps, table in fields["multistep"].items()}
     values = {name: fields[name] for name in (*_TUPLES, *_SCALARS, "calibration")}
     values["tracks"] = fields["tracks"]
     values["em_errors"] = list(fields["em_errors"].items())
-    return save(tensors, {"format": _FORMAT, "version": str(_VERSION), "values": json.dumps(values)})
+    written = json.dumps(values)
+    metadata = {"format": _FORMAT, "version": str(_VERSION), "values": written, "sha256": _checksum(tensors, written)}
+    return save(tensors, metadata)
+
+
+def _checksum(tensors: Mapping[str, Tensor], values: str) -> str:
+    names = sorted(tensors)
+    return checksum([values, *[f"{name} {tensors[name].dtype}" for name in names]], [tensors[name] for name in names])
 
 
 def decode(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -51,8 +61,12 @@ def decode(path: str | os.PathLike[str]) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        if metadata.get("format") != _FORMAT or metadata.get("version") != str(_VERSION):
-            raise ValueError(f'"{path}" is not a pilot of version {_VERSION}; run the pilot again')
+        version = metadata.get("version")
+        if metadata.get("format") != _FORMAT or version not in _READABLE:
+            raise ValueError(f'"{path}" is not a pilot of one of the versions {_READABLE}; run the pilot again')
+        unmarked = version == "1" and "sha256" not in metadata
+        if not unmarked and metadata.get("sha256") != _checksum(tensors, metadata["values"]):
+            raise ValueError(f'"{path}" is damaged, its checksum does not fit; run the pilot again')
         values = json.loads(metadata["values"])
         fields: dict[str, Any] = {name: tensors[name].double() for name in _TENSORS}
         fields |= {name: tuple(values[name]) for name in _TUPLES} | {name: values[name] for name in _SCALARS}

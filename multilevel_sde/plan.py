@@ -11,7 +11,6 @@ w_k - w_{k+1} is not zero (see :mod:`multilevel_sde.ladder`), or where a later s
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from multilevel_sde.draw import Draw, systematic
-from multilevel_sde.files import write_atomically
+from multilevel_sde.files import checksum, write_atomically
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.recall import Recall
 from multilevel_sde.steps import Step, StepRule, euler_maruyama, plan_rows
@@ -257,11 +256,7 @@ _DTYPES = _ALWAYS | _REMEMBERED | {"times": torch.float64}
 
 
 def _checksum(tensors: dict[str, Tensor], truncated: str) -> str:
-    chosen = [tensors[name] for name in _DTYPES if name in tensors]
-    content = hashlib.sha256(" ".join([truncated, *[str(tuple(tensor.shape)) for tensor in chosen]]).encode())
-    for tensor in chosen:
-        content.update(tensor.numpy().tobytes())
-    return content.hexdigest()
+    return checksum([truncated], [tensors[name] for name in _DTYPES if name in tensors])
 
 
 def _checked(recall: Recall | None, weights: Tensor) -> Recall | None:

@@ -16,6 +16,7 @@ from multilevel_diffusion.measure import measure_errors
 from multilevel_diffusion.schedules import CosineSchedule, LinearSchedule
 from multilevel_diffusion.store import load_ladder, save_ladder, shipped_ladder, shipped_ladders
 from multilevel_diffusion.unet import UNet, UNetConfig
+from multilevel_sde.files import seal
 
 TINY = UNetConfig(base_dim=4, bottom_depth=1, mid_depth=0, levels=1, image_size=8, channels=1, time_dim=8)
 TWO = [TINY, replace(TINY, base_dim=8)]
@@ -44,16 +45,22 @@ def folder(written, tmp_path):
 
 
 def edit(path, **changes):
+    """Change entries of a file of a ladder, checksums included, as somebody who writes ladders by hand would."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    folder = path.parent if path.name == "ladder.json" else path.parents[1]
+    record = json.loads((folder / "ladder.json").read_text())
+    for entry in record["levels"]:
+        entry["config_sha256"] = hashlib.sha256((folder / entry["folder"] / "config.json").read_bytes()).hexdigest()
+    (folder / "ladder.json").write_text(json.dumps(seal({key: record[key] for key in record if key != "sha256"})))
 
 
 def replace_weights(folder, level, change):
-    """Change the weights of a level, checksum included, as somebody who writes ladders by hand would."""
+    """Change the weights of a level in the same way."""
     weights, record = folder / f"level_{level}" / "model.safetensors", json.loads((folder / "ladder.json").read_text())
     content = to_safetensors(change(from_safetensors(weights.read_bytes())))
     weights.write_bytes(content)
     record["levels"][level]["sha256"] = hashlib.sha256(content).hexdigest()
-    (folder / "ladder.json").write_text(json.dumps(record))
+    edit(folder / "ladder.json", levels=record["levels"])
 
 
 def test_round_trip(written):
@@ -90,6 +97,17 @@ def test_other_dtypes(written, dtype):
     assert torch.isfinite(out).all()
 
 
+def test_ladders_of_format_1_are_still_read(folder):
+    """As the first preview wrote them: checksums of the weights only."""
+    record = json.loads((folder / "ladder.json").read_text())
+    del record["sha256"]
+    for entry in record["levels"]:
+        del entry["config_sha256"]
+    (folder / "ladder.json").write_text(json.dumps({**record, "format": 1}))
+    assert load_ladder(folder).ladder.costs == tuple(entry["flops"] for entry in record["levels"])
+    assert len(load_ladder(folder).networks) == 2
+
+
 def test_no_clip_is_kept(tmp_path):
     save_ladder(tmp_path, networks()[:1], CosineSchedule(), clip=None, batch=1)
     assert load_ladder(tmp_path).clip is None
@@ -104,7 +122,23 @@ def test_global_random_state_is_left_alone(written):
 DAMAGES = {
     "no ladder.json": (lambda f: (f / "ladder.json").unlink(), "has no file"),
     "half a ladder.json": (lambda f: (f / "ladder.json").write_text('{"format": 1,'), "not readable as JSON"),
-    "newer": (lambda f: edit(f / "ladder.json", format=2), "format 2, newer than 1; update"),
+    "newer": (lambda f: edit(f / "ladder.json", format=3), "format 3, newer than 2; update"),
+    "no number": (lambda f: (f / "ladder.json").write_text('{"format": "1"}'), "has the format '1', expected a number"),
+    "deep": (lambda f: (f / "ladder.json").write_text("[" * 100_000), "not readable as JSON"),
+    "no clip": (lambda f: edit(f / "ladder.json", clip=5), "holds what is no ladder .*; write it with save_ladder"),
+    "no list": (lambda f: edit(f / "ladder.json", schedule=[1]), "holds what is no ladder"),
+    "changed cost": (
+        lambda f: (f / "ladder.json").write_text((f / "ladder.json").read_text().replace('"flops": ', '"flops": 1')),
+        "ladder.json is damaged or was changed by hand, its checksum does not fit",
+    ),
+    "no checksum": (
+        lambda f: (f / "ladder.json").write_text((f / "ladder.json").read_text().replace('"sha256": ', '"sha255": ')),
+        "its checksum does not fit",
+    ),
+    "changed network": (
+        lambda f: (f / "level_1/config.json").write_text((f / "level_1/config.json").read_text() + " "),
+        "config.json is not the file that ladder.json describes",
+    ),
     "no levels": (lambda f: edit(f / "ladder.json", levels=[]), "without levels"),
     "missing entry": (lambda f: (f / "ladder.json").write_text('{"format": 1}'), 'no entry "schedule"'),
     "bare level": (lambda f: edit(f / "ladder.json", levels=[{"folder": "level_0"}]), 'no entry "flops"'),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import multilevel_sde as mls
+from multilevel_sde.files import seal
 from multilevel_sde.learned import log_times
 from multilevel_sde.path_gradient import cost_gradient, path_gradient
 
@@ -539,11 +540,22 @@ def test_schedules_are_checked_saved_and_loaded(tmp_path):
         ({"format": "else"}, "not a learned"),
         ({"delta": None}, "lacks"),
     ]:
-        path.write_text(json.dumps(content | change))
+        path.write_text(json.dumps(seal({key: (content | change)[key] for key in content if key != "sha256"})))
         with pytest.raises(ValueError, match=message):
             mls.LearnedSchedule.load(path)
-    path.write_text("{")
-    with pytest.raises(ValueError, match="damaged"):
+    for damaged in ("{", "[" * 100_000):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match="damaged"):
+            mls.LearnedSchedule.load(path)
+    for damage in ({"delta": 0.06}, {"sha256": ""}, {"version": 1}):
+        path.write_text(json.dumps(content | damage))
+        with pytest.raises(ValueError, match="its checksum does not fit"):
+            mls.LearnedSchedule.load(path)
+    del content["sha256"]
+    path.write_text(json.dumps(content | {"version": 1}))  # as the first preview wrote them
+    assert mls.LearnedSchedule.load(path) == schedule
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="its checksum does not fit"):
         mls.LearnedSchedule.load(path)
 
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import multilevel_sde as mls
 from multilevel_sde.allocate import shrink
@@ -225,6 +227,33 @@ def test_damaged_and_foreign_files_are_refused(measured, tmp_path):
         mls.Pilot.load(path)
     dataclasses.replace(measured, times=measured.times[:-1]).save(path)
     with pytest.raises(ValueError, match="damaged"):
+        mls.Pilot.load(path)
+
+
+def test_the_numbers_of_a_file_are_protected_and_files_without_a_checksum_still_read(measured, tmp_path):
+    path = tmp_path / "pilot.safetensors"
+    measured.save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    old = {key: value for key, value in metadata.items() if key != "sha256"} | {"version": "1"}
+    save_file(tensors, path, old)  # as the first preview wrote them
+    assert mls.Pilot.load(path).costs == measured.costs
+    other = metadata["values"].replace('"samples": ', '"samples": 1')
+    shifted = tensors | {"times": tensors["times"] + 1e-9}
+    halved = tensors | {"gram": tensors["gram"].view(torch.int32)}
+    for content, header in [
+        (tensors, metadata | {"values": other}),
+        (tensors, metadata | {"values": other, "version": "1"}),
+        (tensors, old | {"version": "2"}),
+        (shifted, metadata),
+        (halved, metadata),
+        (tensors | {"multistep_10": torch.ones(10, 1, dtype=torch.float64)}, metadata),
+    ]:
+        save_file(content, path, header)
+        with pytest.raises(ValueError, match="its checksum does not fit"):
+            mls.Pilot.load(path)
+    save_file(tensors, path, metadata | {"version": "3"})
+    with pytest.raises(ValueError, match="versions"):
         mls.Pilot.load(path)
 
 

@@ -5,9 +5,9 @@
     level_0/model.safetensors
     level_1/...
 
-`ladder.json` is written last and holds the checksum of every weights file, so a folder that was copied by half is
-refused. Levels only telescope when they estimate the same thing: one schedule, one parameterisation, one image shape.
-Nothing is unpickled.
+`ladder.json` is written last and holds the checksum of every other file and of itself, so a folder that was copied by
+half, damaged or changed by hand is refused (format 1 had checksums of the weights only). Levels only telescope when
+they estimate the same thing: one schedule, one parameterisation, one image shape. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ import multilevel_sde as mls
 from multilevel_diffusion.denoisers import EpsilonDenoiser
 from multilevel_diffusion.schedules import NoiseSchedule, schedule_from_dict
 from multilevel_diffusion.unet import UNet, UNetConfig
-from multilevel_sde.files import write_atomically
+from multilevel_sde.files import is_sealed, seal, write_atomically
 
 __all__ = ["DiffusionLadder", "load_ladder", "save_ladder", "shipped_ladder", "shipped_ladders"]
 
-FORMAT = 1
+FORMAT = 2
 PARAMETERISATION = "epsilon"
 SHARED = ("schedule", "parameterisation", "image_shape")
 
@@ -174,7 +174,8 @@ def save_ladder(
         name = f"level_{index}"
         content = to_safetensors({key: value.cpu().contiguous() for key, value in network.state_dict().items()})
         write_atomically(root / name / "model.safetensors", content)
-        _write_json(root / name / "config.json", {"format": FORMAT, "network": network.config.to_dict(), **shared})
+        config = _json({"format": FORMAT, "network": network.config.to_dict(), **shared})
+        write_atomically(root / name / "config.json", config)
         levels.append(
             {
                 "folder": name,
@@ -182,13 +183,14 @@ def save_ladder(
                 "seconds": seconds[index] / batch,
                 "parameters": sum(parameter.numel() for parameter in network.parameters()),
                 "sha256": hashlib.sha256(content).hexdigest(),
+                "config_sha256": hashlib.sha256(config).hexdigest(),
                 **({"training": dict(training[index])} if training else {}),
                 **({"error": dict(errors[index])} if errors else {}),
             }
         )
     measured = {"batch": batch, "threads": torch.get_num_threads(), "torch": torch.__version__, "device": str(device)}
     record = {"format": FORMAT, **shared, "clip": clip and list(clip), "data": dict(data or {})}
-    _write_json(root / "ladder.json", {**record, "seconds_measured": measured, "levels": levels})
+    write_atomically(root / "ladder.json", _json(seal({**record, "seconds_measured": measured, "levels": levels})))
 
 
 def load_ladder(
@@ -209,18 +211,30 @@ def load_ladder(
         torch.float64
     """
     root = Path(path)
-    record = _read_json(root / "ladder.json", ["format"])
+    record = _read_record(root / "ladder.json")
+    try:
+        schedule = schedule_from_dict(record["schedule"])
+        networks = tuple(_load_level(root, record, level) for level in range(len(record["levels"])))
+        clip = None if record["clip"] is None else (float(record["clip"][0]), float(record["clip"][1]))
+    except (TypeError, AttributeError, LookupError, OverflowError, RuntimeError) as error:
+        raise ValueError(f'"path" holds what is no ladder ({error}); write it with save_ladder') from None
+    if not networks:
+        raise ValueError(f'"path" holds a ladder without levels ({root / "ladder.json"}); write it with save_ladder')
+    return DiffusionLadder(tuple(network.to(device, dtype) for network in networks), schedule, clip, record, root)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    record = _read_json(path, ["format"])
+    if not isinstance(record["format"], int) or record["format"] < 1:
+        raise ValueError(f"{path} has the format {record['format']!r}, expected a number; write it with save_ladder")
     if record["format"] > FORMAT:
         raise ValueError(
             f'"path" holds a ladder of format {record["format"]}, newer than {FORMAT}; update multilevel-sde to read it'
         )
-    _check_keys(record, [*SHARED, "clip", "levels"], root / "ladder.json")
-    networks = tuple(_load_level(root, record, level) for level in range(len(record["levels"])))
-    if not networks:
-        raise ValueError(f'"path" holds a ladder without levels ({root / "ladder.json"}); write it with save_ladder')
-    clip = None if record["clip"] is None else (float(record["clip"][0]), float(record["clip"][1]))
-    networks = tuple(network.to(device, dtype) for network in networks)
-    return DiffusionLadder(networks, schedule_from_dict(record["schedule"]), clip, record, root)
+    if (record["format"] > 1 or "sha256" in record) and not is_sealed(record):
+        raise ValueError(f"{path} is damaged or was changed by hand, its checksum does not fit; copy the ladder again")
+    _check_keys(record, [*SHARED, "clip", "levels"], path)
+    return record
 
 
 def _load_level(root: Path, record: Mapping[str, Any], level: int) -> UNet:
@@ -228,6 +242,10 @@ def _load_level(root: Path, record: Mapping[str, Any], level: int) -> UNet:
     _check_keys(entry, ["folder", "flops", "seconds", "sha256"], root / "ladder.json")
     folder = root / entry["folder"]
     values = _read_json(folder / "config.json", [*SHARED, "network"])
+    if record["format"] > 1 and hashlib.sha256((folder / "config.json").read_bytes()).hexdigest() != entry.get(
+        "config_sha256"
+    ):
+        raise ValueError(f"{folder / 'config.json'} is not the file that ladder.json describes; copy the ladder again")
     for key in SHARED:
         if values[key] != record[key]:
             raise ValueError(
@@ -277,8 +295,8 @@ def _check_finite(state: Mapping[str, torch.Tensor], what: str) -> None:
             raise ValueError(f"{what} has weights that are not finite ({name}); train it again")
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
+def _json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=1) + "\n").encode()
 
 
 def _read_json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
@@ -286,7 +304,7 @@ def _read_json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(f'"path" has no file {path}; give the folder of a ladder') from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable as JSON ({error}); copy the ladder again") from None
     _check_keys(values, keys, path)
     return values
