@@ -136,10 +136,14 @@ class BrownianPath:
         cells = torch.arange(index[0], index[-1]) if up else torch.arange(index[0] - 1, index[-1] - 1, -1)
         increments = self._cell_increments(cells, 1.0 if up else -1.0)
         for a, b in itertools.pairwise(index):
-            total = next(increments)
-            for _ in range(abs(b - a) - 1):
-                total.add_(next(increments))
-            yield total.to(self.dtype)
+            yield self._sum(itertools.islice(increments, abs(b - a)))
+
+    def _sum(self, increments: Iterator[Tensor]) -> Tensor:
+        """Add them up, in place; a function, as a generator would keep the sum alive beside the next one."""
+        total = next(increments)
+        for increment in increments:
+            total.add_(increment)
+        return total.to(self.dtype)
 
     def _cell_increments(self, cells: Tensor, sign: float) -> Iterator[Tensor]:
         draw, limit = self._source()
@@ -160,8 +164,8 @@ class BrownianPath:
                 f'"times" have steps below {self.unit / TICKS:.3g}, the resolution of this BrownianPath; '
                 "give it grid=times, or a smaller unit"
             )
-        for increments in LevyWalk(ticks, math.sqrt(self.unit), *self._source()).increments():
-            yield from increments.to(self.dtype).unbind(0)
+        walk = LevyWalk(ticks, math.sqrt(self.unit), *self._source()).increments()
+        yield from itertools.chain.from_iterable(increments.to(self.dtype).unbind(0) for increments in walk)
 
 
 class TorchSDEBrownian:

@@ -49,8 +49,10 @@ def as_noise(diffusion: Diffusion) -> Callable[[Tensor, Tensor, Tensor], Tensor]
             raise ValueError(f'"diffusion" must be finite, got {diffusion}')
         if diffusion == 1:
             return lambda y, t, dW: dW
-        scale = torch.tensor(float(diffusion), dtype=torch.float64)  # half the time of a number, for small states
-        return lambda y, t, dW: dW * scale
+        # A tensor takes two thirds of the time of a number for small states, one of the state's own dtype one third.
+        scale = torch.tensor(float(diffusion), dtype=torch.float64)
+        single = scale.float()
+        return lambda y, t, dW: dW * (single if dW.dtype is torch.float32 else scale)
     arguments = _required_arguments(diffusion)
     if arguments == 1:
         return lambda y, t, dW: dW * diffusion(t)  # type: ignore[operator]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from multilevel_sde.errors import NonFiniteError
 
-__all__ = ["FiniteWatch"]
+__all__ = ["FiniteWatch", "is_finite"]
 
 _GPU_STEPS = 32
 _SMALL_STEPS = 16
@@ -63,8 +63,8 @@ class FiniteWatch:
         if not seen or math.isfinite(_sum([y for _, _, _, y in seen])):
             return
         for n, t, values, y in seen:  # unless it was only the sum that overflowed
-            if not _is_finite(y):
-                bad = [level for level, value in values.items() if not _is_finite(value)]
+            if not is_finite(y):
+                bad = [level for level, value in values.items() if not is_finite(value)]
                 finite = (y if self.host else self.latest).detach().isfinite()
                 per_sample = finite.reshape(len(finite), -1).all(1) if finite.dim() else finite.reshape(1)
                 raise NonFiniteError(n, t, bad[0] if bad else None, (~per_sample).nonzero()[:, 0].tolist())
@@ -78,8 +78,14 @@ def _largest(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x.detach(), math.inf)
 
 
-def _is_finite(x: Tensor) -> bool:
-    return bool(x.detach().isfinite().all())
+def is_finite(x: Tensor) -> bool:
+    """Whether all numbers are finite. A finite sum says so without the copies that `isfinite` makes of a large state.
+
+    Example:
+        >>> is_finite(torch.tensor([3e38, 3e38])), is_finite(torch.tensor([1.0, torch.nan]))
+        (True, False)
+    """
+    return math.isfinite(_sum([x])) or bool(x.detach().isfinite().all())
 
 
 def _sum(states: list[Tensor]) -> float:

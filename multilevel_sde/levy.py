@@ -63,33 +63,42 @@ class LevyWalk:
         first = self.ticks[0] // TICKS
         last = max(first, -(-self.ticks[-1] // TICKS) - 1)
         for unit in range(first, last + 1) if self.ascending else range(last, first - 1, -1):
-            yield from self._visit(unit * TICKS, (unit + 1) * TICKS, None)
+            yield from self._visit(unit * TICKS, (unit + 1) * TICKS)
 
     def _inside(self, low: int, high: int) -> slice:
         """The ticks strictly inside."""
         return slice(bisect_right(self.ticks, low), bisect_left(self.ticks, high))
 
-    def _visit(self, low: int, high: int, total: Tensor | None) -> Iterator[Tensor]:
-        """Visit an interval, of which the total is drawn if it is a unit's."""
-        inside = self._inside(low, high)
-        count = max(0, inside.stop - inside.start)
-        if 0 < count <= self.limit:
-            yield self._visit_at_once(low, high, tuple(tick - low for tick in self.ticks[inside]), total)
-            return
-        if total is None:
-            total = self.draw(low, self.scale)[0]
-        if count == 0:
-            if self.ticks[0] <= low and high <= self.ticks[-1]:
+    def _visit(self, low: int, high: int) -> Iterator[Tensor]:
+        """Visit a unit interval. Alive are the totals that wait, at most one for every split above where it is."""
+        waiting: list[tuple[int, int, Tensor | None]] = [(low, high, None)]
+        while waiting:
+            low, high, total = waiting.pop()
+            inside = self._inside(low, high)
+            count = max(0, inside.stop - inside.start)
+            if 0 < count <= self.limit:
+                yield self._visit_at_once(low, high, tuple(tick - low for tick in self.ticks[inside]), total)
+                continue
+            if total is None:
+                total = self.draw(low, self.scale)[0]
+            if count:
+                middle, share, deviation = _bridge(low, high)
+                left = self.draw(middle, self.scale * deviation)[0].add_(total, alpha=share)
+                halves = [(middle, high, total.sub_(left)), (low, middle, left)]
+                waiting += halves if self.ascending else halves[::-1]
+                del left, halves
+            elif self.ticks[0] <= low and high <= self.ticks[-1]:
                 self.begun = total if self.begun is None else self.begun.add_(total)
                 if (high if self.ascending else low) in self.points:
-                    done, self.begun = self.begun, None
-                    yield done[None]
-            return
-        middle, share, deviation = _bridge(low, high)
-        left = self.draw(middle, self.scale * deviation)[0].add_(total, alpha=share)
-        halves = (low, middle, left), (middle, high, total.sub_(left))
-        for half in halves if self.ascending else halves[::-1]:
-            yield from self._visit(*half)
+                    total = None
+                    yield self._end()
+            total = None
+
+    def _end(self) -> Tensor:
+        """Hand over the sum begun, stacked; nobody else keeps it, as it may be large."""
+        assert self.begun is not None
+        done, self.begun = self.begun, None
+        return done[None]
 
     def _visit_at_once(self, low: int, high: int, inside: tuple[int, ...], total: Tensor | None) -> Tensor:
         """Visit an interval with ticks inside; what is left over behind the last of them is kept for the next visit."""

@@ -5,20 +5,23 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from multilevel_sde.cost import Drift
 from multilevel_sde.finite import FiniteWatch
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.steps import Step, StepRule
 
-__all__ = ["Evaluator", "Loop"]
+__all__ = ["Loop", "evaluator"]
 
 _BLOCK = 1024  # steps whose bookkeeping is unpacked at a time, so that memory does not grow with the steps
 
 Noise = Callable[[Tensor, Tensor], Tensor]
+Evaluate = Callable[[Tensor, Tensor, Any], dict[int, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Loop:
 
     grid: Tensor
     needed: Tensor
-    evaluate: Evaluator
+    evaluate: Evaluate
     combine: Callable[[int, dict[int, Tensor]], Tensor]
     noise: Noise | None
     watch: FiniteWatch | None
@@ -55,6 +58,7 @@ class Loop:
             y = step(y, combine(n, values), t, s, noise)
             if watch is not None:
                 watch(n, t, values, y)
+            values = noise = None  # not alive beside those of the next step: each may be as large as the state
             yield y
 
     def _by_rule(self, rule: StepRule, y: Tensor) -> Iterator[Tensor]:
@@ -85,6 +89,7 @@ class Loop:
                 raise _wrong_count(rule, n, counts[n], str(asked))
             if watch is not None:
                 watch(n, t, {}, y)
+            noise = None
             yield y
 
     def _intervals(self, device: torch.device) -> Iterator[tuple[int, float, float, Tensor]]:
@@ -102,39 +107,58 @@ class Loop:
     def _rows(self) -> Iterator[Tensor | list[int]]:
         """Iterate over the levels that each row of the plan evaluates."""
 
+        levels = range(self.needed.shape[-1])
+
         def block(rows: Tensor) -> Iterable[Tensor | list[int]]:
-            return [[k for k, need in enumerate(row) if need] for row in rows.tolist()] if rows.dim() == 2 else rows
+            return [list(itertools.compress(levels, row)) for row in rows.tolist()] if rows.dim() == 2 else rows
 
         return itertools.chain.from_iterable(map(block, self.needed.split(_BLOCK)))
 
 
-class Evaluator:
-    """Calls the drifts that an evaluation needs, once each, and counts the calls."""
+def evaluator(ladder: Ladder, *, shared: bool) -> Evaluate:
+    """Return evaluate(y, t, needed) -> {level: value}, which calls the drifts that are needed, once each.
 
-    def __init__(self, ladder: Ladder):
-        self.drifts = ladder.drifts
-        self.calls = [0] * len(ladder)
+    The first value of each drift is checked.
 
-    def __call__(self, y: Tensor, t: Tensor, needed: Tensor | list[int]) -> dict[int, Tensor]:
-        """Return the values of the needed levels, zero in the samples that do not need them."""
-        if isinstance(needed, list):
-            return {level: self._call(level, y, t) for level in needed}
+    Arguments:
+        ladder: The drifts.
+        shared: `needed` lists levels; else it is a bool table (B, K), and values are zero in the samples that do not
+            need them.
+    """
+    drifts = list(ladder.drifts)
+    for level, drift in enumerate(ladder.drifts):
+        drifts[level] = _checked_once(drifts, level, drift)
+
+    def by_level(y: Tensor, t: Tensor, needed: Iterable[int]) -> dict[int, Tensor]:
         values = {}
-        for level in range(len(self.drifts)):
-            rows = needed[:, level].nonzero()[:, 0]
-            if len(rows) == len(y):
-                values[level] = self._call(level, y, t)
-            elif len(rows):
-                chosen = rows.to(y.device, non_blocking=True)
-                values[level] = torch.zeros_like(y).index_copy(0, chosen, self._call(level, y[chosen], t))
+        for level in needed:  # a comprehension would cost a call a step
+            values[level] = drifts[level](y, t)
         return values
 
-    def _call(self, level: int, y: Tensor, t: Tensor) -> Tensor:
-        value = self.drifts[level](y, t)
-        if self.calls[level] == 0:
-            _check_value(level, y, value)
-        self.calls[level] += 1
+    def by_sample(y: Tensor, t: Tensor, needed: Tensor) -> dict[int, Tensor]:
+        values = {}
+        for level, drift in enumerate(drifts):
+            rows = needed[:, level].nonzero()[:, 0]
+            if len(rows) == len(y):
+                values[level] = drift(y, t)
+            elif len(rows):
+                chosen = rows.to(y.device, non_blocking=True)
+                values[level] = torch.zeros_like(y).index_copy(0, chosen, drift(y[chosen], t))
+        return values
+
+    return by_level if shared else by_sample
+
+
+def _checked_once(drifts: list[Drift], level: int, drift: Drift) -> Drift:
+    """Return the drift with a check of its value, which puts the drift itself into the list after the first call."""
+
+    def first(y: Tensor, t: Tensor) -> Tensor:
+        value = drift(y, t)
+        _check_value(level, y, value)
+        drifts[level] = drift
         return value
+
+    return first
 
 
 def _check_value(level: int, y: Tensor, value: Tensor) -> None:

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from multilevel_sde.brownian import Brownian, BrownianPath
 from multilevel_sde.diffusion import Diffusion, as_noise
-from multilevel_sde.finite import FiniteWatch
+from multilevel_sde.finite import FiniteWatch, is_finite
 from multilevel_sde.ladder import Ladder
-from multilevel_sde.loop import Evaluator, Loop, Noise
+from multilevel_sde.loop import Loop, Noise, evaluator
 from multilevel_sde.plan import Plan
 from multilevel_sde.steps import Step, StepRule, euler_maruyama, plan_rows
 from multilevel_sde.times import as_times
@@ -131,7 +131,7 @@ class Solution:
 
     Attributes:
         y: State at the last time, shaped like y0.
-        ys: Saved states, (S, *y0.shape); only the last one unless `save` asked for more.
+        ys: Saved states, (S, *y0.shape); only the last one, in the memory of `y`, unless `save` asked for more.
         times: The times of the saved states, (S,).
         stats: What it took.
         status: One sentence: "completed", and whether the plan is biased on purpose.
@@ -207,7 +207,8 @@ def solve(
     kept = _kept_indices(save, len(grid))
     keep_graph = torch.is_grad_enabled() and (y0.requires_grad if gradients is None else gradients)
     with torch.set_grad_enabled(keep_graph):
-        needed, evaluate = estimator.needed(plan), Evaluator(ladder)
+        needed = estimator.needed(plan)
+        evaluate = evaluator(ladder, shared=needed.dim() == 2)
         watch = FiniteWatch(y0) if check_finite else None
         noise = None if diffusion is None else _noise(diffusion, increments(brownian, grid, y0))
         loop = Loop(grid, needed, evaluate, estimator.start(plan), noise, watch, progress)
@@ -221,12 +222,14 @@ def solve(
             if watch is not None:
                 watch.look()
     evaluations = needed.sum(0)
+    calls = evaluations if needed.dim() == 2 else needed.any(1).sum(0)
     cost = float((evaluations.double() @ torch.tensor(ladder.costs, dtype=torch.float64)).mean())
-    stats = Stats(evaluations, tuple(evaluate.calls), cost, time.perf_counter() - start, len(grid) - 1)
+    stats = Stats(evaluations, tuple(calls.tolist()), cost, time.perf_counter() - start, len(grid) - 1)
     status = "completed"
     if plan.truncated:
         status += "; biased on purpose: the plan leaves out the top levels at some steps"
-    return Solution(y, torch.stack(saved), grid[sorted(kept)], stats, status)
+    ys = y[None] if saved[0] is y else torch.stack(saved)  # the last state alone is not copied: it may be large
+    return Solution(y, ys, grid[sorted(kept)], stats, status)
 
 
 def _check_arguments(
@@ -239,7 +242,7 @@ def _check_arguments(
     if not isinstance(y0, Tensor) or not y0.is_floating_point():
         what = str(y0.dtype) if isinstance(y0, Tensor) else type(y0).__name__
         raise TypeError(f'"y0" must be a floating-point Tensor, got {what}')
-    if not bool(y0.isfinite().all()):
+    if not is_finite(y0):
         raise ValueError('"y0" must be finite, got NaN or infinity')
     plan.check_ladder(ladder)
     if plan.samples is not None and (y0.dim() == 0 or y0.shape[0] != plan.samples):
@@ -254,7 +257,8 @@ def _check_arguments(
 
 
 def _check_rows(plan: Plan, step: Step | StepRule, grid: Tensor) -> None:
-    rows = len(plan_rows(step, grid))
+    plain = callable(step) and not isinstance(step, (type, StepRule))
+    rows = len(grid) - 1 if plain else len(plan_rows(step, grid))
     if plan.steps == rows:
         return
     if isinstance(step, StepRule):
