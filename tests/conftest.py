@@ -1,10 +1,29 @@
 """Settings of all tests: hypothesis draws the same examples in every run, torch keeps to one thread."""
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from multilevel_diffusion.schedules import CosineSchedule
+from multilevel_diffusion.store import save_ladder
+from multilevel_diffusion.unet import UNet, UNetConfig
 
 settings.register_profile(
     "repeatable", derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("repeatable")
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_ladder(tmp_path_factory):
+    """Folder of a ladder of two untrained networks for images of 4x4."""
+    folder = tmp_path_factory.mktemp("tiny_ladder")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        networks = [UNet(UNetConfig(dim, depth, 0, 0, 4, channels=1)) for dim, depth in ((2, 1), (4, 2))]
+        for network in networks:
+            for weight in network.parameters():
+                torch.nn.init.normal_(weight, std=0.2)
+    save_ladder(folder, networks, CosineSchedule())
+    return folder

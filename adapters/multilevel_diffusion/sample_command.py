@@ -1,8 +1,13 @@
-"""`multilevel-sde sample`: images of a ladder as PNG pages, and a record of how they were made."""
+"""`multilevel-sde sample`: images of a ladder as tensors and PNG pages, and a record of how they were made.
+
+A run that was killed continues when it is started again with the same arguments; `torchrun --nproc-per-node N -m
+multilevel_sde sample ...` runs it on N processes.
+"""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -12,10 +17,14 @@ from tqdm import tqdm
 
 import multilevel_sde as mls
 from multilevel_diffusion.commands import open_ladder
+from multilevel_diffusion.distributed import place, process_group
 from multilevel_diffusion.fitting import stored_plan
 from multilevel_diffusion.grids import uniform
+from multilevel_diffusion.job import Job
+from multilevel_diffusion.job_run import Result, run
 from multilevel_diffusion.pictures import save_grid
-from multilevel_diffusion.sampling import MODES, Process, batch_for, sample, stored_pilot
+from multilevel_diffusion.sampling import MODES, Process, batch_for, stored_pilot
+from multilevel_diffusion.shards import read_manifest, read_shards, remove_temporary_files
 from multilevel_diffusion.store import DiffusionLadder
 from multilevel_sde.files import write_atomically
 
@@ -38,57 +47,81 @@ def register(subparsers) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image; images take consecutive ones")
     parser.add_argument("--plan-seed", type=int, default=0, help="seed of a randomly drawn plan [%(default)s]")
     parser.add_argument("--batch", type=int, help="images at a time; default: by memory")
-    parser.add_argument("--out", type=Path, default=Path("samples"), help="folder [%(default)s]")
-    parser.add_argument("--device", default="cpu", help="where the networks run [%(default)s]")
-    parser.add_argument("--threads", type=int, help="CPU threads; 1 is fastest for images of 8x8")
+    parser.add_argument("--shard", type=int, help="images in a file of tensors; default: four batches")
+    parser.add_argument("--pages", type=int, help="at most so many PNG pages of 64 images; default: all images")
+    parser.add_argument("--out", type=Path, default=Path("samples"), help="folder; a stopped run continues [samples]")
+    parser.add_argument("--device", default="cpu", help="where the networks run; cuda: one GPU a process [%(default)s]")
+    parser.add_argument("--threads", type=int, help="CPU threads of a process; 1 is fastest for images of 8x8")
+    parser.add_argument(
+        "--timeout", type=float, default=1800.0, help="seconds that processes wait for each other [%(default)g]"
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    if arguments.count < 1:
-        raise ValueError(f'"--count" must be at least 1, got {arguments.count}')
-    images = open_ladder(arguments.ladder)
-    for network in images.networks:
-        network.to(arguments.device)
-    process = Process(images.schedule, MODES[arguments.mode], uniform(images.schedule, arguments.fine))
-    times, plan, how = _choose(arguments, images, process)
-    batch = arguments.batch or batch_for(images.image_shape)
-    seconds, status, pages = 0.0, "", []
-    with tqdm(total=arguments.count, desc="sampling", unit="image") as bar:
-        for first in range(arguments.seed, arguments.seed + arguments.count, _PAGE):
-            seeds = range(first, min(first + _PAGE, arguments.seed + arguments.count))
-            result = sample(
-                images.ladder, process, times, plan, seeds, images.image_shape, batch=batch, device=arguments.device
-            )
-            pages.append(f"samples_{first:06d}.png")
-            save_grid(arguments.out / pages[-1], result.images, scale=max(1, 64 // images.image_shape[-1]))
-            seconds, status = seconds + result.seconds, result.status
-            bar.update(len(seeds))
-    cost = plan.cost(images.ladder)
+    for name, least in (("count", 1), ("pages", 0)):
+        if (value := getattr(arguments, name)) is not None and value < least:
+            raise ValueError(f'"--{name}" must be at least {least}, got {value}')
+    with process_group(arguments.device, timeout=arguments.timeout) as device:
+        # Threads change the last bits, so a run that continues takes those of the run that it continues.
+        if threads := arguments.threads or ((read_manifest(arguments.out) or {}).get("job") or {}).get("threads"):
+            torch.set_num_threads(threads)
+        images = open_ladder(arguments.ladder)
+        for network in images.networks:
+            network.to(device)
+        process = Process(images.schedule, MODES[arguments.mode], uniform(images.schedule, arguments.fine))
+        times, plan, how = _choose(arguments, images, process)
+        batch = arguments.batch or batch_for(images.image_shape)
+        seeds = range(arguments.seed, arguments.seed + arguments.count)
+        shard = arguments.shard or 4 * batch
+        threads = torch.get_num_threads()
+        job = Job(images, times, plan, seeds, MODES[arguments.mode], arguments.fine, batch, shard, threads)
+        result = run(job, arguments.out, progress=True)
+        if place()[0] == 0:
+            _report(arguments, job, result, how)
+    return 0
+
+
+def _report(arguments: argparse.Namespace, job: Job, result: Result, how: str) -> None:
+    """Write the pages and the record, and say what was done."""
+    ladder, plan = job.images.ladder, job.plan
+    cost = plan.cost(ladder)
+    remove_temporary_files(arguments.out, ("samples_*", "record.json"))
     record = {
-        "versions": {"multilevel_sde": mls.__version__, "torch": torch.__version__},
+        "versions": job.description["versions"],
         "ladder": str(arguments.ladder),
         "method": how,
         "mode": arguments.mode,
         "steps": plan.steps,
         "fine": arguments.fine,
-        "seeds": [arguments.seed, arguments.seed + arguments.count],
+        "seeds": [job.seeds.start, job.seeds.stop],
         "plan_seed": arguments.plan_seed,
         "evaluations": plan.evaluations.tolist(),
-        "cost": {"FLOPs per image": cost, "largest network's evaluations": cost / images.ladder.costs[-1]},
-        "seconds": seconds,
-        "status": status,
-        "pages": pages,
+        "cost": {"FLOPs per image": cost, "largest network's evaluations": cost / ladder.costs[-1]},
+        "computed": result.images,
+        "seconds": result.seconds,
+        "status": result.status,
+        "job": job.digest,
+        "pages": _write_pages(arguments.out, job.seeds, arguments.pages),
     }
     write_atomically(arguments.out / "record.json", (json.dumps(record, indent=1) + "\n").encode())
-    plan.save(arguments.out / "plan.safetensors", times)
+    there = arguments.count - result.images
     print(
-        f"{arguments.count} images by {how}, {plan.steps} steps, cost {cost / images.ladder.costs[-1]:.2f} evaluations "
-        f"of the largest network each, {seconds:.1f} s; {status}; written to {arguments.out}/"
+        f"{arguments.count} images by {how}, {plan.steps} steps, cost {cost / ladder.costs[-1]:.2f} evaluations "
+        f"of the largest network each, {result.seconds:.1f} s; {result.status}; "
+        + (f"{there} of them were there; " if there else "")
+        + f"written to {arguments.out}/"
     )
-    return 0
+
+
+def _write_pages(folder: Path, seeds: range, most: int | None) -> list[str]:
+    """Write PNG pages of the images in a folder, and return their names."""
+    images, names = itertools.chain.from_iterable(images for _, images in read_shards(folder)), []
+    for first in tqdm(seeds[::_PAGE][:most], desc="pages", unit="page", delay=2):
+        page = torch.stack(list(itertools.islice(images, _PAGE)))
+        names.append(f"samples_{first:06d}.png")
+        save_grid(folder / names[-1], page, scale=max(1, 64 // page.shape[-1]))
+    return names
 
 
 def _choose(arguments: argparse.Namespace, images: DiffusionLadder, process: Process) -> tuple[Tensor, mls.Plan, str]:

@@ -1,0 +1,89 @@
+"""A tiny job, and processes to run it in: what the tests of jobs share.
+
+Children come from a process without threads that has imported torch, so that starting one takes no time. They import
+this module, not the tests.
+"""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+
+import torch
+
+import multilevel_sde as mls
+from multilevel_diffusion.grids import uniform
+from multilevel_diffusion.job import Job
+from multilevel_diffusion.job_run import run
+from multilevel_diffusion.store import load_ladder
+from multilevel_sde import cli
+
+PROCESSES = multiprocessing.get_context("forkserver")  # children of a process without threads, which has imported torch
+# pytest is the main module, which every child imports.
+PROCESSES.set_forkserver_preload(["pytest", "multilevel_diffusion.sample_command", "multilevel_sde.cli"])
+
+
+def job(ladder, seeds=range(3, 14), steps=3, **changes):
+    images = load_ladder(ladder)
+    times = uniform(images.schedule, 12)[:: 12 // steps]
+    hits = torch.tensor([True, True]).expand(steps, 2)
+    plan = mls.Plan(hits, torch.tensor([1.0, 0.5]).expand(steps, 2))
+    return Job(images, times, plan, seeds, **{"fine": 12, "batch": 2, "shard": 4, "threads": 1} | changes)
+
+
+def child(target, *arguments):
+    """Start a function in a process of its own."""
+    process = PROCESSES.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def command(words):
+    """Run the command line quietly, and exit with its status."""
+    with open(os.devnull, "w") as sys.stdout, sys.stdout as sys.stderr:
+        status = cli.main(words)
+    os._exit(status)
+
+
+class Halves:
+    """A file that is written in two halves, with an event between them."""
+
+    def __init__(self, file, event):
+        self.file, self.event = file, event
+        self.flush, self.fileno = file.flush, file.fileno
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def write(self, data):
+        self.file.write(data[: len(data) // 2])
+        self.file.flush()
+        self.event()
+        self.file.write(data[len(data) // 2 :])
+
+
+def run_until(last, ladder, folder):
+    """Run a job and die by SIGKILL at the event number `last`: before, within or after a write to the disk."""
+    count = itertools.count(1)
+
+    def event():
+        if next(count) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watched(function):
+        def call(*arguments, **options):
+            event()
+            value = function(*arguments, **options)
+            event()
+            return value
+
+        return call
+
+    fdopen = os.fdopen
+    os.fdopen = lambda *arguments: Halves(fdopen(*arguments), event)
+    os.fsync, os.replace = watched(os.fsync), watched(os.replace)
+    run(job(ladder, seeds=range(3, 9)), folder)
