@@ -4,7 +4,7 @@ On the shipped ladders (digits 8x8, dead leaves 32x32), for the reverse SDE (DDP
 evaluations of the largest network (by FLOPs): Euler-Maruyama (that is DDPM and DDIM), DPM-Solver++ 2M, UniPC and
 SA-Solver on two grids (for the SDE without UniPC, on one), all on the largest network; ML-EM with p = C/T and
 systematic draws, the pilot's plan, fitted plans; one level a step (chosen by the pilot, or a small network first and
-the largest one from some time on); each smaller network alone; and the largest one with 1000 steps.
+the largest one from some time on); each smaller network alone; the largest one with 100 and 1000 steps.
 
 The reference are real images that no network was trained on: the 300 held-out digits, 512 dead leaves. Measured are
 
@@ -37,7 +37,7 @@ from pathlib import Path
 import torch
 from bench_samplers import EM, FINE, FITTED, GRIDS, PILOT, QUARTERS, Bench, Run, ladder_runs, single_runs
 from common import machine
-from quality_tables import REAL, TOP, draw_figure, markdown
+from quality_tables import DRAWN_BY_COST, REAL, draw_figure, markdown, top_alone
 from torch import Tensor
 from tqdm import tqdm
 
@@ -52,7 +52,7 @@ from multilevel_diffusion.sampling import MODES, Process, stored_pilot
 from multilevel_diffusion.store import load_ladder, shipped_ladder
 from multilevel_sde.files import write_atomically
 
-BUDGETS = (5, 8, 12, 20, 35)
+BUDGETS, LONG = (5, 8, 12, 20, 35), (100, FINE)
 IMAGES = {"digits": 512, "deadleaves32": 96}
 MULTILEVEL_STEPS, DIRECTIONS, RESAMPLES, REFERENCES = 100, 128, 100, 512
 SINGLES = {  # for the SDE the grid about uniform in log-SNR is the worse one at these costs: results/samplers.md
@@ -153,7 +153,7 @@ def other_runs(bench: Bench) -> Iterator[Run]:
         table = mls.InverseCostSchedule().probabilities(ladder, times, budget=n * ladder.costs[-1])
         generator = torch.Generator().manual_seed(n)
         drawn = [mls.draw_plan(table, mls.systematic, generator=generator) for _ in range(QUARTERS)]
-        yield run("ML-EM, p = C/T, systematic", n, times, drawn)
+        yield run(DRAWN_BY_COST, n, times, drawn)
         for level in (len(ladder) - 3, len(ladder) - 2):
             first = int(n / (1 - costs[level]))  # of 2 n steps: as many as make the cost n
             plan = switched(ladder, times := process.grid(2 * n), level, first)
@@ -167,40 +167,49 @@ def other_runs(bench: Bench) -> Iterator[Run]:
 
 def runs(bench: Bench) -> list[Run]:
     """Return all samplers, the dearest last."""
-    fine, ladder = bench.process.grid(FINE), bench.stored.ladder
-    full = [mls.em_plan(ladder, fine)] * QUARTERS
     found = [run for run in single_runs(bench, BUDGETS) if run[0] in SINGLES[bench.mode]]
     found += [run for run in ladder_runs(bench, BUDGETS) if run[0] in LADDER]
     found += other_runs(bench)
-    return [*sorted(found, key=lambda run: run[1]), (TOP, FINE, lambda: bench.solve(fine, full), full)]
+    for steps in LONG:
+        plans = [mls.em_plan(bench.stored.ladder, times := bench.process.grid(steps))] * QUARTERS
+        found.append((top_alone(steps), steps, lambda times=times, plans=plans: bench.solve(times, plans), plans))
+    return sorted(found, key=lambda run: run[1])
+
+
+def open_bench(name: str, mode: str, images: int) -> Bench:
+    """Return a process on a shipped ladder with its pilot."""
+    stored = load_ladder(shipped_ladder(name))
+    pilot = stored_pilot(stored, mode)
+    if pilot is None:
+        raise ValueError(f"the ladder {name} has no pilot for {mode}; write one with multilevel_sde.pilot and save")
+    return Bench(stored, Process(stored.schedule, MODES[mode], uniform(stored.schedule, FINE)), pilot, images, mode)
+
+
+def relative_cost(bench: Bench, budget: float, plans: list[mls.Plan]) -> float:
+    """Return what an image cost on the average of the quarters, in evaluations of the largest network."""
+    costs = torch.tensor(bench.stored.ladder.costs, dtype=torch.float64) / bench.stored.ladder.costs[-1]
+    return sum(float(plan.evaluations.double() @ costs) for plan in plans) / QUARTERS if plans else budget
 
 
 def measure(name: str, mode: str, images: int, path: Path, now: Sequence[int]) -> None:
     """Measure what the file does not hold yet, at those of the budgets that are wanted now."""
-    stored = load_ladder(shipped_ladder(name))
-    pilot = stored_pilot(stored, mode)
-    if pilot is None or stored.folder is None:
-        raise ValueError(f"the ladder {name} has no pilot for {mode}; write one with multilevel_sde.pilot and save")
-    digest = hashlib.sha256((stored.folder / f"pilot_{mode}.safetensors").read_bytes()).hexdigest()[:16]
-    head = {"ladder": name, "mode": mode, "images": images, "pilot": digest}
+    bench, judge = open_bench(name, mode, images), JUDGES[name](images)
+    pilot = (shipped_ladder(name) / f"pilot_{mode}.safetensors").read_bytes()
+    head = {"ladder": name, "mode": mode, "images": images, "pilot": hashlib.sha256(pilot).hexdigest()[:16]}
     result = json.loads(path.read_bytes()) if path.is_file() else {}
     if {key: result.get(key) for key in head} != head:
-        result = {**head, "machine": machine(), "halves": {}, "rows": []}
-    bench = Bench(stored, Process(stored.schedule, MODES[mode], uniform(stored.schedule, FINE)), pilot, images, mode)
-    costs = torch.tensor(stored.ladder.costs, dtype=torch.float64) / stored.ladder.costs[-1]
-    judge = JUDGES[name](images)
+        result = {**head, "machine": machine(), "halves": judge.halves(), "rows": []}
     done = {(row["method"], row["budget"]) for row in result["rows"]}
     todo: list[Run] = [(REAL, 0, lambda: judge.floor, [])]
     todo += [run for run in runs(bench) if run[1] in now]
-    result["halves"] = result["halves"] or judge.halves()
     with tqdm(total=len(todo), desc=f"{name} {mode}", unit="run") as bar, torch.no_grad():
         for method, budget, sampled, plans in todo:
             if (method, budget) not in done:
                 begin = time.process_time()
                 found = sampled()
-                seconds = (time.process_time() - begin) / images
-                cost = sum(float(plan.evaluations.double() @ costs) for plan in plans) / QUARTERS if plans else budget
-                row = {"method": method, "budget": budget, "cost": round(cost, 4), "seconds": float(f"{seconds:.3g}")}
+                seconds = float(f"{(time.process_time() - begin) / images:.3g}")
+                cost = round(relative_cost(bench, budget, plans), 4)
+                row = {"method": method, "budget": budget, "cost": cost, "seconds": seconds}
                 result["rows"].append({**row, "measures": judge.measure(found)})
                 write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
             bar.update()
@@ -211,7 +220,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ladders", nargs="*", choices=IMAGES, default=list(IMAGES), help="none: only redraw [all]")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="[both]")
-    parser.add_argument("--budgets", nargs="+", type=int, default=[*BUDGETS, FINE], help="[all, and 1000: the top]")
+    parser.add_argument(
+        "--budgets", nargs="+", type=int, default=[*BUDGETS, *LONG], help="[all, and 100 and 1000: the top]"
+    )
     parser.add_argument("--images", type=int, help="a multiple of 4 [512 digits, 96 dead leaves]")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="[results beside this]")
     parser.add_argument("--quick", action="store_true", help="a smoke run: 16 digits, one budget")

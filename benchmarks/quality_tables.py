@@ -10,15 +10,20 @@ from common import table
 
 from multilevel_sde.files import write_atomically
 
-__all__ = ["MEASURES", "REAL", "TOP", "best_of", "draw_figure", "markdown"]
+__all__ = ["DRAWN_BY_COST", "MEASURES", "REAL", "best_of", "draw_figure", "markdown", "top_alone"]
 
 MEASURES = {
     "frechet": "Fréchet distance of features",
     "sliced": "sliced Wasserstein distance of pixels",
     "told apart": "told apart from real images",
 }
-REAL, TOP = "real images", "the top, 1000 steps"
-SHOWN = (EM, PILOT, FITTED, "one level a step, chosen", "ML-EM, p = C/T, systematic")  # in the figure
+REAL, DRAWN_BY_COST = "real images", "ML-EM, p = C/T, systematic"
+SHOWN = (EM, PILOT, FITTED, "one level a step, chosen", DRAWN_BY_COST)  # in the figure
+
+
+def top_alone(steps: int) -> str:
+    """Return the name of the largest network with many steps."""
+    return f"the top, {steps} steps"
 
 
 def is_single(method: str) -> bool:
@@ -40,8 +45,8 @@ def _cell(found: dict, bold: bool) -> str:
 
 def markdown(result: dict) -> str:
     """Return the tables of one process, one for each measure."""
-    rows = [row for row in result["rows"] if row["method"] not in (REAL, TOP)]
-    ends = {row["method"]: row for row in result["rows"]}
+    ends = [row for row in result["rows"] if row["method"] == REAL or row["method"].startswith("the top")]
+    rows = [row for row in result["rows"] if row not in ends]
     budgets = sorted({row["budget"] for row in rows})
     lines = [f"### {result['ladder']}, {result['mode'].upper()}, {result['images']} images", ""]
     lines += ["With 95% intervals; bold: interval meets that of the best of the column.", ""]
@@ -52,9 +57,8 @@ def markdown(result: dict) -> str:
         for method in sorted({row["method"] for row in rows}):
             cells = {row["budget"]: row["measures"][measure] for row in rows if row["method"] == method}
             body.append([method, *[_cell(cells[b], method in level[b]) if b in cells else "" for b in budgets]])
-        for method in (TOP, REAL):
-            if method in ends:
-                body.append([method, _cell(ends[method]["measures"][measure], False), *[""] * (len(budgets) - 1)])
+        for row in sorted(ends, key=lambda row: -row["budget"]):
+            body.append([row["method"], _cell(row["measures"][measure], False), *[""] * (len(budgets) - 1)])
         lines += [f"{title[0].upper()}{title[1:]}, at a cost of about:", ""]
         lines += [*table(["method", *[f"{b:g}" for b in budgets]], body), ""]
     halves = ", ".join(f"{MEASURES[name]} {value:.3g}" for name, value in result["halves"].items())
@@ -94,8 +98,9 @@ def _panel(axes, rows: list[dict], measure: str) -> None:
         found = row["measures"][measure]
         if row["method"] == REAL:
             axes.axhspan(found["low"], found["high"], color="0.9", label="real images")
-        if row["method"] == TOP:
-            axes.axhline(found["estimate"], color="0.4", linestyle=":", label=TOP)
+    long = max((row for row in rows if row["method"].startswith("the top")), key=lambda r: r["budget"], default=None)
+    if long is not None:
+        axes.axhline(long["measures"][measure]["estimate"], color="0.4", linestyle=":", label="the largest, many steps")
     curves: dict[str, list[tuple]] = {}
     for row in rows:
         found = row["measures"][measure]
