@@ -4,11 +4,14 @@ Children come from a process without threads that has imported torch, so that st
 this module, not the tests.
 """
 
+import errno
 import itertools
 import multiprocessing
 import os
 import signal
+import socket
 import sys
+import time
 
 import torch
 
@@ -39,11 +42,61 @@ def child(target, *arguments):
     return process
 
 
-def command(words):
-    """Run the command line quietly, and exit with its status."""
-    with open(os.devnull, "w") as sys.stdout, sys.stdout as sys.stderr:
+def command(words, log=os.devnull):
+    """Run the command line, and exit with its status; what it says goes to a file."""
+    with open(log, "w") as sys.stdout, sys.stdout as sys.stderr:
         status = cli.main(words)
     os._exit(status)
+
+
+def ranks(world, words, folder, fault=None):
+    """Start the command in processes that form a group, as torchrun does; their logs go to a folder.
+
+    In rank 1, `fault` is called before the second shard.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder.mkdir(exist_ok=True)
+    return [
+        child(rank_command, rank, world, port, words, str(folder / f"{rank}.log"), fault if rank == 1 else None)
+        for rank in range(world)
+    ]
+
+
+def rank_command(rank, world, port, words, log, fault):
+    """Run the command as one process of a group."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(address, RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
+    if fault is not None:
+        count, sample = itertools.count(1), Job.sample
+
+        def faulty(*arguments):
+            if next(count) == 2:
+                fault()
+            return sample(*arguments)
+
+        Job.sample = faulty  # type: ignore[method-assign]
+    command(words, log)
+
+
+def die():
+    """Die as by the machine's hand."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang():
+    """Go on for ever, without an answer."""
+    time.sleep(3600)
+
+
+def fill():
+    """Let every write fail as on a full disk."""
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    os.fsync = full
 
 
 class Halves:
