@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -17,13 +18,15 @@ def machine() -> dict:
     """Return what the figures depend on."""
     info = Path("/proc/cpuinfo")
     models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    load = os.getloadavg()[0]  # of the last minute; the benchmark itself makes 1 of it
     return {
         "cpu": models[0] if models else platform.processor(),
         "cores": len(models),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "shared": "other processes used both cores during the measurement",
+        "shared": "other processes ran at the same time" if load > 1.5 else "no other process ran",
+        "load": round(load, 1),
     }
 
 
