@@ -14,8 +14,9 @@ The reference are real images that no network was trained on: the 300 held-out d
 
 The floor is real images in place of the samples, as many. Distances are less their bootstrap bias, and their 95%
 intervals are over samples: the reference is the same for all rows, so its noise does not enter. Random plans are drawn
-anew for each quarter of the images. Rows are stored as they come: a run that is stopped goes on where it was; delete
-the files in the folder to measure again.
+anew for each quarter of the images. Rows are stored as they come: a run that is stopped goes on where it was. Rows of
+another pilot or number of images are thrown away; after a change of the code of plans, measure those again with
+`--again "ML-EM, pilot's plan"`.
 
     python benchmarks/bench_quality.py                   # about an hour of one core
     python benchmarks/bench_quality.py --quick --out /tmp/quality
@@ -191,14 +192,15 @@ def relative_cost(bench: Bench, budget: float, plans: list[mls.Plan]) -> float:
     return sum(float(plan.evaluations.double() @ costs) for plan in plans) / QUARTERS if plans else budget
 
 
-def measure(name: str, mode: str, images: int, path: Path, now: Sequence[int]) -> None:
-    """Measure what the file does not hold yet, at those of the budgets that are wanted now."""
+def measure(name: str, mode: str, images: int, path: Path, now: Sequence[int], again: Sequence[str] = ()) -> None:
+    """Measure what the file does not hold yet and the methods wanted again, at those of the budgets wanted now."""
     bench, judge = open_bench(name, mode, images), JUDGES[name](images)
     pilot = (shipped_ladder(name) / f"pilot_{mode}.safetensors").read_bytes()
     head = {"ladder": name, "mode": mode, "images": images, "pilot": hashlib.sha256(pilot).hexdigest()[:16]}
     result = json.loads(path.read_bytes()) if path.is_file() else {}
     if {key: result.get(key) for key in head} != head:
         result = {**head, "machine": machine(), "halves": judge.halves(), "rows": []}
+    result["rows"] = [row for row in result["rows"] if row["method"] not in again or row["budget"] not in now]
     done = {(row["method"], row["budget"]) for row in result["rows"]}
     todo: list[Run] = [(REAL, 0, lambda: judge.floor, [])]
     todo += [run for run in runs(bench) if run[1] in now]
@@ -223,6 +225,7 @@ def main() -> None:
     parser.add_argument(
         "--budgets", nargs="+", type=int, default=[*BUDGETS, *LONG], help="[all, and 100 and 1000: the top]"
     )
+    parser.add_argument("--again", nargs="+", default=[], help="methods to measure again, by name")
     parser.add_argument("--images", type=int, help="a multiple of 4 [512 digits, 96 dead leaves]")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="[results beside this]")
     parser.add_argument("--quick", action="store_true", help="a smoke run: 16 digits, one budget")
@@ -233,7 +236,7 @@ def main() -> None:
         if not 8 <= images <= 996 or images % QUARTERS:
             parser.error(f'"--images" must be a multiple of {QUARTERS} from 8 to 996 (the real digits), got {images}')
         budgets = BUDGETS[:1] if options.quick else options.budgets
-        measure(name, mode, images, options.out / f"quality_{name}_{mode}.json", budgets)
+        measure(name, mode, images, options.out / f"quality_{name}_{mode}.json", budgets, options.again)
     stored = [options.out / f"quality_{name}_{mode}.json" for name, mode in product(IMAGES, MODES)]
     results = [json.loads(path.read_bytes()) for path in stored if path.is_file()]
     text = "\n".join(markdown(result) for result in results)
