@@ -1,0 +1,115 @@
+"""Sample a large job on a Ray cluster: Ray Data's map_batches over a pool of actors, each of which holds the ladder.
+
+    pip install multilevel-sde[diffusion,cluster]
+    multilevel-sde plan --ladder digits --budget 5 -o plan.safetensors
+    python examples/ray_sampling.py --ladder digits --plan plan.safetensors --count 1000000 --out /shared/images
+
+Without --address it starts Ray on this machine. The folder must be seen by all machines, and the ladder be found by its
+name or path on each. What is written are the shards and the manifest of `multilevel-sde sample`, byte for byte, so
+either of them may continue what the other began. A worker that dies is replaced and its shard computed again; start
+the same command again after anything worse.
+
+The last line says what 10^9 such images would take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import ray
+
+import multilevel_sde as mls
+from multilevel_diffusion.commands import open_ladder
+from multilevel_diffusion.job import Job
+from multilevel_diffusion.job_run import close_folder, finish, open_folder, stored_job
+from multilevel_diffusion.sampling import MODES, batch_for
+
+
+class ShardWriter:
+    """An actor: reads the job from its folder, takes indices of shards, and sees to it that they are written."""
+
+    def __init__(self, folder: str, ladder: str, device: str):
+        images = open_ladder(ladder)
+        for network in images.networks:
+            network.to(device)
+        self.folder, self.job = folder, stored_job(folder, images)
+        self.shards = self.job.shards
+
+    def __call__(self, batch: dict) -> dict:
+        """Map {"index": indices} to the manifest's entries, as JSON, and the seconds that they took."""
+        entries, seconds = [], []
+        for index in batch["index"]:
+            start = time.perf_counter()
+            entries.append(json.dumps(finish(self.job, self.folder, self.shards[index])))
+            seconds.append(time.perf_counter() - start)
+        return {"entry": entries, "seconds": seconds}
+
+
+def run(job: Job, folder: str, ladder: str, *, workers: int, gpus: float = 0.0) -> float:
+    """Sample a job with Ray Data; return the workers' seconds per image."""
+    open_folder(job, folder)
+    shards = [{"index": index} for index in range(len(job.shards))]
+    # From items, not from range: the tasks of a range would wait for CPUs that the actors hold.
+    work = ray.data.from_items(shards, override_num_blocks=min(len(shards), 16 * workers))
+    rows = work.map_batches(
+        ShardWriter,
+        fn_constructor_kwargs={"folder": folder, "ladder": ladder, "device": "cuda" if gpus else "cpu"},
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=job.threads,
+        num_gpus=gpus or None,
+    ).take_all()
+    close_folder(job, folder, [json.loads(row["entry"]) for row in rows])
+    return sum(row["seconds"] for row in rows) / len(job.seeds)
+
+
+def estimate(seconds: float, job: Job, images: int = 10**9, workers: int = 1000) -> str:
+    """Say what many images would take, at a worker's seconds per image: time, and room for the shards."""
+    size = job.images.networks[0].config.image_shape
+    room = images * 4 * size[0] * size[1] * size[2]
+    hours = images * seconds / 3600
+    return (
+        f"{seconds * 1e3:.3g} ms of a worker per image; {images:.0e} images: {hours:,.0f} worker-hours, "
+        f"{hours / workers:,.1f} hours on {workers} workers, {room / 1e12:.3g} TB of float32"
+    )
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ladder", required=True, help="folder of a ladder, or the name of a shipped one")
+    parser.add_argument("--plan", required=True, type=Path, help="written by `multilevel-sde plan`")
+    parser.add_argument("--mode", choices=MODES, default="ddpm", help="what the plan is for [%(default)s]")
+    parser.add_argument("--count", type=int, required=True, help="images, of the seeds 0, 1, ...")
+    parser.add_argument("--batch", type=int, help="images at a time; default: by memory")
+    parser.add_argument("--shard", type=int, help="images in a file; default: four batches")
+    parser.add_argument("--out", type=Path, required=True, help="folder; a stopped run continues")
+    parser.add_argument("--workers", type=int, default=2, help="actors [%(default)s]")
+    parser.add_argument("--gpus", type=float, default=0.0, help="GPUs of an actor [%(default)g]")
+    parser.add_argument("--threads", type=int, default=1, help="CPUs of an actor [%(default)s]")
+    parser.add_argument("--address", help="of the cluster, as ray.init takes it; default: this machine")
+    arguments = parser.parse_args(words)
+    images = open_ladder(arguments.ladder)
+    for network in images.networks:
+        network.to("cuda" if arguments.gpus else "cpu")
+    plan, times = mls.Plan.load_with_times(arguments.plan)
+    if times is None:
+        parser.error('"--plan" holds no times; write it with `multilevel-sde plan`')
+    batch = arguments.batch or batch_for(images.image_shape)
+    job = Job(
+        images, times, plan, range(arguments.count), tau=MODES[arguments.mode],
+        batch=batch, shard=arguments.shard or 4 * batch, threads=arguments.threads,
+    )  # fmt: skip
+    options = {} if arguments.address else {"num_cpus": arguments.workers * arguments.threads}
+    ray.init(address=arguments.address, log_to_driver=False, **options)
+    folder = str(arguments.out.absolute())
+    seconds = run(job, folder, arguments.ladder, workers=arguments.workers, gpus=arguments.gpus)
+    print(f"{arguments.count} images written to {arguments.out}/; {estimate(seconds, job)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
