@@ -4,8 +4,11 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import time
+
 import pytest
 import torch
+from common import table
 
 import multilevel_sde as mls
 
@@ -39,9 +42,19 @@ def test_noise_of_images(benchmark, source, steps):
     benchmark.pedantic(run, args=(steps,), rounds=3 if steps > 100 else 7, warmup_rounds=1)
 
 
-def main():
-    from bench_solve import interleaved, table
+def interleaved(runs, rounds):
+    """Least seconds of each of the runs, taking turns, after one turn to warm up."""
+    least = dict.fromkeys(runs, float("inf"))
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            start = time.thread_time()
+            run()
+            if turn:
+                least[name] = min(least[name], time.thread_time() - start)
+    return least
 
+
+def main():
     torch.empty(4 << 20).fill_(1)  # as any network does: from then on malloc keeps the memory that it gets back
     rows = []
     for shape in (STATE, (1, 3, 32, 32), (128, 5)):
@@ -56,7 +69,7 @@ def main():
             ratios = [f"{seconds[name] / seconds['randn']:.2f}" for name in ("stated", "given")]
             rows.append(["x".join(map(str, shape)), str(steps), *micro.values(), *ratios])
     head = ["state", "steps", "randn, us a step", "stated grid", "grid=times", "stated/randn", "grid=times/randn"]
-    print(table(head, rows))
+    print("\n".join(table(head, rows)))
 
 
 if __name__ == "__main__":
