@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 # Tests run in two processes; one thread each, or they would fight for the cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test test-all lint types docs bench install clean
+.PHONY: demo test test-all lint types docs bench soak install clean
 
 install: $(STAMP)
 
@@ -38,6 +38,10 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-only
+
+# Sampling for an hour in one process: the memory that it holds must stay the same.
+soak: $(STAMP)
+	$(TEST_ENV) $(BIN)/python benchmarks/soak.py --minutes 60
 
 clean:
 	rm -rf docs/_build demo-output build dist .pytest_cache .ruff_cache .hypothesis .benchmarks
