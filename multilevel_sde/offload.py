@@ -5,6 +5,8 @@ memory (pinned where the device is a GPU) or in a safetensors file; an evaluatio
 generic offloader must guess what comes next. A plan says it before the solve: as soon as a level was evaluated, the
 weights of the next offloaded level that the plan hits are loaded by a thread, on a stream of their own, while the cheap
 levels run. With hits m steps apart the transfer is hidden where m evaluations of what stays resident take as long.
+Levels that a step needs together are evaluated dearest first, so that the loads that remain to be waited for, those
+within a step, are of the smaller ones.
 
 Weights are copied, never changed, so a solve gives what it gives without offloading, bit for bit. A plan other than the
 announced one costs waiting, not correctness.
@@ -25,7 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from multilevel_sde.cost import Drift, GivenCost
+from multilevel_sde.cost import GivenCost
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.plan import Plan
 from multilevel_sde.slot import Weights, checked_weights, weight_bytes
@@ -127,9 +129,9 @@ class Offload:
         """
         if plan is not None:
             plan.check_ladder(self._ladder)
-        order = _Order([] if plan is None else _sequence(plan, self._weights))
+        rows = _Rows([] if plan is None else _dearest_first(plan, self._weights))
         drifts = [
-            _OffloadedDrift(self, level, drift, order) if level in self._weights else drift
+            _OffloadedDrift(self, level, rows) if level in self._weights else drift
             for level, drift in enumerate(self._ladder.drifts)
         ]
         return Ladder(drifts, GivenCost(self._ladder.costs, self._ladder.unit))
@@ -143,20 +145,27 @@ class Offload:
             self._stalls.clear()
         return OffloadStats(self._loads, self._prefetched, self._loaded, self._waited)
 
-    def _evaluate(self, level: int, drift: Drift, order: _Order, x: Tensor, t: Tensor) -> Tensor:
+    def _evaluate(self, level: int, rows: _Rows, x: Tensor, t: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
             raise ValueError(
                 f"level {level} is offloaded and cannot be differentiated: its weights are gone when the gradient is "
                 "taken; solve with gradients=False, or leave the level out of the Offload"
             )
         with self._lock:
-            self._bring(level)
-            value = drift(x, t)
-            self._free = self._now()
-            following = order.after(level)
-            if following is not None and following != level:
-                self._start(following)
-        return value
+            value = rows.kept(level, x, t)
+            if value is not None:
+                return value
+            row, following = rows.next(level)
+            values = {}
+            for place, now in enumerate(row):
+                self._bring(now)
+                values[now] = self._ladder.drifts[now](x, t)
+                self._free = self._now()
+                after = row[place + 1] if place + 1 < len(row) else following
+                if after is not None and after != now:
+                    self._start(after)
+            rows.keep(values, level, x, t)
+        return values[level]
 
     def _now(self) -> torch.cuda.Event | None:
         """Return an event after what the device was asked for so far."""
@@ -221,31 +230,59 @@ class Offload:
 class _OffloadedDrift:
     """A level of an offloaded ladder."""
 
-    def __init__(self, offload: Offload, level: int, drift: Drift, order: _Order):
-        self._parts = offload, level, drift, order
+    def __init__(self, offload: Offload, level: int, rows: _Rows):
+        self._parts = offload, level, rows
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        offload, level, drift, order = self._parts
-        return offload._evaluate(level, drift, order, x, t)
+        offload, level, rows = self._parts
+        return offload._evaluate(level, rows, x, t)
 
 
-class _Order:
-    """The offloaded levels in the order in which a plan evaluates them, over and over."""
+class _Rows:
+    """Which offloaded levels a plan evaluates together, row after row, over and over; and values not yet asked for."""
 
-    def __init__(self, levels: Sequence[int]):
-        self.levels, self.place = levels, 0
+    def __init__(self, rows: Sequence[Sequence[int]]):
+        self._rows, self._place = rows, 0
+        self._lowest = {row[-1] for row in rows}
+        self._together = True
+        self._values: dict[int, Tensor] = {}
+        self._where: tuple[Tensor, Tensor] | None = None
 
-    def after(self, level: int) -> int | None:
-        """Return what follows the next evaluation of a level, None where the plan does not evaluate it."""
-        count = len(self.levels)
-        for ahead in range(count):
-            place = (self.place + ahead) % count
-            if self.levels[place] == level:
-                self.place = (place + 1) % count
-                return self.levels[self.place]
-        return None
+    def next(self, level: int) -> tuple[Sequence[int], int | None]:
+        """Return the levels of the next row that begins by asking for this one, and what comes after them.
+
+        Where the plan has no such row, that is this level and nothing.
+        """
+        count = len(self._rows)
+        for ahead in range(count if level in self._lowest else 0):
+            place = (self._place + ahead) % count
+            if self._rows[place][-1] == level:
+                self._place = (place + 1) % count
+                row = self._rows[place] if self._together else [level]
+                return row, self._rows[self._place][0 if self._together else -1]
+        return [level], None
+
+    def keep(self, values: dict[int, Tensor], level: int, x: Tensor, t: Tensor) -> None:
+        """Keep the values at (x, t) of all levels but this one."""
+        if self._values:  # they were never asked for: another plan than the announced one, or other states
+            self._together = False
+        self._values = {other: value for other, value in values.items() if other != level}
+        self._where = (x, t) if self._values else None
+
+    def kept(self, level: int, x: Tensor, t: Tensor) -> Tensor | None:
+        """Return the value of a level at (x, t) if it is there, and forget it."""
+        if self._where is None or self._where[0] is not x or self._where[1] is not t:
+            return None
+        value = self._values.pop(level, None)
+        if not self._values:
+            self._where = None
+        return value
 
 
-def _sequence(plan: Plan, levels: Mapping[int, object]) -> list[int]:
+def _dearest_first(plan: Plan, levels: Mapping[int, object]) -> list[list[int]]:
+    """Return the offloaded levels of every row of a plan that has some."""
     needed = plan.needed if plan.samples is None else plan.needed.any(1)
-    return [level for row in needed.tolist() for level, need in enumerate(row) if need and level in levels]
+    rows = [[level for level, need in enumerate(row) if need and level in levels][::-1] for row in needed.tolist()]
+    if plan.samples is not None:  # each level sees other samples: they cannot be evaluated together
+        rows = [[level] for row in rows for level in reversed(row)]
+    return [row for row in rows if row]
