@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 # Tests run in two processes; one thread each, or they would fight for the cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test test-all lint types docs bench soak install clean
+.PHONY: demo test test-all lint types docs bench bench-compare soak install clean
 
 install: $(STAMP)
 
@@ -36,8 +36,13 @@ types: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
+# Saved in .benchmarks; CPU time, which others on the machine disturb less than the clock.
 bench: $(STAMP)
-	$(TEST_ENV) $(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-only
+	$(TEST_ENV) $(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-only --benchmark-autosave --benchmark-timer=time.process_time
+
+# Run again and compare with the last saved run.
+bench-compare: bench
+	$(BIN)/python benchmarks/compare.py $$(ls -t .benchmarks/*/*.json | head -n 2 | tac)
 
 # Sampling for an hour in one process: the memory that it holds must stay the same.
 soak: $(STAMP)
