@@ -16,9 +16,12 @@ import time
 import torch
 
 import multilevel_sde as mls
+from multilevel_diffusion import job_run
+from multilevel_diffusion.distributed import process_group
 from multilevel_diffusion.grids import uniform
 from multilevel_diffusion.job import Job
 from multilevel_diffusion.job_run import run
+from multilevel_diffusion.shards import load_images
 from multilevel_diffusion.store import load_ladder
 from multilevel_sde import cli
 
@@ -49,26 +52,31 @@ def command(words, log=os.devnull):
     os._exit(status)
 
 
-def ranks(world, words, folder, fault=None):
-    """Start the command in processes that form a group, as torchrun does; their logs go to a folder.
-
-    In rank 1, `fault` is called before the second shard.
-    """
+def group(world, target, *arguments):
+    """Start target(*arguments) in processes with the environment that torchrun gives them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+    return [child(member, address | {"RANK": str(rank)}, target, *arguments) for rank in range(world)]
+
+
+def member(environment, target, *arguments):
+    """Run target(*arguments) as one process of a group."""
+    os.environ.update(environment)
+    target(*arguments)
+
+
+def ranks(world, words, folder, fault=None):
+    """Start the command in a group; the logs go to a folder. In rank 1, `fault` is called before the second shard."""
     folder.mkdir(exist_ok=True)
-    return [
-        child(rank_command, rank, world, port, words, str(folder / f"{rank}.log"), fault if rank == 1 else None)
-        for rank in range(world)
-    ]
+    return group(world, rank_command, words, str(folder), fault)
 
 
-def rank_command(rank, world, port, words, log, fault):
+def rank_command(words, folder, fault):
     """Run the command as one process of a group."""
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.update(address, RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
-    if fault is not None:
+    rank = os.environ["RANK"]
+    if fault is not None and rank == "1":
         count, sample = itertools.count(1), Job.sample
 
         def faulty(*arguments):
@@ -77,7 +85,22 @@ def rank_command(rank, world, port, words, log, fault):
             return sample(*arguments)
 
         Job.sample = faulty  # type: ignore[method-assign]
-    command(words, log)
+    command(words, f"{folder}/{rank}.log")
+
+
+def run_and_read(ladder, folder):
+    """Run a job and read its images at once; the first process takes its time to write the manifest."""
+    write = job_run.write_manifest
+
+    def slowly(folder, described, digest, shards):
+        time.sleep(0.5 if shards else 0)
+        write(folder, described, digest, shards)
+
+    job_run.write_manifest = slowly
+    with process_group():
+        done = run(job(ladder), folder)
+        assert (done.images, done.status) == (11, "completed")
+        assert load_images(folder).shape == (11, 1, 4, 4)
 
 
 def die():

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from job_processes import child, command, die, fill, hang, ranks
+from job_processes import child, command, die, fill, group, hang, ranks, run_and_read
 
 from multilevel_diffusion.distributed import gather, place, process_group
 from multilevel_diffusion.shards import load_images
@@ -93,6 +93,10 @@ def test_when_one_process_fails_the_others_stop_and_a_restart_completes(
         load_images(out)
     assert codes(ranks(2, words(tiny_ladder, out), logs)) == [0, 0]
     assert contents(out) == whole
+
+
+def test_every_process_finds_the_job_finished_when_its_run_returns(tiny_ladder, tmp_path):
+    assert codes(group(3, run_and_read, tiny_ladder, tmp_path)) == [0, 0, 0]
 
 
 def test_processes_that_would_sample_different_jobs_stop(tiny_ladder, tmp_path, monkeypatch):

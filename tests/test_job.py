@@ -75,7 +75,7 @@ def test_the_manifest_names_the_job_and_the_checksums_of_its_files(tiny_ladder, 
     )
 
 
-def test_everything_that_the_images_depend_on_is_in_the_digest(tiny_ladder, tmp_path):
+def test_everything_that_the_images_depend_on_is_in_the_digest(tiny_ladder, monkeypatch):
     task = job(tiny_ladder)
     others = [
         job(tiny_ladder, seeds=range(3, 15)),
@@ -99,6 +99,9 @@ def test_everything_that_the_images_depend_on_is_in_the_digest(tiny_ladder, tmp_
     digests = [each.digest for each in [task, *others, weights, shifted, reweighted, remembering, double]]
     assert len(set(digests)) == len(digests)
     assert job(tiny_ladder).digest == task.digest
+    assert task.description["device"] == "cpu"
+    monkeypatch.setattr(mls, "__version__", "0.0.0")
+    assert job(tiny_ladder).digest not in digests
 
 
 def test_a_job_refuses_what_it_cannot_split(tiny_ladder):
