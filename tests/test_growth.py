@@ -64,6 +64,30 @@ def test_a_step_holds_the_state_its_drift_and_the_next_state_and_noise(growth, s
     assert most_states(growth, **arguments) == states
 
 
+class Once(mls.StepRule):
+    """Euler-Maruyama as a rule."""
+
+    def evaluations(self, times):
+        return [1] * (len(times) - 1)
+
+    def start(self, times):
+        return lambda y, F, t, s, noise: mls.euler_maruyama(y, F(y, t), t, s, noise)
+
+
+def test_a_rule_holds_as_much_as_a_step(growth):
+    _, arguments = growth.Size(BATCH, SIZE, 4, noisy=True).solver()
+    assert most_states(growth, **arguments, step=Once()) == 4
+
+
+def test_the_last_state_is_not_copied_but_y0_is(growth):
+    y0, arguments = growth.Size(2, 3, 4).solver()
+    alone = mls.solve(y0=y0, **arguments)
+    assert alone.ys.data_ptr() == alone.y.data_ptr()
+    first = mls.solve(y0=y0, **arguments, save=[0])
+    assert torch.equal(first.ys[0], y0)
+    assert first.ys.data_ptr() != y0.data_ptr()
+
+
 @pytest.mark.parametrize("levels", [2, 4])
 def test_a_ladder_holds_one_value_more_for_each_level(growth, levels):
     """y_n, K values, the two sums that make the estimate or the estimate and y_{n+1}."""
