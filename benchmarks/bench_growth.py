@@ -130,7 +130,7 @@ def sweeps(quick: bool) -> Iterator[tuple[str, list[Size]]]:
         kind = "SDE" if noisy else "ODE"
         yield f"{kind}, batch", [Size(batch=4**n, noisy=noisy) for n in range(9)][:last]
         yield f"{kind}, state", [Size(batch=8, elements=4**n, noisy=noisy) for n in range(10)][:last]
-        yield f"{kind}, steps", [Size(batch=8, steps=50 * 4**n, noisy=noisy) for n in range(5)][:last]
+        yield f"{kind}, steps", [Size(elements=64, steps=50 * 4**n, noisy=noisy) for n in range(5)][:last]
         yield f"{kind}, levels", [Size(levels=2**n, elements=1024, noisy=noisy) for n in range(5)][:last]
 
 

@@ -183,6 +183,8 @@ def cells(rows: Sequence[Row]) -> list[str]:
     shown.append(f"{plain.ratio:.2f} ({plain.ratio_low:.2f} to {plain.ratio_high:.2f})")
     for name in ("solve, check_finite=False", "solve, grid=times", "solve, torch.randn"):
         shown.append(f"{by[name].ratio:.2f}" if name in by else "")
+    written = by.get("bare loop, as one writes it")
+    shown.append("" if written is None else f"{plain.cpu_us / written.cpu_us:.2f}")
     for owners in (("torchsde",), ("torchdiffeq",), ("scipy",), ("diffrax",)):
         row = best_of(rows, *owners)
         shown.append("" if row is None else f"{row.cpu_us / plain.cpu_us:.2f}")
@@ -225,6 +227,7 @@ def markdown(result: dict, rows: Sequence[Row]) -> str:
     ]
     lines += ["setting over that of solve as it comes, so above 1 solve is faster.", ""]
     head = ["state", "steps", "bare loop", "solve", "solve/bare", "unchecked/bare", "grid=times/bare", "randn/bare"]
+    head.append("solve/loop as one writes it")
     head += ["torchsde", "torchdiffeq", "scipy", "diffrax", "torchsde, default"]
     for kind, by_case in grouped(rows).items():
         body = [cells(found) for found in by_case.values()]

@@ -1,6 +1,5 @@
 """Statistics of single solves, for `make bench` and `make bench-compare`; bench_overhead.py compares with peers.
 
-
 `pytest benchmarks/bench_solve.py --benchmark-only`
 """
 
