@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from multilevel_sde.arguments import as_integer, as_items, as_number
 from multilevel_sde.counter import CounterNormals, hash_seeds
 from multilevel_sde.levy import TICKS, Draw, LevyWalk
 from multilevel_sde.times import as_times, places_on
@@ -51,6 +52,7 @@ class BrownianPath:
         device: Where they are computed; the same to rounding on every device.
 
     Raises:
+        TypeError: Seeds or a shape that are no integers, a unit that is no number.
         ValueError: No seeds, a unit that is not positive, a bad grid; at a call, a time off the given grid, or an
             interval below the resolution of the stated one.
 
@@ -73,16 +75,20 @@ class BrownianPath:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
-        self.seeds = tuple(int(seed) for seed in seeds)
+        self.seeds = tuple(as_integer("seeds", seed) for seed in as_items("seeds", seeds, "integers"))
         if not self.seeds:
             raise ValueError('"seeds" is empty; give one integer per sample, for example range(64)')
+        unit = as_number("unit", unit)
         if not (math.isfinite(unit) and unit > 0):
             raise ValueError(f'"unit" must be a positive finite length of time, got {unit}')
         if not dtype.is_floating_point:
             raise ValueError(f'"dtype" must be a floating-point dtype, got {dtype}')
         self.grid = None if grid is None else as_times(grid).double()
-        self.unit = float(unit)
-        self.shape = None if shape is None else tuple(shape)
+        self.unit = unit
+        sides = None if shape is None else as_items("shape", shape, "integers")
+        self.shape = None if sides is None else tuple(as_integer("shape", side) for side in sides)
+        if self.shape is not None and min(self.shape, default=0) < 0:
+            raise ValueError(f'"shape" must not have negative sizes, got {self.shape}')
         self.dtype, self.device = dtype, torch.device(device)
         self._keys = hash_seeds(list(self.seeds), self.device)
         if self.grid is not None:

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from multilevel_sde.arguments import as_number
+
 __all__ = ["CostModel", "Drift", "FlopCost", "GivenCost", "SecondsCost"]
 
 Drift = Callable[[Tensor, Tensor], Tensor]
@@ -64,7 +66,7 @@ class GivenCost:
             raise ValueError(
                 f'"costs" has {len(self.costs)} entries for {len(drifts)} drifts; give exactly one cost per drift'
             )
-        return [float(cost) for cost in self.costs]
+        return [as_number(f"costs[{level}]", cost) for level, cost in enumerate(self.costs)]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multilevel_sde.arguments import as_number
 from multilevel_sde.choice import choose_levels
 from multilevel_sde.curves import Curve
 from multilevel_sde.draw import Draw, independent, systematic
@@ -156,6 +157,8 @@ class Pilot:
 
     def step_error(self, steps: int) -> float:
         """Predicted mean squared step error of so many steps of the top level, against the finest grid."""
+        if not steps >= 1:
+            raise ValueError(f'"steps" must be at least 1, got {steps}')
         known = sorted((n, e) for n, e in self.em_errors.items() if e > 0)
         if steps >= self.steps or not known:
             return self.tail * self.fine_error
@@ -178,7 +181,7 @@ class Pilot:
             ValueError: It does not.
         """
         if steps not in self._responses:
-            if self.steps % steps:
+            if steps < 1 or self.steps % steps:
                 raise ValueError(
                     f'"what" has {steps} steps, the pilot has {self.steps} candidates; one must divide the other'
                 )
@@ -224,6 +227,7 @@ class Pilot:
         Raises:
             ValueError: A budget below what the cheapest plan costs.
         """
+        budget = as_number("budget", budget)
         affordable = [curve for curve in self._curves if curve.base_cost <= budget * (1 + 1e-9)]
         if not affordable:
             raise ValueError(f'"budget" must be at least {self.least_budget:.6g} {self.unit}, got {budget}')
@@ -231,6 +235,7 @@ class Pilot:
         return sorted((curve.within(budget, memory) for curve in likely), key=lambda plan: plan.predicted.mse)
 
     def _plan_for(self, target: float, memory: bool) -> PilotPlan:
+        target = as_number("target_mse", target)
         ceiling = self.steps * self.costs[-1]
         if not target > 0 or self.plan(budget=ceiling).predicted.mse > target:
             raise ValueError(
@@ -291,7 +296,8 @@ class Pilot:
         Raises:
             ValueError: A budget below that of the lowest level on the coarsest grid.
         """
-        if budget < self.least_budget:
+        budget = as_number("budget", budget)
+        if not budget >= self.least_budget:
             raise ValueError(f'"budget" must be at least {self.least_budget:.6g} {self.unit}, got {budget}')
         found = []
         for steps in sorted({curve.steps for curve in self._curves}):
@@ -362,6 +368,9 @@ class Pilot:
         Raises:
             ValueError: The budget pays neither a plan nor one evaluation of the top level.
         """
+        budget = as_number("budget", budget)
+        if not math.isfinite(budget):
+            raise ValueError(f'"budget" must be a finite cost, got {budget}')
         steps = max(1, int(budget / self.costs[-1] * (1 + 1e-9)))
         best = self.plan(budget=budget) if budget >= self.least_budget else self._euler_maruyama(budget, steps)
         em, single = self.em_cost(best.predicted.mse), self.single_cost(best.predicted.mse)

@@ -27,6 +27,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 
+from multilevel_sde.arguments import as_items
 from multilevel_sde.cost import CostModel, Drift, GivenCost
 
 __all__ = ["Ladder"]
@@ -58,7 +59,7 @@ class Ladder:
     __slots__ = ("_costs", "_drifts", "_unit")
 
     def __init__(self, drifts: Iterable[Drift], costs: Sequence[float] | CostModel):
-        self._drifts = tuple(drifts)
+        self._drifts = tuple(as_items("drifts", drifts, "callables"))
         if not self._drifts:
             raise ValueError('"drifts" is empty; a ladder needs at least one drift')
         for level, drift in enumerate(self._drifts):
@@ -67,7 +68,8 @@ class Ladder:
                     f'"drifts[{level}]" must be a callable f(x, t) -> Tensor, got {type(drift).__name__}; '
                     "wrap it in a function"
                 )
-        if not callable(costs) and not isinstance(costs, Iterable):
+        is_model = callable(costs) and isinstance(getattr(costs, "unit", None), str)
+        if not is_model and (not isinstance(costs, Iterable) or isinstance(costs, str | bytes | type)):
             raise TypeError(
                 f'"costs" must be one number per drift or a cost model, got {type(costs).__name__}; '
                 "for example [1.0, 8.0]"

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from multilevel_sde.arguments import as_items, as_number
 from multilevel_sde.draw import Draw, systematic
 from multilevel_sde.files import is_sealed, seal, write_atomically
 from multilevel_sde.ladder import Ladder
@@ -86,8 +87,14 @@ class LearnedSchedule(Schedule):
 
     def __post_init__(self) -> None:
         for name in ("alphas", "betas"):
-            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
-        object.__setattr__(self, "history", tuple((float(error), float(cost)) for error, cost in self.history))
+            values = as_items(name, getattr(self, name), "numbers")
+            object.__setattr__(self, name, tuple(as_number(name, value) for value in values))
+        for name in ("delta", "regularisation"):
+            object.__setattr__(self, name, as_number(name, getattr(self, name)))
+        rows = [as_items("history", row, "pairs") for row in as_items("history", self.history, "pairs")]
+        if any(len(row) != 2 for row in rows):
+            raise ValueError('"history" must hold pairs (error, cost), got rows of another length')
+        object.__setattr__(self, "history", tuple((float(error), float(cost)) for error, cost in rows))
         if not self.alphas or len(self.alphas) != len(self.betas):
             raise ValueError(
                 '"alphas" and "betas" must have one number for each level above the lowest, got '
@@ -182,12 +189,13 @@ class LearnedSchedule(Schedule):
         """
         grid = as_times(times)
         if budget is None:
+            scale = None if scale is None else as_number("scale", scale)
             if scale is not None and not (math.isfinite(scale) and scale > 0):
                 raise ValueError(f'"scale" must be a positive finite number, got {scale}')
             return self.shifted(0.0 if scale is None else math.log(scale)).shape(ladder, grid)
         if scale is not None:
             raise ValueError(f'give at most one of "budget" and "scale", got budget={budget} and scale={scale}')
-        return self._within(ladder, grid, budget, draw)
+        return self._within(ladder, grid, as_number("budget", budget), draw)
 
     def _within(self, ladder: Ladder, grid: Tensor, budget: float, draw: Draw) -> Tensor:
         steps = len(grid) - 1
@@ -241,7 +249,7 @@ class LearnedSchedule(Schedule):
         if not Path(path).is_file():
             raise FileNotFoundError(f'no schedule file at "{path}"')
         try:
-            content = json.loads(Path(path).read_bytes())
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise ValueError(f'"{path}" is damaged or not JSON ({error}); save the schedule again') from None
         if not isinstance(content, dict) or content.get("format") != _FORMAT:

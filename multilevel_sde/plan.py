@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from multilevel_sde.arguments import as_tensor
 from multilevel_sde.draw import Draw, systematic
 from multilevel_sde.files import checksum, write_atomically
 from multilevel_sde.ladder import Ladder
@@ -44,7 +45,7 @@ class Plan:
     Raises:
         ValueError: Shapes differ or are not 2- or 3-dimensional, a weight is not finite, or non-zero without a hit; a
             step that evaluates nothing; a recall of steps or levels that do not exist.
-        TypeError: `recall` is not a :class:`Recall`.
+        TypeError: `recall` is not a :class:`Recall`; hits or weights that are no numbers.
 
     Example:
         >>> import torch, multilevel_sde as mls
@@ -58,8 +59,8 @@ class Plan:
     __slots__ = ("_hits", "_recall", "_truncated", "_weights")
 
     def __init__(self, hits: Tensor, weights: Tensor, *, truncated: bool = False, recall: Recall | None = None):
-        hits = torch.as_tensor(hits).detach().cpu().bool().clone()
-        weights = torch.as_tensor(weights).detach().to("cpu", torch.float64).clone()
+        hits = as_tensor("hits", hits).cpu().bool().clone()
+        weights = as_tensor("weights", weights).to("cpu", torch.float64).clone()
         if hits.shape != weights.shape or hits.dim() not in (2, 3) or 0 in hits.shape:
             raise ValueError(
                 '"hits" and "weights" must both have shape (steps, levels) or (steps, samples, levels), got '
@@ -293,7 +294,7 @@ def check_probabilities(probabilities: Tensor, *, truncate: bool = False) -> Ten
         ...
         ValueError: "probabilities" must lie in (0, 1], got 1.5 at step 0, level 1
     """
-    table = torch.as_tensor(probabilities).detach().to("cpu", torch.float64)
+    table = as_tensor("probabilities", probabilities).to("cpu", torch.float64)
     if table.dim() != 2 or 0 in table.shape:
         raise ValueError(f'"probabilities" must have shape (steps, levels), got {tuple(table.shape)}')
     inside = ((table >= 0) if truncate else (table > 0)) & (table <= 1)
@@ -352,7 +353,7 @@ def draw_plan(
             f'"generator" must be a torch.Generator, got {type(generator).__name__}; '
             "for example torch.Generator().manual_seed(0)"
         )
-    if samples is not None and samples < 1:
+    if samples is not None and not (isinstance(samples, int) and samples >= 1):
         raise ValueError(f'"samples" must be at least 1, got {samples}; leave it out to share one draw over the batch')
     table = check_probabilities(probabilities, truncate=truncate)
     hits = draw(table, generator, samples)

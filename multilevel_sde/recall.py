@@ -11,12 +11,17 @@ there is one table of who is evaluated and how it is combined, and one loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from multilevel_sde.arguments import as_items, as_number
+
 __all__ = ["Recall"]
+
+
+_MOST = 2**63  # what int64 can hold
 
 
 class Recall:
@@ -28,7 +33,7 @@ class Recall:
 
     Raises:
         ValueError: A source that is not before its step, a negative number, or a coefficient that is not finite.
-        TypeError: A step, level or source that is not an integer.
+        TypeError: A step, level or source that is not an integer; an entry that is not of these four.
 
     Example:
         >>> import multilevel_sde as mls
@@ -41,15 +46,18 @@ class Recall:
 
     def __init__(self, entries: Iterable[tuple[int, int, int, float]]):
         found: dict[tuple[int, int, int], float] = {}
-        for n, k, m, value in entries:
+        for entry in as_items("entries", entries, "(step, level, source, coefficient)"):
+            if not isinstance(entry, Sequence) or isinstance(entry, str | bytes) or len(entry) != 4:
+                raise TypeError(f'"entries" must be (step, level, source, coefficient), got {type(entry).__name__}')
+            n, k, m, value = entry
             if not all(isinstance(place, int) for place in (n, k, m)):
                 raise TypeError(f'"entries" must have integers for step, level and source, got {n!r}, {k!r}, {m!r}')
-            if not (0 <= m < n and k >= 0):
+            if not (0 <= m < n < _MOST and 0 <= k < _MOST):
                 raise ValueError(
                     f'"entries" must recall a level of an earlier step, got step {n}, level {k}, source {m}; '
                     "a value of the step itself is a weight of the plan"
                 )
-            found[n, k, m] = found.get((n, k, m), 0.0) + float(value)
+            found[n, k, m] = found.get((n, k, m), 0.0) + as_number("entries", value)
         kept = sorted((place, value) for place, value in found.items() if value != 0)
         self._places = torch.tensor([place for place, _ in kept], dtype=torch.int64).reshape(-1, 3)
         self._coefficients = torch.tensor([value for _, value in kept], dtype=torch.float64)

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from multilevel_sde.arguments import as_items, as_number, as_tensor
 from multilevel_sde.draw import Draw, systematic
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.plan import Plan, check_probabilities, expected_cost
@@ -76,6 +77,7 @@ class Schedule(ABC):
         shape = self.shape(ladder, as_times(times))
         if scale is None:
             return scale_to_budget(ladder, shape, budget, draw)
+        scale = as_number("scale", scale)
         if not (math.isfinite(scale) and scale > 0):
             raise ValueError(f'"scale" must be a positive finite number, got {scale}')
         return _clip(shape, scale)
@@ -111,6 +113,8 @@ def scale_to_budget(ladder: Ladder, shape: Tensor, budget: float | None, draw: D
     """
     steps = len(shape)
     low, high = steps * ladder.costs[0], steps * ladder.costs[-1]
+    if budget is not None:
+        budget = as_number("budget", budget)
     if budget is None or not low <= budget * (1 + 1e-12) or not budget <= high * (1 + 1e-12):
         raise ValueError(
             f'"budget" must lie between {low:.6g} (every step on the lowest level) and {high:.6g} (every step on the '
@@ -184,7 +188,7 @@ class TheoremSchedule(Schedule):
 
     def __post_init__(self) -> None:
         for name in ("gamma", "beta"):
-            value = getattr(self, name)
+            value = as_number(name, getattr(self, name))
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f'"{name}" must be a positive finite number, got {value}')
 
@@ -213,7 +217,7 @@ class FixedSchedule(Schedule):
     """
 
     def __init__(self, table: Tensor, *, truncate: bool = False):
-        table = torch.as_tensor(table)
+        table = as_tensor("table", table)
         self._table = check_probabilities(table[None] if table.dim() == 1 else table, truncate=truncate)
         self._constant = table.dim() == 1
 
@@ -270,7 +274,8 @@ class SwitchSchedule:
     boundaries: Sequence[float]
 
     def __post_init__(self) -> None:
-        if not all(math.isfinite(boundary) for boundary in self.boundaries):
+        boundaries = as_items("boundaries", self.boundaries, "times")
+        if not all(math.isfinite(as_number("boundaries", boundary)) for boundary in boundaries):
             raise ValueError(f'"boundaries" must be finite times, got {list(self.boundaries)}')
 
     def probabilities(

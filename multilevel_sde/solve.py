@@ -22,6 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from multilevel_sde.arguments import as_integer, as_items
 from multilevel_sde.brownian import Brownian, BrownianPath
 from multilevel_sde.diffusion import Diffusion, as_noise
 from multilevel_sde.finite import FiniteWatch, is_finite
@@ -244,6 +245,9 @@ def _check_arguments(
         raise TypeError(f'"y0" must be a floating-point Tensor, got {what}')
     if not is_finite(y0):
         raise ValueError('"y0" must be finite, got NaN or infinity')
+    for name, value, kind in (("ladder", ladder, Ladder), ("plan", plan, Plan)):
+        if not isinstance(value, kind):
+            raise TypeError(f'"{name}" must be a multilevel_sde.{kind.__name__}, got {type(value).__name__}')
     plan.check_ladder(ladder)
     if plan.samples is not None and (y0.dim() == 0 or y0.shape[0] != plan.samples):
         raise ValueError(f'"plan" has draws for {plan.samples} samples, "y0" has shape {tuple(y0.shape)}')
@@ -285,6 +289,8 @@ def _noise(diffusion: Diffusion, increments: Iterator[Tensor]) -> Noise:
 
 
 def _check_noise(noise: Tensor, y: Tensor) -> None:
+    if not isinstance(noise, Tensor):
+        raise TypeError(f'"diffusion" and "brownian" must give noise as a Tensor, got {type(noise).__name__}')
     if noise.shape != y.shape:
         raise ValueError(
             f'"diffusion" and "brownian" give noise of shape {tuple(noise.shape)} for a state of shape '
@@ -297,7 +303,7 @@ def _kept_indices(save: bool | Sequence[int], points: int) -> set[int]:
         return set(range(points))
     if save is False:
         return {points - 1}
-    kept = {int(index) for index in save}
+    kept = {as_integer("save", index) for index in as_items("save", save, "indices of times")}
     wrong = [index for index in kept if not -points <= index < points]
     if wrong or not kept:
         raise ValueError(f'"save" must be True, False or indices of times within 0..{points - 1}, got {list(save)}')

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from multilevel_sde.arguments import as_tensor
+
 __all__ = ["as_times", "places_on"]
 
 
@@ -17,18 +19,16 @@ def as_times(times: Tensor | Sequence[float]) -> Tensor:
         times: N + 1 >= 2 finite, strictly increasing or strictly decreasing times.
 
     Raises:
+        TypeError: They are no real numbers.
         ValueError: Fewer than two times, more than one dimension, a time that is not finite, or not monotone.
 
     Example:
         >>> as_times([1.0, 0.5, 0.0])
         tensor([1.0000, 0.5000, 0.0000], dtype=torch.float64)
     """
-    if isinstance(times, Tensor):
-        grid = times.detach().cpu().contiguous()
-        if not grid.is_floating_point():
-            grid = grid.double()
-    else:
-        grid = torch.tensor(list(times), dtype=torch.float64)
+    grid = as_tensor("times", times).cpu().contiguous()
+    if not grid.is_floating_point():
+        grid = grid.double()
     if grid.dim() != 1 or len(grid) < 2:
         raise ValueError(
             f'"times" must be a 1-d grid of at least 2 times, got shape {tuple(grid.shape)}; '

@@ -521,3 +521,63 @@ def test_a_foreign_loop_refuses_a_plan_that_remembers():
     plan = mls.Plan(hits, hits.double(), recall=mls.Recall([(1, 0, 0, -0.5)]))
     with pytest.raises(ValueError, match=r'"plan" recalls values of earlier steps'):
         PlannedRows(plan)
+
+
+# -- arguments of another kind ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda: mls.Ladder(None, [1.0]), '"drifts" must be a sequence of callables, got NoneType'),
+        (lambda: mls.Ladder([torch.sin], ["a"]), r'"costs\[0\]" must be a number, got str'),
+        (lambda: mls.Ladder([torch.sin], "12"), '"costs" must be one number per drift or a cost model, got str'),
+        (lambda: mls.Ladder([torch.sin], torch.sin), '"costs" must be one number per drift or a cost model'),
+        (lambda: mls.em_plan(twin(), None), '"times" must be a tensor or nested lists of real numbers, got NoneType'),
+        (lambda: mls.em_plan(twin(), [0.0, "a"]), '"times" must be .* real numbers, got list'),
+        (lambda: mls.em_plan(twin(), [0, 10**400]), '"times" must be .* real numbers, got list'),
+        (lambda: mls.em_plan(twin(), torch.tensor([0j, 1j])), '"times" must be .* real numbers, got complex Tensor'),
+        (lambda: mls.Plan([[True]], [[None]]), '"weights" must be .* real numbers, got list'),
+        (lambda: mls.Plan("a", [[1.0]]), '"hits" must be .* real numbers, got str'),
+        (lambda: mls.draw_plan([[1.0], [1.0, 0.5]], generator=generator()), '"probabilities" must be .* got list'),
+        (lambda: mls.Recall(None), '"entries" must be a sequence of .*, got NoneType'),
+        (lambda: mls.Recall([1]), r'"entries" must be \(step, level, source, coefficient\), got int'),
+        (lambda: mls.Recall([(1, 0, 0)]), r'"entries" must be \(step, level, source, coefficient\), got tuple'),
+        (lambda: mls.Recall([(1, 0, 0, "x")]), '"entries" must be a number, got str'),
+        (lambda: mls.TheoremSchedule("two"), '"gamma" must be a number, got str'),
+        (lambda: mls.SwitchSchedule(0.5), '"boundaries" must be a sequence of times, got float'),
+        (lambda: mls.SwitchSchedule([None]), '"boundaries" must be a number, got NoneType'),
+        (lambda: mls.FixedSchedule(None), '"table" must be .* real numbers, got NoneType'),
+        (lambda: mls.LearnedSchedule(1.0, [1.0], 0.1), '"alphas" must be a sequence of numbers, got float'),
+        (lambda: mls.LearnedSchedule([1.0], [1.0], None), '"delta" must be a number, got NoneType'),
+        (lambda: mls.LearnedSchedule([1.0], [1.0], 0.1, history=[1]), '"history" must be a sequence of pairs, got int'),
+        (lambda: mls.BrownianPath(3), '"seeds" must be a sequence of integers, got int'),
+        (lambda: mls.BrownianPath([1.5]), '"seeds" must be an integer, got float'),
+        (lambda: mls.BrownianPath([1], unit="a"), '"unit" must be a number, got str'),
+        (lambda: mls.BrownianPath([1], shape=2), '"shape" must be a sequence of integers, got int'),
+        (lambda: solve(plan="plan"), r'"plan" must be a multilevel_sde.Plan, got str'),
+        (lambda: solve(save=[1.5]), '"save" must be an integer, got float'),
+        (
+            lambda: solve(diffusion=1.0, brownian=lambda t, s: 0.0),
+            '"diffusion" and "brownian" must give noise as a Tensor',
+        ),
+    ],
+)
+def test_arguments_of_another_kind(use, message):
+    with refused(message, TypeError):
+        use()
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda: mls.TheoremSchedule(10**400), '"gamma" must be a number that a float can hold'),
+        (lambda: mls.Recall([(2**63, 0, 0, 1.0)]), '"entries" must recall a level of an earlier step'),
+        (lambda: mls.LearnedSchedule([1.0], [1.0], 0.1, history=[(1.0,)]), '"history" must hold pairs'),
+        (lambda: mls.BrownianPath([1], shape=(-1,)), '"shape" must not have negative sizes'),
+        (lambda: mls.draw_plan(torch.ones(2, 2), generator=generator(), samples=1.5), '"samples" must be at least 1'),
+    ],
+)
+def test_numbers_out_of_range(use, message):
+    with refused(message):
+        use()

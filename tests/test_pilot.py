@@ -387,3 +387,24 @@ def test_predictions_refuse_what_does_not_fit(measured):
     per_sample = mls.draw_plan(torch.ones(40, 4), samples=3, generator=torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match="draws per sample"):
         measured.predict(per_sample)
+
+
+@pytest.mark.parametrize("budget", [math.nan, 0.0, -1.0])
+def test_budgets_that_are_none_are_refused(measured, budget):
+    for ask in (measured.plan, measured.plans, measured.choice, measured.advise, measured.schedule):
+        with pytest.raises(ValueError, match='"budget"'):
+            ask(budget=budget)
+        with pytest.raises(TypeError, match='"budget" must be a number, got str'):
+            ask(budget="much")
+    with pytest.raises(ValueError, match='"budget" must be a finite cost, got inf'):
+        measured.advise(budget=math.inf)
+
+
+@pytest.mark.parametrize("steps", [0, -4])
+def test_plans_without_steps_are_refused(measured, steps):
+    with pytest.raises(ValueError, match='"steps" must be at least 1'):
+        measured.step_error(steps)
+    with pytest.raises(ValueError, match='"what" has'):
+        measured.responses(steps)
+    with pytest.raises(TypeError, match='"target_mse" must be a number, got str'):
+        measured.plan(target_mse="small")

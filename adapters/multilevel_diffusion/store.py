@@ -301,7 +301,7 @@ def _json(values: Mapping[str, Any]) -> bytes:
 
 def _read_json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f'"path" has no file {path}; give the folder of a ladder') from None
     except (ValueError, RecursionError) as error:
