@@ -1,0 +1,5 @@
+"""All targets."""
+
+from fuzz import arguments, commands, files
+
+TARGETS = [*arguments.TARGETS, *files.TARGETS, *commands.TARGETS]
