@@ -192,6 +192,21 @@ class TestFID:
         for _ in range(2):  # the second time tells whether the metric was reset
             assert inception_fid(a, b, metric=metric, batch=16) == pytest.approx(fid(*as_bytes, StandIn()), rel=1e-4)
 
+    def test_tells_the_metric_which_images_are_real(self):
+        class Metric(list):
+            def reset(self):
+                self.clear()
+
+            def update(self, images, real):
+                self.append((real, len(images), int(images[0, 0, 0, 0])))
+
+            def compute(self):
+                return 0.0
+
+        metric = Metric()
+        inception_fid(torch.zeros(3, 3, 8, 8), torch.ones(5, 1, 8, 8), metric=metric, batch=4)
+        assert metric == [(True, 4, 255), (True, 1, 255), (False, 3, 128)]
+
     def test_says_what_to_install(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
         with pytest.raises(ImportError, match="pip install torchmetrics torch-fidelity"):
