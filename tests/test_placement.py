@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -356,6 +358,16 @@ def test_offload_says_what_is_wrong(tmp_path):
         mls.Offload(ladder, {1: networks[1]}, files={1: paths[1]})
     with pytest.raises(ValueError, match="the ladder has 3; draw a plan"):
         mls.Offload(ladder, {1: networks[1]}).ladder(mls.em_plan(ladder.top(), TIMES))
+
+
+def test_the_page_runs(capsys):
+    page = (Path(__file__).parent.parent / "docs" / "placement.md").read_text(encoding="utf-8")
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(block, "placement.md", "exec"), names)
+    loads, prefetched, resident = capsys.readouterr().out.split()
+    assert (int(loads) - int(prefetched), resident in ("None", "2", "4")) == (1, True)
+    assert int(loads) > 4
 
 
 # -- on a GPU -----------------------------------------------------------------------------------------------------
