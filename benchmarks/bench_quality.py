@@ -1,8 +1,8 @@
 """Which sampler's images look most like real ones at equal cost? Distances between sets, not to a path.
 
 On the shipped ladders (digits 8x8, dead leaves 32x32), for the reverse SDE (DDPM) and the ODE (DDIM), at equal costs in
-evaluations of the largest network (by FLOPs): Euler-Maruyama (that is DDPM and DDIM), DPM-Solver++ 2M, UniPC and
-SA-Solver on two grids (for the SDE without UniPC, on one), all on the largest network; ML-EM with p = C/T and
+evaluations of the largest network (by FLOPs): Euler-Maruyama (that is DDPM and DDIM), DPM-Solver++ 2M, UniPC,
+SA-Solver and the forward-value sampler on two grids (for the SDE two of these on one), all on the largest network; ML-EM with p = C/T and
 systematic draws, the pilot's plan, fitted plans; one level a step (chosen by the pilot, or a small network first and
 the largest one from some time on); each smaller network alone; the largest one with 100 and 1000 steps.
 
@@ -56,9 +56,10 @@ from multilevel_sde.files import write_atomically
 BUDGETS, LONG = (5, 8, 12, 20, 35), (100, FINE)
 IMAGES = {"digits": 512, "deadleaves32": 96}
 MULTILEVEL_STEPS, DIRECTIONS, RESAMPLES, REFERENCES = 100, 128, 100, 512
+ODE_SOLVERS = ("DPM++ 2M", "UniPC", "SA-Solver 2/2", "forward value")
 SINGLES = {  # for the SDE the grid about uniform in log-SNR is the worse one at these costs: results/samplers.md
     "ddpm": {EM, "DPM++ 2M, uniform", "SA-Solver 2/2, uniform"},
-    "ddim": {EM, *(f"{name}, {grid}" for name, grid in product(("DPM++ 2M", "UniPC", "SA-Solver 2/2"), GRIDS))},
+    "ddim": {EM, "DPM++ 3M, log-SNR", *(f"{name}, {grid}" for name, grid in product(ODE_SOLVERS, GRIDS))},
 }
 LADDER = {PILOT, FITTED, "one level a step, chosen"}
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from bench_quality import open_bench, relative_cost, runs
-from bench_samplers import EM, FINE, FITTED, PILOT
+from bench_samplers import EM, FINE, FITTED, PILOT, single_runs
 from quality_tables import DRAWN_BY_COST, top_alone
 from torch import Tensor
 from tqdm import tqdm
@@ -39,7 +39,8 @@ def best_single(name: str, mode: str, budget: int) -> str:
 def strip(name: str, mode: str, budgets: list[int], seeds: int) -> list[tuple[str, Tensor]]:
     """Return the labelled rows."""
     bench, rows = open_bench(name, mode, seeds), []
-    found = {(method, budget): (sampled, plans) for method, budget, sampled, plans in runs(bench)}
+    every = [*single_runs(bench, tuple(budgets)), *runs(bench)]
+    found = {(method, budget): (sampled, plans) for method, budget, sampled, plans in every}
     wanted = [(top_alone(FINE), FINE)]
     for budget in budgets:
         methods = (EM, best_single(name, mode, budget), DRAWN_BY_COST, PILOT, FITTED)

@@ -28,7 +28,7 @@ def top_alone(steps: int) -> str:
 
 def is_single(method: str) -> bool:
     """Whether a method takes other samplers of the largest network alone."""
-    return method.startswith(("DPM++", "UniPC", "SA-Solver"))
+    return method.startswith(("DPM++", "UniPC", "SA-Solver", "forward value"))
 
 
 def best_of(rows: list[dict], measure: str) -> tuple[dict, set[str]]:
