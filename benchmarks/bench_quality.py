@@ -1,10 +1,13 @@
 """Which sampler's images look most like real ones at equal cost? Distances between sets, not to a path.
 
 On the shipped ladders (digits 8x8, dead leaves 32x32), for the reverse SDE (DDPM) and the ODE (DDIM), at equal costs in
-evaluations of the largest network (by FLOPs): Euler-Maruyama (that is DDPM and DDIM), DPM-Solver++ 2M, UniPC,
-SA-Solver and the forward-value sampler on two grids (for the SDE two of these on one), all on the largest network; ML-EM with p = C/T and
-systematic draws, the pilot's plan, fitted plans; one level a step (chosen by the pilot, or a small network first and
-the largest one from some time on); each smaller network alone; the largest one with 100 and 1000 steps.
+evaluations of the largest network (by FLOPs):
+
+- on the largest network alone Euler-Maruyama (that is DDPM and DDIM), DPM-Solver++ 2M and SA-Solver; for the ODE also
+  DPM-Solver++ 3M, UniPC and the forward-value sampler, on two grids;
+- ML-EM with p = C/T and systematic draws, the pilot's plan, fitted plans;
+- one level a step, chosen by the pilot, or a small network first and the largest one from some time on;
+- each smaller network alone, and the largest one with 100 and 1000 steps.
 
 The reference are real images that no network was trained on: the 300 held-out digits, 512 dead leaves. Measured are
 
@@ -18,7 +21,7 @@ anew for each quarter of the images. Rows are stored as they come: a run that is
 another pilot or number of images are thrown away; after a change of the code of plans, measure those again with
 `--again "ML-EM, pilot's plan"`.
 
-    python benchmarks/bench_quality.py                   # about an hour of one core
+    python benchmarks/bench_quality.py                   # 40 minutes of an idle core
     python benchmarks/bench_quality.py --quick --out /tmp/quality
     python benchmarks/bench_quality.py --ladders         # none: only print and draw what is stored
 """
