@@ -24,6 +24,7 @@ _GAMMA = 0x9E3779B97F4A7C15
 _M1 = 0xBF58476D1CE4E5B9
 _M2 = 0x94D049BB133111EB
 _BLOCK = 1 << 16  # pairs of normals computed at a time on a CPU, so that what lies between stays in its cache
+_KEPT = 1 << 22  # pairs of a sample on a CPU up to which the keys of its elements are kept: they take half its memory
 
 
 def _signed(value: int) -> int:
@@ -73,8 +74,9 @@ class CounterNormals:
 
     def __init__(self, keys: Tensor, size: int):
         self._keys, self._size, self._half = keys, size, (size + 1) // 2
-        counters = torch.arange(1, self._half + 1, dtype=torch.int64, device=keys.device)
-        self._elements = _mix_(counters.mul_(_signed(_GAMMA)))
+        self._blocked = keys.device.type == "cpu"
+        kept = not self._blocked or self._half <= _KEPT
+        self._elements = self._element_keys(0, self._half) if kept else None
         self._scratch = torch.empty(0, dtype=torch.int64, device=keys.device)
 
     def __call__(self, nodes: Tensor | int, scales: Tensor | float) -> Tensor:
@@ -92,28 +94,37 @@ class CounterNormals:
         else:
             streams = _mix_(keys + _signed(nodes * _GAMMA))
             factors = keys.new_full((1, 1), float(scales), dtype=torch.float32).expand(len(keys), 1)
-        blocks = 1 if device.type != "cpu" else max(1, -(-len(streams) * self._half // _BLOCK))
+        blocks = max(1, -(-len(streams) * self._half // _BLOCK)) if self._blocked else 1
         rows = -(-len(streams) // blocks)
-        if len(self._scratch) < 3 * rows * self._half:  # kept from call to call, as new memory costs page faults
-            self._scratch = torch.empty(3 * rows * self._half, dtype=torch.int64, device=device)
+        columns = min(self._half, _BLOCK) if self._blocked else self._half
+        if len(self._scratch) < 3 * rows * columns:  # kept from call to call, as new memory costs page faults
+            self._scratch = torch.empty(3 * rows * columns, dtype=torch.int64, device=device)
         normals = torch.empty(len(streams), self._size, dtype=torch.float32, device=device)
         for block in zip(streams.split(rows), factors.split(rows), normals.split(rows), strict=True):
-            self._fill(*block)
+            for first in range(0, self._half, columns):
+                self._fill(*block, first, min(first + columns, self._half))
         return normals.view(len(streams) // len(keys), len(keys), self._size)
 
-    def _fill(self, streams: Tensor, factors: Tensor, out: Tensor) -> None:
-        shape, pairs = (len(streams), self._half), len(streams) * self._half
-        z, scratch, last = (part.view(shape) for part in self._scratch[: 3 * pairs].chunk(3))
-        radius, angle = (part.view(shape) for part in last.view(torch.float32).view(-1).chunk(2))
+    def _element_keys(self, first: int, last: int) -> Tensor:
+        counters = torch.arange(first + 1, last + 1, dtype=torch.int64, device=self._keys.device)
+        return _mix_(counters.mul_(_signed(_GAMMA)))
+
+    def _fill(self, streams: Tensor, factors: Tensor, out: Tensor, first: int, last: int) -> None:
+        """Compute the pairs from `first` to `last` of some streams: element `first` and that half a sample on, etc."""
+        elements = self._element_keys(first, last) if self._elements is None else self._elements[first:last]
+        shape, pairs = (len(streams), last - first), len(streams) * (last - first)
+        z, scratch, rest = (part.view(shape) for part in self._scratch[: 3 * pairs].chunk(3))
+        radius, angle = (part.view(shape) for part in rest.view(torch.float32).view(-1).chunk(2))
         low = scratch.view(torch.int32).view(-1)[:pairs].view(shape)
         cosine = scratch.view(torch.float32).view(-1)[:pairs].view(shape)
-        torch.bitwise_xor(streams[:, None], self._elements, out=z)
+        torch.bitwise_xor(streams[:, None], elements, out=z)
         _scramble_(z, scratch)
         # The angle is made of the high bits, the radius of the low ones: odd numbers below 0 are minus the uniforms in
         # (0, 1), in units of 2^-31.
         angle.copy_(z).mul_(math.pi * 2.0**-63)
         radius.copy_(low.copy_(z).bitwise_or_(-0x7FFFFFFF))
         radius.mul_(-(2.0**-31)).log_().mul_(-2.0).sqrt_().mul_(factors)
-        second = self._size - self._half
-        torch.mul(torch.cos(angle, out=cosine), radius, out=out[:, : self._half])
-        torch.mul(angle.sin_()[:, :second], radius[:, :second], out=out[:, self._half :])
+        torch.mul(torch.cos(angle, out=cosine), radius, out=out[:, first:last])
+        second = min(last, self._size - self._half)  # the last pair of an odd size is cut
+        sine = angle.sin_()[:, : second - first]
+        torch.mul(sine, radius[:, : second - first], out=out[:, self._half + first : self._half + second])

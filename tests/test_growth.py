@@ -112,6 +112,22 @@ def test_all_memory_grows_with_the_steps_by_the_plan_and_the_grid_alone(growth, 
     assert many - few < 100 * 500
 
 
+SINGLE = 1 << 21  # numbers of one sample: 16 pieces
+
+
+@pytest.mark.parametrize("kept", [0, SINGLE])
+def test_one_large_sample_is_drawn_in_pieces_of_the_same_numbers(growth, kept, monkeypatch):
+    """Beside the normals a sixth for the piece at hand; the keys of elements, twice a state, are not all kept."""
+    counter = importlib.import_module("multilevel_sde.counter")
+    monkeypatch.setattr(counter, "_KEPT", kept)
+    keys = counter.hash_seeds([7])
+    with growth.LiveBytes() as count:
+        drawn = counter.CounterNormals(keys, SINGLE + 3)(5, 0.5)
+    assert count.peak / (4 * SINGLE) < (5 if kept else 1.4)
+    monkeypatch.setattr(counter, "_BLOCK", SINGLE)
+    assert torch.equal(drawn, counter.CounterNormals(keys, SINGLE + 3)(5, 0.5))
+
+
 def test_small_states_that_are_looked_at_together_are_few(growth):
     """16 states and their drifts, and those that stack them."""
     size = 1024
