@@ -8,8 +8,7 @@ potential with a softened core, and a screened Coulomb repulsion. In units of th
     u(r) = 4 (g^2 - g) + A exp(-kappa s) / s,    g = 1 / (a + r^6),    s = sqrt(r^2 + b^2).
 
 The ladder is one of cutoffs: 1.3 and 3 by cell lists, and half the box over all pairs. A cost is the number of
-distances computed for one system, those that the cutoff then rejects included; the tables divide it by that of the
-full force. `docs/langevin.md` has the story and what was measured.
+distances computed for one system; the tables divide it by that of the full force (`docs/langevin.md`).
 
 References:
     Tuckerman, Berne, Martyna, J. Chem. Phys. 97, 1992 (multiple time steps, r-RESPA);
@@ -240,12 +239,13 @@ def figure(x: Tensor, rows: Sequence[Row], found: dict, path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.patches import Circle
 
     fig, (picture, left, right) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
     box = math.sqrt(x.shape[1] / DENSITY)
     picture.scatter(*(x[0] % box).T, s=14)
     for cutoff in (*CUTOFFS, box / 2):
-        picture.add_patch(plt.Circle((box / 2, box / 2), cutoff, fill=False))
+        picture.add_patch(Circle((box / 2, box / 2), cutoff, fill=False))
     picture.set(title="one system, and the three cutoffs", xlim=(0, box), ylim=(0, box), aspect="equal")
     for (name, (g, *_)), style in zip(found.items(), ("k-", "C3-", "C0o"), strict=True):
         left.plot(torch.arange(0.05, 5.0, 0.1), g.mean(0), style, ms=3, label=name)
@@ -281,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("seconds for one force  " + "".join(f"{second:12.2g}" for second in mls.SecondsCost(x)(ladder.drifts)))
     rows, pilot = path_errors(x, small, 1.0, args.steps, args.budgets)
     print("\n" + pilot.advise(budget=args.budgets[len(args.budgets) // 2] * ladder.costs[-1]).text)
-    second, _ = np.polyfit(*zip(*((row.cost, row.seconds) for row in rows if row.method == FULL), strict=True), 1)
+    second = np.median([row.seconds / row.cost for row in rows if row.method == FULL])
     print("\nmethod            cost   mean squared error   seconds   full force: cost, seconds for this error")
     for row in rows:
         needed = torch.tensor([cost_at(rows, FULL, float(error), b) for b, error in enumerate(row.errors)])
