@@ -89,7 +89,6 @@ class Loop:
                 raise _wrong_count(rule, n, counts[n], str(asked))
             if watch is not None:
                 watch(n, t, {}, y)
-            noise = None
             yield y
 
     def _intervals(self, device: torch.device) -> Iterator[tuple[int, float, float, Tensor]]:
