@@ -34,6 +34,8 @@ from multilevel_sde.slot import Weights, checked_weights, weight_bytes
 
 __all__ = ["Offload", "OffloadStats"]
 
+_KEPT = 256  # pairs of events kept before they are read
+
 
 @dataclass(frozen=True)
 class OffloadStats:
@@ -108,6 +110,8 @@ class Offload:
             self._weights[level] = Weights(tensors, slot, files.get(level))
             modules[level].to(self._device)  # what is not in the slot: buffers that no file has
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        if self._stream is not None:
+            slot.record_stream(self._stream)  # a load under way keeps the memory when all this is dropped
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="offload")
         self._lock = threading.Lock()
         self._pending: tuple[int, Future[torch.cuda.Event | None]] | None = None
@@ -139,10 +143,7 @@ class Offload:
     @property
     def stats(self) -> OffloadStats:
         """What was loaded so far; on a GPU this waits for the device."""
-        if self._stalls:
-            torch.cuda.synchronize(self._device)
-            self._waited += sum(before.elapsed_time(after) for before, after in self._stalls) / 1000
-            self._stalls.clear()
+        self._count_stalls()
         return OffloadStats(self._loads, self._prefetched, self._loaded, self._waited)
 
     def _evaluate(self, level: int, rows: _Rows, x: Tensor, t: Tensor) -> Tensor:
@@ -212,6 +213,15 @@ class Offload:
         stream.wait_event(arrived)
         after.record(stream)
         self._stalls.append((before, after))
+        if len(self._stalls) == _KEPT:
+            self._count_stalls()
+
+    def _count_stalls(self) -> None:
+        """Add up how long the stream waited, which the device must have done first."""
+        if self._stalls:
+            self._stalls[-1][1].synchronize()
+            self._waited += sum(before.elapsed_time(after) for before, after in self._stalls) / 1000
+            self._stalls.clear()
 
     def _load(self, level: int, free: torch.cuda.Event | None) -> torch.cuda.Event | None:
         """Fill the slot; in the thread."""

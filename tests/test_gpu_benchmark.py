@@ -200,3 +200,14 @@ def test_killed_and_called_again_it_ends_as_if_it_had_not_been(tmp_path):
         assert expected in report
     for figure in ("samplers", "seconds", "strip_ddpm", "strip_ddim", "scaling"):
         assert (whole / "results" / f"{figure}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_smallest_run_ends(tmp_path):
+    assert module("gpu").main(["--out", str(tmp_path), "--tiny", "--device", "cuda"]) == 0
+    found = json.loads((tmp_path / "results" / "gpu.json").read_bytes())
+    assert found["machine"]["device"] == torch.cuda.get_device_name()
+    assert {row["name"]["way"] for row in found["levels"]} >= {"CUDA graph", "TF32", "bfloat16 weights", "compiled"}
+    assert all(row["error"] < 0.05 for row in found["levels"])
+    assert {row["seconds"] > 0 for row in found["levels"] + found["solves"]} == {True}
