@@ -9,13 +9,14 @@ name or path on each. What is written are the shards and the manifest of `multil
 either of them may continue what the other began. A worker that dies is replaced and its shard computed again; start
 the same command again after anything worse.
 
-The last line says what 10^9 such images would take.
+The last line says what 10^9 such images would take, from the processor time (on GPUs: the time) of this run's workers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 
@@ -37,19 +38,20 @@ class ShardWriter:
             network.to(device)
         self.folder, self.job = folder, stored_job(folder, images)
         self.shards = self.job.shards
+        self.clock = time.perf_counter if device == "cuda" else time.process_time
 
     def __call__(self, batch: dict) -> dict:
         """Map {"index": indices} to the manifest's entries, as JSON, and the seconds that they took."""
         entries, seconds = [], []
         for index in batch["index"]:
-            start = time.perf_counter()
+            start = self.clock()
             entries.append(json.dumps(finish(self.job, self.folder, self.shards[index])))
-            seconds.append(time.perf_counter() - start)
+            seconds.append(self.clock() - start)
         return {"entry": entries, "seconds": seconds}
 
 
 def run(job: Job, folder: str, ladder: str, *, workers: int, gpus: float = 0.0) -> float:
-    """Sample a job with Ray Data; return the workers' seconds per image."""
+    """Sample a job with Ray Data; return the seconds per image, of a core or of a GPU worker."""
     open_folder(job, folder)
     shards = [{"index": index} for index in range(len(job.shards))]
     # From items, not from range: the tasks of a range would wait for CPUs that the actors hold.
@@ -66,14 +68,13 @@ def run(job: Job, folder: str, ladder: str, *, workers: int, gpus: float = 0.0) 
     return sum(row["seconds"] for row in rows) / len(job.seeds)
 
 
-def estimate(seconds: float, job: Job, images: int = 10**9, workers: int = 1000) -> str:
-    """Say what many images would take, at a worker's seconds per image: time, and room for the shards."""
-    size = job.images.networks[0].config.image_shape
-    room = images * 4 * size[0] * size[1] * size[2]
+def estimate(seconds: float, job: Job, unit: str = "core", images: int = 10**9, units: int = 1000) -> str:
+    """Say what many images would take, at a core's or a GPU's seconds per image: time, and room for the shards."""
+    room = images * 4 * math.prod(job.images.image_shape)
     hours = images * seconds / 3600
     return (
-        f"{seconds * 1e3:.3g} ms of a worker per image; {images:.0e} images: {hours:,.0f} worker-hours, "
-        f"{hours / workers:,.1f} hours on {workers} workers, {room / 1e12:.3g} TB of float32"
+        f"{seconds * 1e3:.3g} ms of a {unit} per image; {images:.0e} images: {hours:,.0f} {unit}-hours, "
+        f"{hours / units:,.1f} hours on {units} {unit}s, {room / 1e12:.3g} TB of float32"
     )
 
 
@@ -107,7 +108,8 @@ def main(words: list[str] | None = None) -> int:
     ray.init(address=arguments.address, log_to_driver=False, **options)
     folder = str(arguments.out.absolute())
     seconds = run(job, folder, arguments.ladder, workers=arguments.workers, gpus=arguments.gpus)
-    print(f"{arguments.count} images written to {arguments.out}/; {estimate(seconds, job)}")
+    unit = "GPU worker" if arguments.gpus else "core"
+    print(f"{arguments.count} images written to {arguments.out}/; {estimate(seconds, job, unit)}")
     return 0
 
 

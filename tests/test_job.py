@@ -171,8 +171,10 @@ def test_missing_and_damaged_shards_are_reported_and_repaired(tiny_ladder, tmp_p
     task = job(tiny_ladder)
     run(task, tmp_path)
     first, second, _ = (tmp_path / shard.name for shard in task.shards)
-    first.unlink()
     second.write_bytes(whole[second.name][:-9] + b"\x01" + whole[second.name][-8:])
+    with pytest.raises(ValueError, match=f"{second.name} is missing or not the file that was written"):
+        load_images(tmp_path)
+    first.unlink()
     with pytest.raises(ValueError, match=f"{first.name} is missing or not the file that was written"):
         load_images(tmp_path)
     assert run(task, tmp_path).images == 8
