@@ -94,7 +94,8 @@ def write_strip(folder: Path, out: Path, mode: str, settings: Settings, device: 
     for method in (EM, best, PILOT, FITTED):
         if method in runs:
             rows.append((f"{method}: {errors[method]:.2g}", runs[method]()[:_SHOWN]))
-    title = f"{mode.upper()} at {settings.strip} evaluations; squared error of the median image"
+    name = hardware(device)["device"]
+    title = f"{mode.upper()}, {settings.strip} evaluations, {name}; error of the median image"
     save_rows(out / "results" / f"strip_{mode}.png", rows, title, scale=max(1, 64 // bench.stored.image_shape[-1]))
 
 
@@ -139,7 +140,7 @@ def write_report(folder: Path, out: Path, settings: Settings, device: torch.devi
         pilot = stored_pilot(stored, mode)
         assert pilot is not None
         found = {
-            "ladder": "dead leaves",
+            "ladder": f"dead leaves on {where['device']}",
             "mode": mode,
             "images": settings.images,
             "gamma": pilot.rates.cost_exponent,

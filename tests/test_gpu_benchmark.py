@@ -196,7 +196,7 @@ def test_killed_and_called_again_it_ends_as_if_it_had_not_been(tmp_path):
         weights = [load_file(f / "ladder" / f"level_{level}" / "model.safetensors") for f in (whole, killed)]
         assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
     report = (whole / "results" / "gpu.md").read_text()
-    for expected in ("# Dead leaves on ", "difference of neighbours", "### dead leaves, DDPM", "ML-EM, fitted plan"):
+    for expected in ("# Dead leaves on ", "difference of neighbours", ", DDPM, 4 images", "ML-EM, fitted plan"):
         assert expected in report
     for figure in ("samplers", "seconds", "strip_ddpm", "strip_ddim", "scaling"):
         assert (whole / "results" / f"{figure}.png").read_bytes()[:4] == b"\x89PNG"
