@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -398,3 +399,27 @@ def test_threads_are_set_for_the_sampling_only(tiny_ladder, monkeypatch):
         task.sample(task.shards[0])
     assert seen == [2]
     assert torch.get_num_threads() == 1
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
+
+
+def test_the_examples_of_the_page_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    reading, running = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    names: dict = {}
+    exec(running, names)
+    exec(reading, names)
+    assert capsys.readouterr().out.splitlines() == [
+        "96 completed",
+        *(f"range({first}, {first + 32}) torch.Size([32, 1, 8, 8])" for first in (0, 32, 64)),
+    ]
+    assert names["images"].shape == (96, 1, 8, 8)
+
+
+def test_the_commands_of_the_page_are_understood():
+    said = re.findall(r"^(?:multilevel-sde|torchrun .* -m multilevel_sde) (sample .*)$", PAGE, flags=re.MULTILINE)
+    jobs = [cli.build_parser().parse_args(line.split()) for line in said]
+    assert [(arguments.count, arguments.device) for arguments in jobs] == [(100_000, "cpu")] * 2 + [(100_000, "cuda")]
