@@ -182,21 +182,18 @@ def in_a_process(size: Size) -> dict:
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def large(parts: list[int], quick: bool) -> list[dict]:
-    """Run parts 2 and 3."""
-    rows = []
+def large(parts: list[int], quick: bool) -> Iterator[dict]:
+    """Run parts 2 and 3, and yield each row."""
     shape = (64, 1 << 14) if quick else GIB
     for noisy in (False, True):
         kind = "SDE" if noisy else "ODE"
-        if 2 in parts:
-            for steps in (MILLION // 100, MILLION // 100 if quick else MILLION):
-                found = in_a_process(Size(batch=1, elements=8, steps=steps, noisy=noisy))
-                rows.append({"run": f"{kind}, state of 8, {steps} steps", "units": None} | found)
+        for steps in (MILLION // 100, MILLION // 100 if quick else MILLION) if 2 in parts else ():
+            found = in_a_process(Size(batch=1, elements=8, steps=steps, noisy=noisy))
+            yield {"run": f"{kind}, state of 8, {steps} steps", "units": None} | found
         if 3 in parts:
             found = in_a_process(Size(*shape, steps=4, noisy=noisy))
             units = found["added_bytes"] / (4 * shape[0] * shape[1])
-            rows.append({"run": f"{kind}, state of {shape[0]} x {shape[1]}, 4 steps", "units": units} | found)
-    return rows
+            yield {"run": f"{kind}, state of {shape[0]} x {shape[1]}, 4 steps", "units": units} | found
 
 
 def markdown(result: dict) -> str:
@@ -265,9 +262,9 @@ def main() -> None:
     if 1 in options.parts:
         result["rows"] = measure(options.quick)
         write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
-    fresh = {row["run"]: row for row in large(options.parts, options.quick)}
-    result["large"] = [row for row in result["large"] if row["run"] not in fresh] + list(fresh.values())
-    write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+    for row in large(options.parts, options.quick):
+        result["large"] = [old for old in result["large"] if old["run"] != row["run"]] + [row]
+        write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
     text = markdown(result)
     write_atomically(options.out / "growth.md", text.encode())
     plot(options.out / "growth.png", result["rows"])
