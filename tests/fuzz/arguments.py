@@ -192,5 +192,5 @@ TARGETS = [
         _call(_brownian),
         1.0,
     ),
-    Target("solve", _solves(), _solve, 0.6),
+    Target("solve", _solves(), _solve, 0.25),
 ]

@@ -156,7 +156,7 @@ _samples = st.dictionaries(
 )
 
 TARGETS = [
-    Target("sample", _samples, _sample, 0.3),
-    Target("Pilot", _asks, _pilot, 0.5),
-    Target("command line", _lines(), _command, 0.02),
+    Target("sample", _samples, _sample, 0.1),
+    Target("Pilot", _asks, _pilot, 0.3),
+    Target("command line", _lines(), _command, 0.01),
 ]

@@ -176,8 +176,8 @@ def _lazily(make):
 
 
 TARGETS = [
-    Target("plan files", _inputs, _lazily(_plan_file), 2.0),
-    Target("pilot files", _inputs, _lazily(_pilot_file), 2.0),
-    Target("schedule files", _inputs, _lazily(_schedule_file), 2.0),
-    Target("ladder folders", st.tuples(st.integers(0, 4), _inputs), _lazily(_Folder), 1.0),
+    Target("plan files", _inputs, _lazily(_plan_file), 3.0),
+    Target("pilot files", _inputs, _lazily(_pilot_file), 3.0),
+    Target("schedule files", _inputs, _lazily(_schedule_file), 3.0),
+    Target("ladder folders", st.tuples(st.integers(0, 4), _inputs), _lazily(_Folder), 0.4),
 ]
