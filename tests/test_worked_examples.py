@@ -256,3 +256,15 @@ def test_integral_drift_runs_and_saves(tmp_path, capsys):
     assert along[0] < 1.5 < along[1]
     best = max(row[-1] for row in numbers(kinked, "plan") if not math.isnan(row[-1]))
     assert best > 3
+
+
+# -- documentation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["langevin", "integral_drift"])
+def test_the_code_of_a_page_runs_and_prints_what_it_says(name, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    code, output = re.search(r"```python\n((?:(?!```).)*)```(?:(?!```).)*```text\n(.*?)```", page, re.DOTALL).groups()
+    exec(code, {})
+    assert capsys.readouterr().out == output
