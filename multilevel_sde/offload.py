@@ -189,9 +189,7 @@ class Offload:
             return
         ahead = self._pending is not None and self._pending[0] == level
         if not ahead:
-            if self._pending is not None:
-                self._pending[1].exception()  # another level is on its way: let it finish, whatever becomes of it
-            self._start(level)
+            self._start(level)  # after what may be on its way: one thread loads one after the other
         assert self._pending is not None
         (_, load), self._pending = self._pending, None
         begin = time.perf_counter()
@@ -263,6 +261,8 @@ class _Rows:
 
         Where the plan has no such row, that is this level and nothing.
         """
+        if self._values:  # they were never asked for: another plan than the announced one, or other states
+            self._together = False
         count = len(self._rows)
         for ahead in range(count if level in self._lowest else 0):
             place = (self._place + ahead) % count
@@ -274,8 +274,6 @@ class _Rows:
 
     def keep(self, values: dict[int, Tensor], level: int, x: Tensor, t: Tensor) -> None:
         """Keep the values at (x, t) of all levels but this one."""
-        if self._values:  # they were never asked for: another plan than the announced one, or other states
-            self._together = False
         self._values = {other: value for other, value in values.items() if other != level}
         self._where = (x, t) if self._values else None
 

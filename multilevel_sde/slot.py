@@ -24,13 +24,14 @@ class Weights:
         self.inside = {name: places[id(tensor)] for name, tensor in tensors.items()}
         self._pairs = [(tensor, places[id(tensor)]) for tensor in _distinct(tensors)]
         self._outside: list[Tensor] = []
-        if file is None:
+        if file is not None:
+            self.detach()
+        else:
             pinned = slot.device.type == "cuda"
             host = torch.empty(self.bytes, dtype=torch.uint8, pin_memory=pinned)
             for tensor, place in zip(_distinct(tensors), _views(tensors, host).values(), strict=True):
                 self._outside.append(place.copy_(tensor.detach()))
                 tensor.data = tensor.data.new_empty(0, device=slot.device)  # frees it: there are never two copies
-        self.detach()
 
     def attach(self) -> None:
         """Let the module compute with what is in the slot."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,15 @@ def test_one_dear_level_is_there_at_a_time_and_never_two_copies(tmp_path):
     assert networks[2].first.weight.untyped_storage().nbytes() == offload.slot_bytes
 
 
+def test_weights_in_the_slot_lie_where_matrix_products_like_them():
+    networks = nets()
+    offload = mls.Offload(ladder_of(networks), {1: networks[1], 2: networks[2]})
+    for level in (1, 2):
+        offload.ladder().drifts[level](torch.zeros(1, 1, 6, 6), torch.tensor(0.0))
+        for value in networks[level].state_dict().values():
+            assert (value.data_ptr() - value.untyped_storage().data_ptr()) % 256 == 0
+
+
 def test_the_slot_is_as_large_as_the_largest_level():
     networks = nets()
     alone = [mls.Offload(ladder_of(nets()), {level: nets()[level]}).slot_bytes for level in (1, 2)]
@@ -262,6 +272,53 @@ def test_the_dearest_of_a_step_is_what_is_loaded_ahead():
     offload = mls.Offload(ladder_of([noted(0), noted(1), noted(2)]), {1: networks[1], 2: networks[2]})
     mls.solve(offload.ladder(plan), torch.zeros(1, 1, 6, 6), torch.linspace(0.0, 1.0, 4), plan)
     assert order == [0, 2, 1, 0, 0, 2, 1]
+
+
+def together() -> mls.Plan:
+    """Three steps that need all levels."""
+    weights = torch.tensor([1.0, 2.0, 4.0]).expand(3, 3)
+    return mls.Plan(weights > 0, weights)
+
+
+def test_a_value_is_kept_for_its_state_and_time_only():
+    networks = nets()
+    x, other = torch.zeros(1, 1, 6, 6), torch.ones(1, 1, 6, 6)
+    t, later = torch.tensor(0.5), torch.tensor(0.75)
+    expected = [networks[2](*where) for where in ((x, t), (x, later), (other, t))]
+    offload = mls.Offload(ladder_of(networks), {1: networks[1], 2: networks[2]})
+    for where, value in zip(((x, t), (x, later), (other, t)), expected, strict=True):
+        _, low, high = offload.ladder(together()).drifts
+        low(x, t)
+        assert torch.equal(high(*where), value)
+
+
+def test_another_plan_than_the_announced_one_costs_one_evaluation_at_most():
+    networks, calls = nets(), [0]
+
+    def top(x: Tensor, t: Tensor) -> Tensor:
+        calls[0] += 1
+        return networks[2](x, t)
+
+    weights = torch.tensor([1.0, 1.0, 0.0]).expand(3, 3)  # level 1 alone
+    offload = mls.Offload(ladder_of([networks[0], networks[1], top]), {1: networks[1], 2: networks[2]})
+    y0, times = torch.zeros(1, 1, 6, 6), torch.linspace(0.0, 1.0, 4)
+    ladder = offload.ladder(together())
+    for _ in range(2):
+        mls.solve(ladder, y0, times, mls.Plan(weights > 0, weights))
+        assert calls == [1]
+
+
+def test_no_state_is_kept_once_its_values_were_asked_for():
+    networks = nets()
+    offload = mls.Offload(ladder_of(networks), {1: networks[1], 2: networks[2]})
+    weights = torch.tensor([1.0, 1.0, 0.0]).expand(3, 3)
+    for plan, levels in ((together(), (1, 2)), (mls.Plan(weights > 0, weights), (1,))):
+        ladder, x, t = offload.ladder(plan), torch.zeros(1, 1, 6, 6), torch.tensor(0.5)
+        for level in levels:
+            ladder.drifts[level](x, t)
+        seen = weakref.ref(x)
+        del x
+        assert seen() is None
 
 
 def test_weights_load_while_the_cheap_level_runs():
@@ -382,6 +439,8 @@ def test_on_a_gpu_offloaded_levels_give_the_same_numbers(tmp_path, from_files):
     for net in networks:
         net.cuda()
     expected = mls.solve(ladder_of(networks), y0, TIMES, plan).y
+    for net in networks[1:]:
+        net.cpu()
     offload = mls.Offload(ladder_of(networks), {1: networks[1], 2: networks[2]}, device="cuda", files=files)
     ladder = offload.ladder(plan)
     for _ in range(20):  # a missing wait would show now and then
