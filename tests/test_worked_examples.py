@@ -198,6 +198,11 @@ def test_the_drift_is_the_mean_of_the_sales(monkeypatch):
     change = integral.drift_by(rule, integral.kinked)(x, T)
     torch.testing.assert_close(integral.SUPPLY - change[0, :5], torch.tensor(expected, dtype=torch.float64))
     assert change[0, 5] == 0
+    lost = [math.log1p(math.exp(6 * float(s - v))) / 6 for s, v in zip(demand[0], x[0], strict=False)]
+    wanted = [float(s) + (sum(lost) - own) / 8 for s, own in zip(demand[0], lost, strict=True)]
+    soft = [w - math.log1p(math.exp(6 * (w - float(v)))) / 6 for w, v in zip(wanted, x[0], strict=False)]
+    change = integral.drift_by(rule, integral.smooth)(x, T)
+    torch.testing.assert_close(integral.SUPPLY - change[0, :5], torch.tensor(soft, dtype=torch.float64))
     whole = integral.drift_by(integral.gauss(4), integral.smooth)(state(), T)
     monkeypatch.setattr(integral, "BLOCK", 100)  # in parts
     torch.testing.assert_close(integral.drift_by(integral.gauss(4), integral.smooth)(state(), T), whole)
@@ -229,6 +234,7 @@ def test_the_sweep_moves_no_theta_and_shares_the_noise():
     assert sweep.y0[:, 5].tolist() == [0.0, 0.5, 1.0] * 2
     assert torch.equal(sweep.truth[:, 5], sweep.y0[:, 5])
     increment = sweep.noise["brownian"].like(sweep.y0)(0.0, 1.0)
+    assert torch.equal(increment[0], increment[1])
     assert torch.equal(increment[0], increment[2])
     assert not torch.equal(increment[0], increment[3])
     same = integral.ladder_of([integral.sobol(64, seed=1)], integral.kinked)
