@@ -92,9 +92,9 @@ def run_and_read(ladder, folder):
     """Run a job and read its images at once; the first process takes its time to write the manifest."""
     write = job_run.write_manifest
 
-    def slowly(folder, described, digest, shards):
+    def slowly(folder, described, shards):
         time.sleep(0.5 if shards else 0)
-        write(folder, described, digest, shards)
+        write(folder, described, shards)
 
     job_run.write_manifest = slowly
     with process_group():

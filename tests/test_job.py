@@ -134,6 +134,8 @@ def test_finished_shards_are_not_computed_again(tiny_ladder, tmp_path, whole):
     assert (tmp_path / task.shards[1].name).stat() == before
     assert contents(tmp_path) == whole
     assert run(task, tmp_path) == job_run.Result(0, 0.0, "nothing to do")
+    open_folder(task, tmp_path)
+    assert len(load_images(tmp_path)) == 11  # a finished job stays readable while it is looked through again
 
 
 def test_the_parts_of_a_run_give_the_same_in_any_order(tiny_ladder, tmp_path, whole):
@@ -202,19 +204,32 @@ def test_manifests_that_are_not_ours_are_refused(tiny_ladder, tmp_path):
     open_folder(task, tmp_path)
     with pytest.raises(ValueError, match="holds no finished job"):
         load_images(tmp_path)
-    values = read_manifest(tmp_path)
+    values = json.loads(path.read_bytes())
     for content, message in [
         (b"\xff", "damaged or not the manifest"),
         (b"[]", "damaged or not the manifest"),
         (b'{"format": 1}', "damaged or not the manifest"),
         (json.dumps(values | {"format": 2}).encode(), "has format 2, expected 1"),
-        (json.dumps(values | {"digest": "x"}).encode(), "changed by hand"),
+        (json.dumps(values | {"digest": "x"}).encode(), "damaged or not the manifest"),
+        (b"[" * 100_000, "damaged or not the manifest"),
     ]:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=message):
             run(task, tmp_path)
     path.unlink()
     assert run(task, tmp_path).images == 11
+    content, whole = path.read_bytes(), read_manifest(tmp_path)
+    for position in range(0, len(content), 7):  # a changed bit is refused, or changes nothing
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        try:
+            changed = read_manifest(tmp_path)
+        except ValueError:
+            continue
+        assert changed == whole
+    path.write_bytes(content)
+    task.plan.save(tmp_path / PLAN)
+    with pytest.raises(ValueError, match=r"whose plan.safetensors holds no times"):
+        stored_job(tmp_path, task.images)
 
 
 # -- killed ------------------------------------------------------------------------------------------------------------
@@ -233,9 +248,11 @@ def test_killed_at_every_step_of_every_write_and_restarted(tiny_ladder, tmp_path
         left += any(path.name.startswith(".") for path in folder.iterdir())
         names = {path.name for path in folder.glob("shard_*")}
         assert all(contents(folder)[name] == expected[name] for name in names)  # none is half-written
-        assert run(job(tiny_ladder, seeds=range(3, 9)), folder).images == 6 - sum(
-            len(shard.seeds) for shard in job(tiny_ladder, seeds=range(3, 9)).shards if shard.name in names
-        )
+        task = job(tiny_ladder, seeds=range(3, 9))
+        open_folder(task, folder)
+        assert not list(folder.glob(".*"))
+        there = sum(len(shard.seeds) for shard in task.shards if shard.name in names)
+        assert run(task, folder).images == 6 - there
         assert contents(folder) == expected
     assert last - 1 == 5 * 5  # plan, manifest, two shards, manifest
     assert left == 5 * 4  # only after the file got its name there is nothing to clear away

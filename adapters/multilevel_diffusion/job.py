@@ -23,7 +23,7 @@ from tqdm import tqdm
 import multilevel_sde as mls
 from multilevel_diffusion.grids import uniform
 from multilevel_diffusion.sampling import Process, sample
-from multilevel_diffusion.shards import Shard, as_bytes
+from multilevel_diffusion.shards import Shard, as_bytes, digest
 from multilevel_diffusion.store import DiffusionLadder
 
 __all__ = ["Job"]
@@ -113,7 +113,7 @@ class Job:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the description, the job's name."""
-        return hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()
+        return digest(self.description)
 
     @property
     def shards(self) -> list[Shard]:

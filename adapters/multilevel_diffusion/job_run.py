@@ -107,7 +107,7 @@ def open_folder(job: Job, folder: str | Path) -> None:
     with _explained(folder):
         job.plan.save(folder / PLAN, job.times)
         if read_manifest(folder) is None:
-            write_manifest(folder, job.description, job.digest, [])
+            write_manifest(folder, job.description, [])
 
 
 def finish(job: Job, folder: str | Path, shard: Shard) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def close_folder(job: Job, folder: str | Path, entries: Sequence[Mapping[str, An
         raise ValueError(f'"entries" must name each of the {len(job.shards)} shards once, got {len(entries)} entries')
     remove_temporary_files(Path(folder))
     with _explained(Path(folder)):
-        write_manifest(Path(folder), job.description, job.digest, entries)
+        write_manifest(Path(folder), job.description, entries)
 
 
 def stored_job(folder: str | Path, images: DiffusionLadder) -> Job:
@@ -148,10 +148,11 @@ def stored_job(folder: str | Path, images: DiffusionLadder) -> Job:
     if manifest is None:
         raise ValueError(f'"folder" is {str(folder)!r}, which holds no job; open it first')
     plan, times = mls.Plan.load_with_times(Path(folder) / PLAN)
+    if times is None:
+        raise ValueError(f'"folder" is {str(folder)!r}, whose {PLAN} holds no times; open it again')
     said = manifest["job"]
     sizes = {key: said[key] for key in ("tau", "fine", "batch", "shard")}
     threads = said["threads"] or torch.get_num_threads()
-    assert times is not None
     job = Job(images, times, plan, range(*said["seeds"]), threads=threads, **sizes)
     check_folder(job, Path(folder))
     return job
@@ -160,15 +161,14 @@ def stored_job(folder: str | Path, images: DiffusionLadder) -> Job:
 def check_folder(job: Job, folder: Path) -> None:
     """Raise ValueError where a folder holds another job."""
     manifest = read_manifest(folder)
-    if manifest is None or manifest["digest"] == job.digest:
+    if manifest is None:
         return
     for key, value in job.description.items():
-        if manifest["job"].get(key) != value:
+        if manifest["job"][key] != value:
             raise ValueError(
-                f'"{folder}" holds another job: its {key} is {manifest["job"].get(key)}, this one has {value}; give '
+                f'"{folder}" holds another job: its {key} is {manifest["job"][key]}, this one has {value}; give '
                 "another folder, or delete that one"
             )
-    raise ValueError(f'"{folder}" holds a manifest that was changed by hand; delete it and run the job again')
 
 
 def _sample(job: Job, folder: Path, shards: Sequence[Shard], silent: bool) -> tuple[list[dict[str, Any]], Result]:

@@ -96,9 +96,15 @@ def as_bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def write_manifest(folder: Path, job: Mapping[str, Any], digest: str, shards: Sequence[Mapping[str, Any]]) -> None:
-    """Write the manifest of a job: its description, its digest, and the entries of its finished shards."""
-    values = {"format": FORMAT, "digest": digest, "job": job, "shards": shards}
+def digest(values: Any) -> str:
+    """Return the SHA-256 of JSON values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, job: Mapping[str, Any], shards: Sequence[Mapping[str, Any]]) -> None:
+    """Write the manifest of a job: its description and digest, the entries of its finished shards, and a checksum."""
+    values: dict[str, Any] = {"format": FORMAT, "digest": digest(job), "job": job, "shards": shards}
+    values["sha256"] = digest(values)
     write_atomically(folder / MANIFEST, (json.dumps(values, indent=1) + "\n").encode())
 
 
@@ -106,28 +112,30 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     """Return the manifest in a folder, None where there is none.
 
     Raises:
-        ValueError: The file is not a manifest, or one of a newer format.
+        ValueError: The file is not a manifest, was changed, or has a newer format.
 
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> read_manifest(folder) is None
         True
-        >>> write_manifest(folder, {"tau": 1.0}, "0123", [])
+        >>> write_manifest(folder, {"tau": 1.0}, [])
         >>> read_manifest(folder)["job"]
         {'tau': 1.0}
     """
     path = Path(folder) / MANIFEST
     try:
         values = json.loads(path.read_bytes())
-        found = {key: values[key] for key in ("format", "digest", "job", "shards")}
+        version, checksum = values["format"], values.pop("sha256")
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{path} is damaged or not the manifest of a job; delete it and run the job again") from None
-    if found["format"] != FORMAT:
-        raise ValueError(f"{path} has format {found['format']!r}, expected {FORMAT}; update multilevel-sde to read it")
-    return found
+    except (ValueError, TypeError, KeyError, RecursionError):
+        version, checksum, values = FORMAT, "", None
+    if version != FORMAT:
+        raise ValueError(f"{path} has format {version!r}, expected {FORMAT}; update multilevel-sde to read it")
+    if digest(values) != checksum:
+        raise ValueError(f"{path} is damaged or not the manifest of a job; delete it and run the job again")
+    return values
 
 
 def read_shards(folder: str | Path) -> Iterator[tuple[range, Tensor]]:
@@ -161,7 +169,7 @@ def load_images(folder: str | Path) -> Tensor:
         >>> folder, shard = Path(tempfile.mkdtemp()), Shard("0123", 5, 7)
         >>> content = shard.encode(torch.ones(2, 1, 8, 8))
         >>> write_atomically(folder / shard.name, content)
-        >>> write_manifest(folder, {}, "0123", [shard.entry(content)])
+        >>> write_manifest(folder, {}, [shard.entry(content)])
         >>> load_images(folder).shape
         torch.Size([2, 1, 8, 8])
     """
