@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from multilevel_sde.allocate import Allocation, allocate
+from multilevel_sde.memory import multistep
 from multilevel_sde.plan import Plan
 from multilevel_sde.responses import Responses
 from multilevel_sde.results import PilotPlan
@@ -17,7 +18,7 @@ from multilevel_sde.results import PilotPlan
 if TYPE_CHECKING:
     from multilevel_sde.error_model import Pilot
 
-__all__ = ["Curve", "adjacent_needs", "allocate_levels", "plan_of"]
+__all__ = ["Curve", "TopAlone", "adjacent_needs", "allocate_levels", "plan_of", "thinned"]
 
 
 class Curve:
@@ -37,9 +38,8 @@ class Curve:
     def estimate(self, budget: float) -> float:
         """The predicted error at a budget, without correlations between levels: cheap, for choosing among curves."""
         count = self.allocation.count_within(budget - self.base_cost)
-        return self.pilot.prediction(
-            self.allocation.errors[count], self.steps, torch.zeros(self.pilot.levels, dtype=torch.float64)
-        ).mse
+        pilot = self.pilot
+        return pilot.tail * pilot.expected(self.allocation.errors[count]) + pilot.step_error(self.steps)
 
     def within(self, budget: float, memory: bool = True) -> PilotPlan:
         """The best plan that costs at most the budget, which must be the base cost or more."""
@@ -55,6 +55,36 @@ class Curve:
         stride = pilot.steps // self.steps
         predicted = pilot.prediction(pilot.first_order(plan), self.steps, plan.evaluations.double())
         return PilotPlan(plan, pilot.times[::stride].clone(), self.levels, predicted)
+
+
+class TopAlone:
+    """The top level alone, by the pilot's method, in as many steps as a budget pays."""
+
+    def __init__(self, pilot: Pilot):
+        self.pilot = pilot
+        self.base_cost = min(pilot.em_errors) * pilot.costs[-1]  # fewer steps were not measured
+
+    def estimate(self, budget: float) -> float:
+        """The predicted error at a budget."""
+        return self.pilot.step_error(self._steps(budget))
+
+    def within(self, budget: float, memory: bool = True) -> PilotPlan:
+        """The plan that costs at most the budget, which must pay one evaluation."""
+        pilot, steps = self.pilot, self._steps(budget)
+        weights = torch.ones(steps, pilot.levels, dtype=torch.float64)
+        plan = Plan(weights > 0, weights)
+        if memory and steps in pilot.multistep:
+            plan = multistep(plan, pilot.multistep[steps])
+        predicted = pilot.prediction(0.0, steps, plan.evaluations.double())
+        return PilotPlan(plan, pilot.times[thinned(pilot.steps, steps)], (pilot.levels - 1,), predicted)
+
+    def _steps(self, budget: float) -> int:
+        return min(self.pilot.steps, int(budget / self.pilot.costs[-1] * (1 + 1e-9)))
+
+
+def thinned(count: int, steps: int) -> Tensor:
+    """Indices of about equally spaced steps."""
+    return torch.linspace(0, count, steps + 1, dtype=torch.float64).round().long()
 
 
 def allocate_levels(parts: list[Responses], costs: list[float], budget: float) -> Allocation:

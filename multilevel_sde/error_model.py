@@ -4,9 +4,9 @@ The predicted mean squared error of a plan to the path of the top level on the f
 
     tail (level error + step error),    level error = q(e) e,  e = (w - 1)' G (w - 1),
 
-with the plan's weights w, the Gram matrix G of the responses (see :mod:`multilevel_sde.pilot`; off-diagonal entries
-shrunk by 5%), q the measured ratio of typical to first-order error, interpolated in the logarithm, the typical step
-error, and the tail, the measured ratio of mean to typical error.
+with the plan's weights w, the Gram matrix G of the responses (see :mod:`multilevel_sde.pilot`), q the measured ratio of
+typical to first-order error, interpolated in the logarithm, the typical step error, and the tail, the measured ratio of
+mean to typical error. Plans are made with the off-diagonal of G shrunk by 5%, predicted without.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import heapq
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations, pairwise
@@ -25,21 +25,22 @@ from torch import Tensor
 
 from multilevel_sde.arguments import as_number
 from multilevel_sde.choice import choose_levels
-from multilevel_sde.curves import Curve
+from multilevel_sde.curves import Curve, TopAlone
 from multilevel_sde.draw import Draw, independent, systematic
 from multilevel_sde.files import write_atomically
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.memory import multistep
 from multilevel_sde.pilot_file import decode, encode
 from multilevel_sde.plan import Plan, draw_plan
-from multilevel_sde.responses import Responses
-from multilevel_sde.results import Advice, PilotPlan, Prediction, Rate, Rates, level_rates
+from multilevel_sde.responses import SHRINKAGE, Responses
+from multilevel_sde.results import Advice, Calibration, PilotPlan, Prediction, Rate, Rates, level_rates
 from multilevel_sde.schedule import scale_to_budget
 from multilevel_sde.tracking import predictor, total_weights, track
 
 __all__ = ["Advice", "Pilot", "PilotPlan", "Prediction", "Rate", "Rates"]
 
 _DRAWS = 64  # draws over which the error of random plans is averaged
+_ROUNDING = 1e-9  # of the sum of all mean squared responses: the Gram matrix is kept in float32
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,13 @@ class Pilot:
         consistency: |E f^k - E f^{k-1} - E D_k| / |E f^k|, zero to rounding.
         em_errors: Steps -> squared distance of the top level with so many steps to M steps, typical.
         fine_error: The same of M steps to the finest grid, estimated from the cheapest level.
-        calibration: Pairs (first-order prediction, measured typical level error).
+        calibration: What the first-order error of plans came to.
         tail: Ratio of the mean to the typical squared error.
         cost: What the pilot cost in all, in the ladder's unit.
         samples: Its samples.
         tracks: Whether plans that track the corrections came out better than those that add each at once.
-        multistep: Steps -> coefficients (steps, order) of the base level; empty for one-step methods.
+        multistep: Steps -> coefficients (steps, order) of the base level on so many of the candidates; empty for
+            one-step methods.
     """
 
     costs: tuple[float, ...]
@@ -77,7 +79,7 @@ class Pilot:
     consistency: tuple[float, ...]
     em_errors: Mapping[int, float]
     fine_error: float
-    calibration: tuple[tuple[float, float], ...]
+    calibration: tuple[Calibration, ...]
     tail: float
     cost: float
     samples: int
@@ -140,17 +142,19 @@ class Pilot:
 
     def first_order(self, plan: Plan) -> float:
         """The uncalibrated level error (w - 1)' G (w - 1) of a plan."""
+        rounding = _ROUNDING * float(self.gram.diagonal().sum())
         if plan.steps % self.steps == 0 and plan.steps > self.steps:
             if plan.recall is not None:
                 raise ValueError(f'"plan" remembers and has {plan.steps} steps, the pilot has {self.steps} candidates')
             shared = plan.weights.reshape(self.steps, -1, self.levels).mean(1)
-            return self.responses(self.steps).error(shared)
-        responses = self.responses(plan.steps)
-        return responses.error(total_weights(plan, responses))
+            return max(rounding, self.responses(self.steps, 0.0).error(shared))
+        responses = self.responses(plan.steps, 0.0)
+        return max(rounding, responses.error(total_weights(plan, responses)))
 
     def prediction(self, first_order: float, steps: int, evaluations: Tensor) -> Prediction:
         """Return what to expect of a plan with this first-order level error and these evaluations of each level."""
-        level, step = self.tail * self._calibrated(first_order), self.step_error(steps)
+        pairs = [(one.first_order, one.measured) for one in self.calibration]
+        level, step = self.tail * _calibrated(first_order, pairs), self.step_error(steps)
         cost = float(evaluations @ torch.tensor(self.costs, dtype=torch.float64))
         seconds = float(evaluations @ torch.tensor(self.seconds, dtype=torch.float64))
         return Prediction(level + step, level, step, (level + step) / self.tail, cost, seconds)
@@ -165,34 +169,30 @@ class Pilot:
         x, y = np.log([n for n, _ in known]), np.log([e for _, e in known])
         return self.tail * (float(np.exp(np.interp(math.log(steps), x, y))) + self.fine_error)
 
-    def _calibrated(self, first_order: float) -> float:
-        if not self.calibration or first_order <= 0:
-            return first_order
-        pairs = sorted((p, m / p) for p, m in self.calibration if p > 0 and m > 0)
-        if not pairs:
-            return first_order
-        ratio = np.interp(math.log(first_order), np.log([p for p, _ in pairs]), np.log([r for _, r in pairs]))
-        return first_order * math.exp(float(ratio))
+    def expected(self, promised: float) -> float:
+        """Return the typical level error of a plan of which an allocation promises so much."""
+        return _calibrated(promised, [(one.promised, one.measured) for one in self.calibration])
 
-    def responses(self, steps: int) -> Responses:
+    def responses(self, steps: int, shrinkage: float = SHRINKAGE) -> Responses:
         """Return the responses for a plan of so many steps, which must divide the number of candidates.
 
         Raises:
             ValueError: It does not.
         """
-        if steps not in self._responses:
+        if (steps, shrinkage) not in self._responses:
             if steps < 1 or self.steps % steps:
                 raise ValueError(
                     f'"what" has {steps} steps, the pilot has {self.steps} candidates; one must divide the other'
                 )
             stride = self.steps // steps
-            self._responses[steps] = Responses.measured(
-                self.gram, self.coefficients, self.variances, stride, self.multistep.get(self.steps)
+            base = self.multistep.get(self.steps)
+            self._responses[steps, shrinkage] = Responses.measured(
+                self.gram, self.coefficients, self.variances, stride, base, shrinkage=shrinkage
             )
-        return self._responses[steps]
+        return self._responses[steps, shrinkage]
 
     @cached_property
-    def _responses(self) -> dict[int, Responses]:
+    def _responses(self) -> dict[tuple[int, float], Responses]:
         return {}
 
     # -- plans ----------------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ class Pilot:
         """Return the deterministic plan with greedily chosen hits and optimal weights.
 
         The levels (any that contain the top one) and the number of steps (M; where coarser grids were measured, M/2 and
-        M/4) are chosen too.
+        M/4, and for the top level alone any) are chosen too.
 
         Arguments:
             budget: Cost of one trajectory in the ladder's unit.
@@ -249,7 +249,7 @@ class Pilot:
         return self.plan(budget=high, memory=memory)
 
     @cached_property
-    def _curves(self) -> list[Curve]:
+    def _curves(self) -> list[Curve | TopAlone]:
         subsets = [
             (*chosen, self.levels - 1)
             for size in range(1, self.levels)
@@ -261,7 +261,8 @@ class Pilot:
             for stride in ((1, 2, 4) if measured else (1,))
             if self.steps % stride == 0 and self.steps // stride >= 8
         ]
-        return [Curve(self, subset, self.steps // stride) for stride in strides for subset in subsets]
+        alone = [TopAlone(self)] if measured else []
+        return [*alone, *(Curve(self, subset, self.steps // stride) for stride in strides for subset in subsets)]
 
     def track(self, plan: Plan) -> Plan:
         """Return a plan with the same evaluations that tracks the corrections (:mod:`multilevel_sde.tracking`).
@@ -300,7 +301,7 @@ class Pilot:
         if not budget >= self.least_budget:
             raise ValueError(f'"budget" must be at least {self.least_budget:.6g} {self.unit}, got {budget}')
         found = []
-        for steps in sorted({curve.steps for curve in self._curves}):
+        for steps in sorted({curve.steps for curve in self._curves if isinstance(curve, Curve)}):
             if steps * self.costs[0] <= budget * (1 + 1e-9):
                 chosen = choose_levels(self.responses(steps), self.costs, budget)
                 weights = (torch.arange(self.levels) <= chosen[:, None]).double()
@@ -372,7 +373,10 @@ class Pilot:
         if not math.isfinite(budget):
             raise ValueError(f'"budget" must be a finite cost, got {budget}')
         steps = max(1, int(budget / self.costs[-1] * (1 + 1e-9)))
-        best = self.plan(budget=budget) if budget >= self.least_budget else self._euler_maruyama(budget, steps)
+        if budget < min(self.least_budget, self.costs[-1]):
+            least = min(self.least_budget, self.costs[-1])
+            raise ValueError(f'"budget" must be at least {least:.6g} {self.unit}, got {budget}')
+        best = self.plan(budget=budget) if budget >= self.least_budget else TopAlone(self).within(budget)
         em, single = self.em_cost(best.predicted.mse), self.single_cost(best.predicted.mse)
         pays = len(best.levels) > 1 and best.predicted.cost < 0.9 * single
         if pays:
@@ -388,16 +392,6 @@ class Pilot:
                 f"This ladder does not pay here: use the best single level, such as f^{self.levels} with {steps} steps."
             )
         return Advice(pays, text, best, em, single, steps)
-
-    def _euler_maruyama(self, budget: float, steps: int) -> PilotPlan:
-        """EM on the top level, where the budget is below that of the cheapest multilevel plan."""
-        if budget < self.costs[-1]:
-            raise ValueError(f'"budget" must be at least {self.costs[-1]:.6g} {self.unit}, got {budget}')
-        index = torch.linspace(0, self.steps, steps + 1, dtype=torch.float64).round().long()
-        weights = torch.ones(steps, self.levels, dtype=torch.float64)
-        plan = Plan(weights > 0, weights)
-        predicted = self.prediction(0.0, steps, plan.evaluations.double())
-        return PilotPlan(plan, self.times[index], (self.levels - 1,), predicted)
 
     # -- files ----------------------------------------------------------------------------------------------------
 
@@ -420,6 +414,15 @@ class Pilot:
         from multilevel_sde.report import write_report
 
         write_report(self, path, title=title)
+
+
+def _calibrated(value: float, pairs: Iterable[tuple[float, float]]) -> float:
+    """The value times the ratio of measured to given, interpolated in the logarithm of the given."""
+    known = sorted((given, measured / given) for given, measured in pairs if given > 0 and measured > 0)
+    if not known or value <= 0:
+        return value
+    ratio = np.interp(math.log(value), np.log([given for given, _ in known]), np.log([ratio for _, ratio in known]))
+    return value * math.exp(float(ratio))
 
 
 def _no_drift(x: Tensor, t: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ measures for each correction D_k(n) = f^k - f^{k-1}
       z_{n+1} = step(x_n + z_n, f^K(x_n) + f^1(x_n + z_n) - f^1(x_n)) - x_{n+1},
 
 and from the responses the Gram matrix G of :mod:`multilevel_sde.allocate`, which predicts the error of any plan to
-first order and yields the best one. What the first order leaves out is calibrated: plans made from one half of the
-samples are run on the other half, and the ratio of measured to predicted error is kept. The step error is measured by
+first order and yields the best one. What the first order leaves out is calibrated: plans made from three quarters of
+the samples are run on the rest, and the ratio of measured to predicted error is kept. The step error is measured by
 running the top level on coarser sub-grids, and the cheapest level on the finest grid.
 
 Errors of nonlinear problems have heavy tails (a sample that falls to another mode is far off), which a mean over a few
@@ -33,17 +33,20 @@ from torch import Tensor
 
 from multilevel_sde.brownian import Brownian, BrownianPath
 from multilevel_sde.cost import SecondsCost
+from multilevel_sde.curves import thinned
 from multilevel_sde.diffusion import Diffusion
 from multilevel_sde.error_model import Pilot
 from multilevel_sde.errors import NonFiniteError
 from multilevel_sde.ladder import Ladder
-from multilevel_sde.pilot_rig import CALIBRATED_COSTS, Multistep, Rig, thinned, typical
+from multilevel_sde.pilot_rig import CALIBRATED_COSTS, Multistep, Rig, typical
+from multilevel_sde.results import Calibration
 from multilevel_sde.solve import euler_maruyama
 from multilevel_sde.steps import Step
 from multilevel_sde.times import as_times
 
 __all__ = ["pilot"]
 
+_FOLDS = 4  # parts of the samples, each of which judges plans made from the others
 _TIMED = 4  # calls of every level to time it, one of them to warm up
 
 
@@ -103,8 +106,7 @@ def pilot(
     rig = Rig(ladder, y0, step, diffusion, brownian, multistep, progress)
     with torch.no_grad():
         walk = rig.walk(grid)
-        grams = [_gram(walk.responses[:, :, half]) for half in (slice(0, None, 2), slice(1, None, 2))]
-        gram = (grams[0] * len(y0[0::2]) + grams[1] * len(y0[1::2])) / len(y0)
+        gram, grams = _grams(walk.responses, min(_FOLDS, len(y0)))
         if not bool(gram.isfinite().all()):
             raise NonFiniteError(0, float(fine[0]), None, [])
         if float(torch.diag(gram).max()) == 0:
@@ -114,7 +116,7 @@ def pilot(
         runs = tracked if tracks else added
         em_errors = rig.step_errors(grid, walk.final)
         fine_error = rig.fine_error(fine, grid, walk.final)
-    seen = [*[errors for _, errors in runs], *em_errors.values()]
+    seen = [*[errors for *_, errors in runs], *em_errors.values()]
     tails = [float(errors.mean()) / typical(errors) for errors in seen if typical(errors) > 0]
     seconds = SecondsCost(y0, t=float(grid[count // 2]), calls=_TIMED - 1, warmup=1)(ladder.drifts)
     rig.cost += _TIMED * sum(ladder.costs) * len(y0)
@@ -130,12 +132,12 @@ def pilot(
         consistency=tuple(walk.consistency.tolist()),
         em_errors={steps: typical(errors) for steps, errors in em_errors.items()} | {count: 0.0},
         fine_error=fine_error,
-        calibration=tuple((predicted, typical(errors)) for predicted, errors in runs),
+        calibration=tuple(Calibration(promised, first, typical(errors)) for promised, first, errors in runs),
         tail=statistics.geometric_mean(tails) if tails else 1.0,
         cost=rig.cost,
         samples=len(y0),
         tracks=tracks,
-        multistep={count // j: rig.base(grid[::j]) for j in (1, 2, 4) if multistep and count % j == 0},
+        multistep={n: rig.base(grid[thinned(count, n)]) for n in range(2, count + 1)} if multistep else {},
     )
 
 
@@ -150,9 +152,9 @@ def _checked(ladder: Ladder, y0: Tensor, samples: int) -> Tensor:
     return y0[:samples].detach()
 
 
-def _size(runs: list[tuple[float, Tensor]]) -> float:
+def _size(runs: list[tuple[float, float, Tensor]]) -> float:
     """How large the errors of the runs are, each counting by its ratio."""
-    return sum(math.log(max(typical(errors), 1e-300)) for _, errors in runs)
+    return sum(math.log(max(typical(errors), 1e-300)) for *_, errors in runs)
 
 
 def _candidate_grid(
@@ -182,7 +184,7 @@ def _candidates_within(ladder: Ladder, samples: int, steps: int, candidates: int
 
     def cost(count: int) -> float:
         coarse = sum(n for n in (4, 8, 14, count // 2, count // 4) if n < count)
-        calibration = 2 * sum(c for c in CALIBRATED_COSTS if c < 0.6 * count)  # in two forms
+        calibration = 2 * sum(c for c in CALIBRATED_COSTS if c < 0.9 * count)  # in two forms
         walk = (count + _TIMED) * sum(ladder.costs) + count**2 / 2 * (levels - 1) * base
         double = 2 * count if count < steps else 0
         return samples * (walk + (coarse + calibration + double) * top + (steps + 3 * count) * base)
@@ -195,6 +197,15 @@ def _candidates_within(ladder: Ladder, samples: int, steps: int, candidates: int
             f"{ladder.unit}; raise the limit, take fewer samples, or reuse a saved pilot"
         )
     return count
+
+
+def _grams(responses: Tensor, folds: int) -> tuple[Tensor, list[Tensor]]:
+    """The Gram matrix of all samples, and those without each fold; fold n is every n-th sample."""
+    samples = responses.shape[2]
+    counts = [len(range(fold, samples, folds)) for fold in range(folds)]
+    parts = [_gram(responses[:, :, fold::folds]) * count for fold, count in enumerate(counts)]
+    total = torch.stack(parts).sum(0)
+    return total / samples, [(total - part) / (samples - count) for part, count in zip(parts, counts, strict=True)]
 
 
 def _gram(responses: Tensor) -> Tensor:

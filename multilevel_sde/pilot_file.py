@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from multilevel_sde.files import checksum
+from multilevel_sde.results import Calibration
 
 __all__ = ["decode", "encode"]
 
-_FORMAT, _VERSION = "multilevel_sde.pilot", 2
-_READABLE = ("1", "2")  # version 1 had no checksum
+_FORMAT, _VERSION = "multilevel_sde.pilot", 3
 _TENSORS = ("times", "coefficients", "gram", "variances")
 _TUPLES = ("costs", "seconds", "kurtosis", "consistency")
 _SCALARS = ("unit", "fine_error", "tail", "cost", "samples")
@@ -61,20 +61,18 @@ def decode(path: str | os.PathLike[str]) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        version = metadata.get("version")
-        if metadata.get("format") != _FORMAT or version not in _READABLE:
-            raise ValueError(f'"{path}" is not a pilot of one of the versions {_READABLE}; run the pilot again')
-        unmarked = version == "1" and "sha256" not in metadata
-        if not unmarked and metadata.get("sha256") != _checksum(tensors, metadata["values"]):
+        if metadata.get("format") != _FORMAT or metadata.get("version") != str(_VERSION):
+            raise ValueError(f'"{path}" is not a pilot of version {_VERSION}; run the pilot again')
+        if metadata.get("sha256") != _checksum(tensors, metadata["values"]):
             raise ValueError(f'"{path}" is damaged, its checksum does not fit; run the pilot again')
         values = json.loads(metadata["values"])
         fields: dict[str, Any] = {name: tensors[name].double() for name in _TENSORS}
         fields |= {name: tuple(values[name]) for name in _TUPLES} | {name: values[name] for name in _SCALARS}
         tables = {name: value for name, value in tensors.items() if name.startswith("multistep_")}
         fields["multistep"] = {int(name.removeprefix("multistep_")): table.double() for name, table in tables.items()}
-        fields["tracks"] = bool(values.get("tracks", True))
+        fields["tracks"] = bool(values["tracks"])
         fields["em_errors"] = {int(steps): float(error) for steps, error in values["em_errors"]}
-        fields["calibration"] = tuple((float(first), float(measured)) for first, measured in values["calibration"])
+        fields["calibration"] = tuple(Calibration(*map(float, one)) for one in values["calibration"])
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f'"{path}" is damaged ({error}); run the pilot again') from None
     _check(path, fields)

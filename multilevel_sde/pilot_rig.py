@@ -11,23 +11,23 @@ from tqdm.auto import tqdm
 
 from multilevel_sde.brownian import Brownian, BrownianPath
 from multilevel_sde.cost import Drift
-from multilevel_sde.curves import allocate_levels, plan_of
+from multilevel_sde.curves import allocate_levels, plan_of, thinned
 from multilevel_sde.diffusion import Diffusion, as_noise
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.memory import multistep
 from multilevel_sde.plan import Plan, em_plan
-from multilevel_sde.responses import Responses
+from multilevel_sde.responses import SHRINKAGE, Responses
 from multilevel_sde.solve import Telescoping, increments, solve
 from multilevel_sde.steps import Step
-from multilevel_sde.tracking import track
+from multilevel_sde.tracking import total_weights, track
 
-__all__ = ["CALIBRATED_COSTS", "Multistep", "Rig", "Walk", "thinned", "typical"]
+__all__ = ["CALIBRATED_COSTS", "Multistep", "Rig", "Walk", "typical"]
 
-CALIBRATED_COSTS = (4.0, 10.0, 25.0)  # evaluations of the top level at which the first order is checked
+CALIBRATED_COSTS = (4.0, 10.0, 25.0, 50.0)  # evaluations of the top level at which the first order is checked
 _CHUNK = 1 << 20  # numbers in a batch of perturbed states; larger ones are slower and vary more in shape
 
 Multistep = Callable[[Tensor], Tensor]
-Runs = list[tuple[float, Tensor]]
+Runs = list[tuple[float, float, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -164,30 +164,40 @@ class Rig:
         return torch.cat(out)
 
     def calibrate(self, grid: Tensor, walk: Walk, grams: list[Tensor]) -> tuple[Runs, Runs]:
-        """Run plans made from one half of the samples on the other, tracking and adding each correction at once.
+        """Run plans on samples that they were not made from, tracking and adding each correction at once.
+
+        Arguments:
+            grid: The candidates.
+            walk: Along them.
+            grams: Without each fold of the samples, of which the n-th is every n-th sample.
 
         Returns:
-            For both forms: (predicted, squared errors of all samples) of every plan.
+            For both forms: (promised, first-order error, squared errors of all samples) at every cost.
         """
         steps, levels, costs = len(grid) - 1, len(self.ladder), self.ladder.costs
         base = self.base(grid)
         tracked, added = [], []
         for cost in CALIBRATED_COSTS:
             budget = cost * costs[-1] - steps * costs[0]
-            if budget <= costs[1] or cost >= 0.6 * steps:
+            if budget <= costs[1] or cost >= 0.9 * steps:
                 continue
-            predicted, errors = 0.0, ([], [])
-            for half, gram in enumerate(grams):
-                responses = Responses.measured(gram, walk.coefficients, walk.variances, multistep=base)
+            promised, predicted, errors = 0.0, 0.0, ([], [])
+            for fold, gram in enumerate(grams):
+                responses, raw = (
+                    Responses.measured(gram, walk.coefficients, walk.variances, multistep=base, shrinkage=amount)
+                    for amount in (SHRINKAGE, 0.0)
+                )
                 parts = [responses.merged(k, k + 1) for k in range(levels - 1)]
                 allocation = allocate_levels(parts, list(costs), budget)
                 plan = plan_of(allocation.weights(len(allocation.picks)), steps, levels)
-                predicted += responses.error(plan.weights) / 2
-                others = slice(1 - half, None, 2)
-                for form, found in zip((track(plan, responses, base), multistep(plan, base)), errors, strict=True):
+                promised += allocation.errors[-1] / len(grams)
+                others = slice(fold, None, len(grams))
+                forms = track(plan, responses, base), multistep(plan, base)
+                predicted += raw.error(total_weights(forms[0], raw)) / len(grams)
+                for form, found in zip(forms, errors, strict=True):
                     found.append(squared(self.run(grid, form, others), walk.final[others]))
-            tracked.append((predicted, torch.cat(errors[0])))
-            added.append((predicted, torch.cat(errors[1])))
+            tracked.append((promised, predicted, torch.cat(errors[0])))
+            added.append((promised, predicted, torch.cat(errors[1])))
         return tracked, added
 
     def step_errors(self, grid: Tensor, final: Tensor) -> dict[int, Tensor]:
@@ -227,11 +237,6 @@ class Rig:
 
 def _sign(grid: Tensor) -> float:
     return 1.0 if bool(grid[-1] > grid[0]) else -1.0
-
-
-def thinned(count: int, steps: int) -> Tensor:
-    """Indices of about equally spaced steps."""
-    return torch.linspace(0, count, steps + 1, dtype=torch.float64).round().long()
 
 
 def _tiled(value: Tensor, copies: int) -> Tensor:

@@ -60,7 +60,7 @@ def facts(pilot: Pilot, title: str, measured: Iterable[tuple[str, float, float]]
         "curve": _curve(pilot),
         "em": [{"cost_in_top": float(n), "mse": pilot.step_error(n)} for n in sorted(pilot.em_errors)],
         "measured": [{"label": label, "cost_in_top": cost / top, "mse": mse} for label, cost, mse in measured],
-        "calibration": [{"first_order": first, "measured": seen} for first, seen in pilot.calibration],
+        "calibration": [{"first_order": one.first_order, "measured": one.measured} for one in pilot.calibration],
         "tail": pilot.tail,
         "samples": pilot.samples,
         "cost_in_top": pilot.cost / top,
@@ -106,8 +106,9 @@ def warnings(pilot: Pilot) -> list[str]:
             f"Errors have a heavy tail: the mean squared error is {pilot.tail:.1f} times that of a typical sample. "
             "Compare medians as well as means."
         )
-    if pilot.calibration and max(m / p for p, m in pilot.calibration if p > 0) > 4:
-        found.append("The first-order prediction is more than 4 times too small; trust the calibrated figures only.")
+    ratios = [one.measured / one.first_order for one in pilot.calibration if one.first_order > 0]
+    if ratios and max(ratios) > 8:
+        found.append("The first-order prediction is more than 8 times too small; trust the calibrated figures only.")
     if pilot.samples < 8:
         found.append(f"Only {pilot.samples} samples were used; 16 make the figures on this page reliable.")
     return found

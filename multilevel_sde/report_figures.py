@@ -181,7 +181,7 @@ FIGURES: dict[str, tuple[Callable[[Any, Mapping[str, Any]], None], tuple[float, 
     "calibration": (
         _calibration,
         (4.8, 3.3),
-        "How far the first-order prediction can be trusted: plans made from one half of the samples, run on the other. "
-        "The predictions on this page are corrected by the ratio.",
+        "How far the first-order prediction can be trusted: plans made from three quarters of the samples, run on the "
+        "rest. The predictions on this page are corrected by the ratio.",
     ),
 }

@@ -48,9 +48,16 @@ class Responses:
 
     @classmethod
     def measured(
-        cls, gram: Tensor, coefficients: Tensor, variances: Tensor, stride: int = 1, multistep: Tensor | None = None
+        cls,
+        gram: Tensor,
+        coefficients: Tensor,
+        variances: Tensor,
+        stride: int = 1,
+        multistep: Tensor | None = None,
+        *,
+        shrinkage: float = SHRINKAGE,
     ) -> Responses:
-        """Return those of a plan on every `stride`-th candidate step, trusting the off-diagonal by 95%.
+        """Return those of a plan on every `stride`-th candidate step.
 
         Arguments:
             gram: Of the candidate steps, (L M, L M).
@@ -60,9 +67,11 @@ class Responses:
             stride: Candidate steps per step of the plan, a divisor of M.
             multistep: Coefficients (M, order) of the multistep method with which the top level was integrated; by
                 default Euler's.
+            shrinkage: How much of the off-diagonal is not trusted: plans made without would lean on accidents of a few
+                samples. It adds errors that are not there, so predictions are made with 0.
         """
         candidates, levels = variances.shape
-        own = shrink(gram, SHRINKAGE)
+        own = shrink(gram, shrinkage)
         share = (coefficients.reshape(-1, stride).sum(1) / coefficients[::stride]).repeat(levels)
         rows = torch.arange(levels * candidates).reshape(levels, candidates)[:, ::stride].reshape(-1)
         cross = own[rows] * share[:, None]

@@ -5,14 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from scipy import stats
 from torch import Tensor
 
 from multilevel_sde.plan import Plan
 
-__all__ = ["Advice", "PilotPlan", "Prediction", "Rate", "Rates", "level_rates", "slope"]
+__all__ = ["Advice", "Calibration", "PilotPlan", "Prediction", "Rate", "Rates", "level_rates", "slope"]
+
+
+class Calibration(NamedTuple):
+    """What plans made from three quarters of the samples came to on the rest.
+
+    Attributes:
+        promised: What the allocation promised, by the shrunk Gram matrix.
+        first_order: The first-order error, by the Gram matrix of the plan's own samples.
+        measured: Typical squared distance to the top level's path.
+    """
+
+    promised: float
+    first_order: float
+    measured: float
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import multilevel_sde as mls
 from multilevel_sde.report import write_report
 from multilevel_sde.report_facts import warnings
 from multilevel_sde.report_figures import FIGURES
+from multilevel_sde.results import Calibration
 
 pytest.importorskip("matplotlib")
 
@@ -119,7 +120,7 @@ def test_a_page_may_not_be_its_own_json(pilot, tmp_path):
 def sound(pilot):
     """A pilot with nothing to warn about."""
     return dataclasses.replace(
-        pilot, seconds=pilot.costs, kurtosis=(3.0, 3.0, 3.0), tail=1.0, calibration=((1.0, 1.1),)
+        pilot, seconds=pilot.costs, kurtosis=(3.0, 3.0, 3.0), tail=1.0, calibration=(Calibration(1.0, 1.0, 1.1),)
     )
 
 
@@ -135,7 +136,7 @@ def test_no_warning_without_a_reason(pilot):
         (lambda p: {"seconds": (p.costs[0] * 3.1, *p.costs[1:])}, "level 1 is 181 times cheaper, by the clock 58"),
         (lambda p: {"consistency": (0.0, 0.01, 0.0)}, "means of levels 3 and 2"),
         (lambda p: {"tail": 3.5}, "3.5 times that of a typical sample"),
-        (lambda p: {"calibration": ((1.0, 4.1),)}, "first-order prediction is more than 4 times too small"),
+        (lambda p: {"calibration": (Calibration(1.0, 1.0, 8.1),)}, "prediction is more than 8 times too small"),
         (lambda p: {"samples": 7}, "Only 7 samples"),
     ],
 )

@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 import multilevel_sde as mls
 from multilevel_diffusion.rows import PlannedRows, combine
 from multilevel_sde.pilot_rig import typical
+from multilevel_sde.results import Calibration
 
 __all__ = ["Answer", "black_box_pilot", "planned"]
 
@@ -225,21 +226,22 @@ def _calibrated(
     run: Callable[[Answer], Tensor], ladder: mls.Ladder, pilot: mls.Pilot, grams: list[Tensor], final: Tensor
 ) -> mls.Pilot:
     """Run plans made from one half of the samples and compare the other half with the prediction."""
-    pairs, tails, cost = [], [], pilot.cost
+    found, tails, cost = [], [], pilot.cost
     for part in _CALIBRATED:
         budget = pilot.steps * (ladder.costs[0] + part * ladder.costs[-1])
-        predicted, errors = 0.0, []
+        promised, predicted, errors = 0.0, 0.0, []
         for half, gram in enumerate(grams):
             trial = replace(pilot, gram=gram)
             plan = trial.plan(budget=budget, memory=False).plan
             rows = PlannedRows(plan)
             end = _checked(run(lambda index, evaluate, rows=rows: combine(rows[index], evaluate)))
             errors.append((end - final).square().flatten(1).mean(1)[1 - half :: 2])
+            promised += trial.responses(plan.steps).error(plan.weights) / len(grams)
             predicted += trial.first_order(plan) / len(grams)
             cost += len(final) * plan.cost(ladder)
         both = torch.cat(errors)
-        pairs.append((predicted, typical(both)))
+        found.append(Calibration(promised, predicted, typical(both)))
         if typical(both) > 0:
             tails.append(float(both.mean()) / typical(both))
     tail = statistics.geometric_mean(tails) if tails else 1.0
-    return replace(pilot, calibration=tuple(pairs), tail=tail, cost=cost)
+    return replace(pilot, calibration=tuple(found), tail=tail, cost=cost)
