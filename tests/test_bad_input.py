@@ -552,6 +552,8 @@ def test_a_foreign_loop_refuses_a_plan_that_remembers():
         (lambda: mls.LearnedSchedule([1.0], [1.0], None), '"delta" must be a number, got NoneType'),
         (lambda: mls.LearnedSchedule([1.0], [1.0], 0.1, history=[1]), '"history" must be a sequence of pairs, got int'),
         (lambda: mls.BrownianPath(3), '"seeds" must be a sequence of integers, got int'),
+        (lambda: mls.BrownianPath("12"), '"seeds" must be a sequence of integers, got str'),
+        (lambda: mls.SwitchSchedule(torch.tensor(0.5)), '"boundaries" must be a sequence of times, got Tensor'),
         (lambda: mls.BrownianPath([1.5]), '"seeds" must be an integer, got float'),
         (lambda: mls.BrownianPath([1], unit="a"), '"unit" must be a number, got str'),
         (lambda: mls.BrownianPath([1], shape=2), '"shape" must be a sequence of integers, got int'),
@@ -573,6 +575,7 @@ def test_arguments_of_another_kind(use, message):
     [
         (lambda: mls.TheoremSchedule(10**400), '"gamma" must be a number that a float can hold'),
         (lambda: mls.Recall([(2**63, 0, 0, 1.0)]), '"entries" must recall a level of an earlier step'),
+        (lambda: mls.Recall([(1, 2**63, 0, 1.0)]), '"entries" must recall a level of an earlier step'),
         (lambda: mls.LearnedSchedule([1.0], [1.0], 0.1, history=[(1.0,)]), '"history" must hold pairs'),
         (lambda: mls.BrownianPath([1], shape=(-1,)), '"shape" must not have negative sizes'),
         (lambda: mls.draw_plan(torch.ones(2, 2), generator=generator(), samples=1.5), '"samples" must be at least 1'),

@@ -125,6 +125,10 @@ DAMAGES = {
     "newer": (lambda f: edit(f / "ladder.json", format=3), "format 3, newer than 2; update"),
     "no number": (lambda f: (f / "ladder.json").write_text('{"format": "1"}'), "has the format '1', expected a number"),
     "deep": (lambda f: (f / "ladder.json").write_text("[" * 100_000), "not readable as JSON"),
+    "another encoding": (
+        lambda f: (f / "ladder.json").write_bytes((f / "ladder.json").read_text().encode("utf-16")),
+        "not readable as JSON",
+    ),
     "no clip": (lambda f: edit(f / "ladder.json", clip=5), "holds what is no ladder .*; write it with save_ladder"),
     "no list": (lambda f: edit(f / "ladder.json", schedule=[1]), "holds what is no ladder"),
     "changed cost": (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 import multilevel_sde as mls
-from multilevel_sde.files import write_atomically
+from multilevel_sde.files import checksum, is_sealed, seal, write_atomically
 
 
 def some_plan(samples=None, truncated=False):
@@ -161,3 +161,28 @@ def test_a_written_file_replaces_the_old_one_and_has_the_usual_permissions(tmp_p
     plain = tmp_path / "plain"
     plain.write_bytes(b"")
     assert path.stat().st_mode == plain.stat().st_mode
+
+
+def test_a_seal_is_of_the_values_not_of_their_layout():
+    values = {"b": {"y": [1.0, 1e-300], "x": 0.1}, "a": (1, None), 9: "nine", 10: "ten"}
+    read = json.loads(json.dumps(seal(values), indent=3))
+    assert is_sealed(read)
+    assert is_sealed(dict(reversed(read.items())))
+    assert is_sealed(read | {"b": dict(reversed(read["b"].items()))})
+    for change in ({"b": {"y": [1.0, 1e-300], "x": 0.2}}, {"a": [1, 0]}, {"c": 1}, {"9": "ten"}, {"sha256": ""}):
+        assert not is_sealed(read | change)
+    assert not is_sealed({name: value for name, value in read.items() if name != "10"})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ((["a"], [torch.ones(2)]), (["b"], [torch.ones(2)])),
+        ((["a"], [torch.ones(2)]), (["a"], [torch.ones(1, 2)])),
+        ((["a"], [torch.ones(2)]), (["a"], [torch.tensor([1.0, 1.0000001])])),
+        ((["a"], [torch.ones(1), torch.zeros(1)]), (["a"], [torch.zeros(1), torch.ones(1)])),
+    ],
+)
+def test_a_checksum_is_of_texts_shapes_and_contents_in_order(one, other):
+    assert checksum(*one) == checksum(*one)
+    assert checksum(*one) != checksum(*other)

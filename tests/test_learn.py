@@ -547,6 +547,9 @@ def test_schedules_are_checked_saved_and_loaded(tmp_path):
         path.write_text(damaged)
         with pytest.raises(ValueError, match="damaged"):
             mls.LearnedSchedule.load(path)
+    path.write_bytes(json.dumps(content).encode("utf-16"))
+    with pytest.raises(ValueError, match="damaged"):
+        mls.LearnedSchedule.load(path)
     for damage in ({"delta": 0.06}, {"sha256": ""}, {"version": 1}):
         path.write_text(json.dumps(content | damage))
         with pytest.raises(ValueError, match="its checksum does not fit"):

@@ -107,13 +107,13 @@ def bits(threads):
     """Digests of what the core computes, on states large enough that torch divides the work."""
     torch.set_num_threads(threads)
     found = {"threads": str(torch.get_num_threads())}
-    plan = mls.draw_plan(torch.tensor([1.0, 0.5]).expand(8, 2), generator=torch.Generator().manual_seed(0))
-    own = mls.draw_plan(torch.tensor([1.0, 0.5]).expand(8, 2), generator=torch.Generator(), samples=2001)
+    plan = mls.draw_plan(torch.tensor([1.0, 0.5]).expand(4, 2), generator=torch.Generator().manual_seed(0))
+    own = mls.draw_plan(torch.tensor([1.0, 0.5]).expand(4, 2), generator=torch.Generator(), samples=1201)
     ladder = mls.Ladder([lambda x, t: -x, lambda x, t: -torch.sin(x) * (1 + t.to(x))], costs=[1.0, 8.0])
-    times = torch.linspace(0.0, 1.0, 9, dtype=DOUBLE)
+    times = torch.linspace(0.0, 1.0, 5, dtype=DOUBLE)
     for dtype in (torch.float32, DOUBLE):
-        y0 = mls.seeded_normal(range(2001), (33,), dtype=dtype)
-        noise = mls.BrownianPath(range(2001))
+        y0 = mls.seeded_normal(range(1201), (33,), dtype=dtype)
+        noise = mls.BrownianPath(range(1201))
         found[f"start {dtype}"] = digest(y0)
         found[f"noise {dtype}"] = digest(*noise.like(y0).increments(times))
         for name, drawn in (("shared", plan), ("per sample", own)):

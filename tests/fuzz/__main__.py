@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import time
 from collections import Counter
 
@@ -12,11 +14,11 @@ from tqdm import tqdm
 from fuzz.harness import run
 from fuzz.targets import TARGETS
 
-_ROUND = 2000  # inputs of one target at a time, each with a seed of its own
+_ROUND = 1000  # inputs of one target at a time, each with a seed of its own
 
 
 def main() -> None:
-    """Try inputs in rounds until so many of them were bad ones."""
+    """Try inputs in rounds until so many of them were bad ones, or until it is interrupted."""
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
     parser.add_argument("--count", type=int, default=100_000, help="bad inputs [%(default)s]")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 2**32, help="printed; the clock's by default")
@@ -26,8 +28,8 @@ def main() -> None:
     chosen = [target for target in TARGETS if not arguments.names or target.name in arguments.names]
     outcomes: dict[str, Counter[str]] = {target.name: Counter() for target in chosen}
     print(f"seed {arguments.seed}", flush=True)
-    with tqdm(total=arguments.count, unit="bad input") as bar:
-        for turn in range(arguments.count):
+    with tqdm(total=arguments.count, unit="bad input") as bar, contextlib.suppress(KeyboardInterrupt):
+        for turn in itertools.count():
             for target in chosen:
                 came = run(target, max(1, round(_ROUND * target.share)), arguments.seed + turn)
                 outcomes[target.name] += came
