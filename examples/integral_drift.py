@@ -131,7 +131,7 @@ class Sweep:
         for budget in budgets:
             best = pilot.plan(budget=budget * ladder.costs[-1])
             rows.append(self.row("plan", ladder, best.times, best.plan))
-            table = mls.TheoremSchedule(max(2.0, pilot.rates.cost_exponent)).probabilities(
+            table = mls.TheoremSchedule(min(max(2.0, pilot.rates.cost_exponent), 10.0)).probabilities(
                 ladder, times, budget=budget * ladder.costs[-1]
             )
             rows.append(
