@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from multilevel_sde.arguments import as_number
+
 __all__ = ["Diffusion", "NoiseTerm", "as_noise"]
 
 
@@ -45,6 +47,7 @@ def as_noise(diffusion: Diffusion) -> Callable[[Tensor, Tensor, Tensor], Tensor]
     if isinstance(diffusion, NoiseTerm):
         return diffusion.apply
     if isinstance(diffusion, int | float) and not isinstance(diffusion, bool):
+        diffusion = as_number("diffusion", diffusion)
         if not math.isfinite(diffusion):
             raise ValueError(f'"diffusion" must be finite, got {diffusion}')
         if diffusion == 1:

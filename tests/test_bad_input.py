@@ -574,6 +574,10 @@ def test_arguments_of_another_kind(use, message):
     ("use", "message"),
     [
         (lambda: mls.TheoremSchedule(10**400), '"gamma" must be a number that a float can hold'),
+        (
+            lambda: solve(diffusion=10**400, brownian=mls.BrownianPath(range(3))),
+            '"diffusion" must be a number that a float can hold',
+        ),
         (lambda: mls.Recall([(2**63, 0, 0, 1.0)]), '"entries" must recall a level of an earlier step'),
         (lambda: mls.Recall([(1, 2**63, 0, 1.0)]), '"entries" must recall a level of an earlier step'),
         (lambda: mls.LearnedSchedule([1.0], [1.0], 0.1, history=[(1.0,)]), '"history" must hold pairs'),
