@@ -170,8 +170,11 @@ class BrownianPath:
                 f'"times" have steps below {self.unit / TICKS:.3g}, the resolution of this BrownianPath; '
                 "give it grid=times, or a smaller unit"
             )
-        walk = LevyWalk(ticks, math.sqrt(self.unit), *self._source()).increments()
-        yield from itertools.chain.from_iterable(increments.to(self.dtype).unbind(0) for increments in walk)
+        for increments in LevyWalk(ticks, math.sqrt(self.unit), *self._source()).increments():
+            waiting = list(increments.to(self.dtype).unbind(0))[::-1]
+            del increments  # a large one is not kept here while it is used
+            while waiting:
+                yield waiting.pop()
 
 
 class TorchSDEBrownian:

@@ -96,13 +96,13 @@ def test_a_ladder_holds_one_value_more_for_each_level(growth, levels):
 
 
 def test_the_stated_grid_holds_one_state_for_each_split_above(growth):
-    """Beside y_n and f(y_n) the halves that wait, one for each split above, and what is split."""
+    """Beside two states of the step the halves that wait, one for each split above, and what is split."""
     peaks = []
-    for steps in (10, 50):  # 10 = 2 x 5 parts in 1 + 3 splits; 50 steps are found among 100, in 4 splits more
+    for steps in (10, 50):  # 10 = 2 x 5 parts in 1 + 3 splits; 50 steps are found among 100, in 3 or 4 more
         _, arguments = growth.Size(BATCH, SIZE, steps, noisy=True).solver()
         peaks.append(most_states(growth, **arguments | {"brownian": mls.BrownianPath(range(BATCH))}))
-    assert peaks[0] <= 2 + 4 + 1
-    assert peaks[1] <= 2 + 8 + 1
+    assert peaks[0] <= 2 + 4
+    assert peaks[1] <= 2 + 7
 
 
 @pytest.mark.parametrize("noisy", [False, True])
@@ -110,6 +110,14 @@ def test_all_memory_grows_with_the_steps_by_the_plan_and_the_grid_alone(growth, 
     """With everything counted, small tensors too: some tens of bytes a step, beside 16 KiB for a state."""
     few, many = (growth.live_peak(growth.Size(1, 4096, steps, noisy=noisy)) for steps in (100, 600))
     assert many - few < 100 * 500
+
+
+def test_a_large_path_is_refined_backwards_too():
+    """Node by node, as no state of this size is refined at once."""
+    path, times = mls.BrownianPath([1], shape=(1 << 18,)), [0.0, 0.1, 0.35, 0.5, 1.2]
+    forward, backward = list(path.increments(times)), list(path.increments(times[::-1]))
+    for there, back in zip(forward, reversed(backward), strict=True):
+        assert torch.allclose(there, -back, atol=1e-6)
 
 
 SINGLE = 1 << 21  # numbers of one sample: 16 pieces
