@@ -89,7 +89,7 @@ DEFAULT = Settings(
         UNetConfig(dim, bottom, mid, levels=3, image_size=64)
         for dim, bottom, mid in [(8, 1, 0), (16, 1, 0), (24, 1, 1), (48, 2, 1), (96, 2, 2)]
     ],
-    training=[_training(10_000, 2e-3)] * 3 + [_training(8_000, 1e-3), _training(6_000, 7e-4)],
+    training=[_training(6_000, 2e-3)] * 3 + [_training(5_000, 1e-3), _training(4_000, 7e-4)],
 )
 TINY = Settings(
     configs=[

@@ -52,14 +52,22 @@ class Rows:
 
 
 def timed(
-    run: Callable[[], Tensor], device: torch.device, clock: Callable[[], float] = time.process_time
+    run: Callable[[], Tensor],
+    device: torch.device,
+    clock: Callable[[], float] = time.process_time,
+    *,
+    warm: bool = False,
 ) -> tuple[Tensor, float]:
-    """Return what a run gives and its seconds: of GPU events after a run to warm up, on a CPU of the clock."""
+    """Return what a run gives and its seconds: on a GPU of events, after a run to warm up unless it is warm already.
+
+    On a CPU seconds are those of the clock, without a warm-up.
+    """
     if device.type != "cuda":
         begin = clock()
         value = run()
         return value, clock() - begin
-    run()
+    if not warm:
+        run()
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize(device)
     start.record()

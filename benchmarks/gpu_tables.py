@@ -67,11 +67,14 @@ def measure_samplers(
     bench = bench_of(folder, mode, settings, device)
     reference, _ = reference_of(bench, out / f"reference_{mode}.safetensors", device)
 
+    warm: set[str] = set()  # methods that ran in this process, at whatever budget
+
     def todo() -> Iterator[tuple[dict, Callable[[], dict]]]:
         for run, single in all_runs(bench, settings.budgets):
 
             def measure(run=run, single=single) -> dict:
-                images, seconds = timed(run[2], device)
+                images, seconds = timed(run[2], device, warm=run[0] in warm)
+                warm.add(run[0])
                 squared = (images - reference).double().square().flatten(1).mean(1)
                 return asdict(bench.row(run, single, squared, seconds))
 

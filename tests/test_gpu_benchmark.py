@@ -108,6 +108,33 @@ def test_measurements_that_are_there_are_not_made_again(tmp_path):
     assert json.loads(path.read_bytes()) == [{"name": {"number": n}, "value": n**2} for n in range(4)]
 
 
+def test_a_gpu_is_warmed_up_and_timed_by_events(monkeypatch):
+    """With events that stand for a GPU's: they tick once for each time that the run was called."""
+    speed, calls = module("gpu_speed"), []
+
+    class Event:
+        def __init__(self, enable_timing):
+            self.at = None
+
+        def record(self):
+            self.at = len(calls)
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return 1000.0 * (end.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    for warm, expected in ((False, 2), (True, 1)):
+        calls.clear()
+        value, seconds = speed.timed(lambda: (calls.append(1), torch.ones(1))[1], torch.device("cuda"), warm=warm)
+        assert (len(calls), seconds, float(value)) == (expected, 1.0, 1.0)
+    clock = iter([3.0, 5.5]).__next__
+    assert speed.timed(lambda: torch.zeros(1), CPU, clock)[1] == 2.5
+
+
 def test_pieces_come_in_order(tmp_path, capsys):
     gpu = module("gpu")
     command = ["--out", str(tmp_path), "--tiny", "--device", "cpu"]
