@@ -159,10 +159,10 @@ def measure(quick: bool) -> list[dict]:
     return rows
 
 
-def resident_peak() -> int:
-    """Return the largest resident memory of this process so far, in bytes."""
+def resident(name: str) -> int:
+    """Return resident memory in bytes: VmRSS now, or VmHWM, the most since the process began or `alone` forgot it."""
     status = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) * 1024
+    return int(next(line for line in status if line.startswith(name)).split()[1]) * 1024
 
 
 def alone(size: Size) -> dict:
@@ -171,9 +171,10 @@ def alone(size: Size) -> dict:
     y0, arguments = Size(noisy=size.noisy, levels=size.levels).solver()
     mls.solve(y0=y0, **arguments)
     y0, arguments = size.solver()
-    before, start = resident_peak(), time.process_time()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is that of now
+    before, start = resident("VmRSS"), time.process_time()
     mls.solve(y0=y0, **arguments)
-    return {"added_bytes": resident_peak() - before, "seconds": time.process_time() - start}
+    return {"added_bytes": resident("VmHWM") - before, "seconds": time.process_time() - start}
 
 
 def in_a_process(size: Size) -> dict:
@@ -223,6 +224,7 @@ def markdown(result: dict) -> str:
 def plot(path: Path, rows: list[dict]) -> None:
     """Write time and peak memory against each size."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(14, 6), layout="constrained")
     panels = figure.subplots(2, 4)
@@ -235,6 +237,8 @@ def plot(path: Path, rows: list[dict]) -> None:
                 if kind == "SDE":
                     (x, _), (end, y) = points[0], points[-1]
                     axes.loglog([x, end], [y * x / end, y], ":", color="0.5", label="linear")
+        for axes in panels[:, column]:
+            axes.xaxis.set_minor_formatter(NullFormatter())
         panels[1, column].set_xlabel({"state": "elements of a sample"}.get(what, what))
     panels[0, 0].set_ylabel("CPU time of a solve, ms")
     panels[1, 0].set_ylabel("peak of live tensors, MiB")
@@ -247,7 +251,7 @@ def plot(path: Path, rows: list[dict]) -> None:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", type=int, nargs="+", choices=(1, 2, 3), default=[1, 2, 3], help="[all]")
+    parser.add_argument("--parts", type=int, nargs="*", choices=(1, 2, 3), default=[1, 2, 3], help="none: redraw [all]")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="[results beside this]")
     parser.add_argument("--quick", action="store_true", help="a smoke run: small sizes")
     parser.add_argument("--alone", type=json.loads, help=argparse.SUPPRESS)
