@@ -69,13 +69,14 @@ def draw_figure(path: Path, results: list[dict]) -> None:
     """Write every measure against cost, one column a process."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * len(results), 3.4 * len(MEASURES)), layout="constrained")
+    figure = Figure(figsize=(4.8 * len(results), 3.4 * len(MEASURES)), layout="constrained")
     panels = figure.subplots(len(MEASURES), len(results), squeeze=False)
     for column, result in enumerate(results):
         for place, (measure, title) in enumerate(MEASURES.items()):
             axes = panels[place][column]
             _panel(axes, result["rows"], measure)
             axes.set_xscale("log")
+            axes.set_xlim(4, 42)
             axes.set_xticks([5, 8, 12, 20, 35], ["5", "8", "12", "20", "35"])
             axes.set_xticks([], minor=True)
             if place == 0:
@@ -86,7 +87,14 @@ def draw_figure(path: Path, results: list[dict]) -> None:
     labels = {}
     for axes in panels.flat:
         labels.update({label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)})
-    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    figure.legend(
+        labels.values(),
+        labels.keys(),
+        loc="outside lower center",
+        ncols=min(4, 2 * len(results)),
+        fontsize=8,
+        frameon=False,
+    )
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=90)
     write_atomically(path, content.getvalue())

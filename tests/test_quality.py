@@ -1,7 +1,9 @@
 """Laws of the distances between sets of images: closed forms, other libraries, coverage of intervals."""
 
 import math
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -277,3 +279,13 @@ class TestDigits:
 def test_bad_arguments_are_refused(call, says):
     with pytest.raises(ValueError, match=says):
         call()
+
+
+def test_the_example_of_the_page_runs(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "quality.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names: dict = {}
+    exec(compile(block, "docs/quality.md", "exec"), names)
+    assert names["images"].shape == (128, 1, 8, 8)
+    assert names["distance"].low < names["floor"].high
+    assert "told apart" in capsys.readouterr().out
