@@ -41,17 +41,19 @@ class ShardWriter:
         self.clock = time.perf_counter if device == "cuda" else time.process_time
 
     def __call__(self, batch: dict) -> dict:
-        """Map {"index": indices} to the manifest's entries, as JSON, and the seconds that they took."""
-        entries, seconds = [], []
+        """Map {"index": indices} to the manifest's entries, as JSON, and the images and seconds that were computed."""
+        rows = {"entry": [], "images": [], "seconds": []}
         for index in batch["index"]:
-            start = self.clock()
-            entries.append(json.dumps(finish(self.job, self.folder, self.shards[index])))
-            seconds.append(self.clock() - start)
-        return {"entry": entries, "seconds": seconds}
+            shard, start = self.shards[index], self.clock()
+            found = shard.find(Path(self.folder))
+            rows["entry"].append(json.dumps(found or finish(self.job, self.folder, shard)))
+            rows["images"].append(0 if found else len(shard.seeds))
+            rows["seconds"].append(0.0 if found else self.clock() - start)
+        return rows
 
 
-def run(job: Job, folder: str, ladder: str, *, workers: int, gpus: float = 0.0) -> float:
-    """Sample a job with Ray Data; return the seconds per image, of a core or of a GPU worker."""
+def run(job: Job, folder: str, ladder: str, *, workers: int, gpus: float = 0.0) -> tuple[int, float]:
+    """Sample a job with Ray Data; return how many images were computed now, and the workers' seconds for them."""
     open_folder(job, folder)
     shards = [{"index": index} for index in range(len(job.shards))]
     # From items, not from range: the tasks of a range would wait for CPUs that the actors hold.
@@ -65,7 +67,7 @@ def run(job: Job, folder: str, ladder: str, *, workers: int, gpus: float = 0.0) 
         num_gpus=gpus or None,
     ).take_all()
     close_folder(job, folder, [json.loads(row["entry"]) for row in rows])
-    return sum(row["seconds"] for row in rows) / len(job.seeds)
+    return sum(row["images"] for row in rows), sum(row["seconds"] for row in rows)
 
 
 def estimate(seconds: float, job: Job, unit: str = "core", images: int = 10**9, units: int = 1000) -> str:
@@ -107,9 +109,10 @@ def main(words: list[str] | None = None) -> int:
     options = {} if arguments.address else {"num_cpus": arguments.workers * arguments.threads}
     ray.init(address=arguments.address, log_to_driver=False, **options)
     folder = str(arguments.out.absolute())
-    seconds = run(job, folder, arguments.ladder, workers=arguments.workers, gpus=arguments.gpus)
+    computed, seconds = run(job, folder, arguments.ladder, workers=arguments.workers, gpus=arguments.gpus)
     unit = "GPU worker" if arguments.gpus else "core"
-    print(f"{arguments.count} images written to {arguments.out}/; {estimate(seconds, job, unit)}")
+    said = estimate(seconds / computed, job, unit) if computed else "nothing to do"
+    print(f"{arguments.count} images written to {arguments.out}/; {said}")
     return 0
 
 
