@@ -26,7 +26,11 @@ from multilevel_diffusion.pictures import save_rows
 from multilevel_diffusion.sampling import MODES
 
 RESULTS = Path(__file__).parent / "results"
-COLUMNS, SCALES = {"digits": 16, "deadleaves32": 8}, {"digits": 4, "deadleaves32": 2}
+IMAGES, SHOWN, SCALES = (
+    {"digits": 16, "deadleaves32": 8},
+    {"digits": 16, "deadleaves32": 6},
+    {"digits": 4, "deadleaves32": 2},
+)
 
 
 def best_single(name: str, mode: str, budget: int) -> str:
@@ -48,21 +52,21 @@ def strip(name: str, mode: str, budgets: list[int], seeds: int) -> list[tuple[st
     with torch.no_grad():
         for method, budget in tqdm(wanted, desc=f"{name} {mode}", unit="row"):
             sampled, plans = found[method, budget]
-            rows.append((f"{method}: cost {relative_cost(bench, budget, plans):.4g}", sampled()))
+            rows.append((f"{method}: cost {relative_cost(bench, budget, plans):.4g}", sampled()[: SHOWN[name]]))
     return rows
 
 
 def main() -> None:
     """Write the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ladders", nargs="+", choices=COLUMNS, default=list(COLUMNS), help="[both]")
+    parser.add_argument("--ladders", nargs="+", choices=IMAGES, default=list(IMAGES), help="[both]")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="[both]")
     parser.add_argument("--budgets", nargs="+", type=int, default=[5, 12], help="in top evaluations [%(default)s]")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "images", help="[docs/images]")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name, mode in product(options.ladders, options.modes):
-        rows = strip(name, mode, options.budgets, COLUMNS[name])
+        rows = strip(name, mode, options.budgets, IMAGES[name])
         title = f"{name}, {mode.upper()}: the same seeds by every method"
         save_rows(options.out / f"quality_{name}_{mode}.png", rows, title, scale=SCALES[name])
 
