@@ -8,6 +8,7 @@ Names that begin with the same library up to a comma are settings of one peer.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
