@@ -13,7 +13,6 @@ they estimate the same thing: one schedule, one parameterisation, one image shap
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,15 +28,14 @@ from safetensors.torch import save as to_safetensors
 
 import multilevel_sde as mls
 from multilevel_diffusion.denoisers import EpsilonDenoiser
+from multilevel_diffusion.ladder_json import FORMAT, SHARED, check_keys, read_json, read_record, to_json
 from multilevel_diffusion.schedules import NoiseSchedule, schedule_from_dict
 from multilevel_diffusion.unet import UNet, UNetConfig
-from multilevel_sde.files import is_sealed, seal, write_atomically
+from multilevel_sde.files import seal, write_atomically
 
 __all__ = ["DiffusionLadder", "load_ladder", "save_ladder", "shipped_ladder", "shipped_ladders"]
 
-FORMAT = 2
 PARAMETERISATION = "epsilon"
-SHARED = ("schedule", "parameterisation", "image_shape")
 
 
 @dataclass(frozen=True)
@@ -174,7 +172,7 @@ def save_ladder(
         name = f"level_{index}"
         content = to_safetensors({key: value.cpu().contiguous() for key, value in network.state_dict().items()})
         write_atomically(root / name / "model.safetensors", content)
-        config = _json({"format": FORMAT, "network": network.config.to_dict(), **shared})
+        config = to_json({"format": FORMAT, "network": network.config.to_dict(), **shared})
         write_atomically(root / name / "config.json", config)
         levels.append(
             {
@@ -190,7 +188,7 @@ def save_ladder(
         )
     measured = {"batch": batch, "threads": torch.get_num_threads(), "torch": torch.__version__, "device": str(device)}
     record = {"format": FORMAT, **shared, "clip": clip and list(clip), "data": dict(data or {})}
-    write_atomically(root / "ladder.json", _json(seal({**record, "seconds_measured": measured, "levels": levels})))
+    write_atomically(root / "ladder.json", to_json(seal({**record, "seconds_measured": measured, "levels": levels})))
 
 
 def load_ladder(
@@ -211,7 +209,7 @@ def load_ladder(
         torch.float64
     """
     root = Path(path)
-    record = _read_record(root / "ladder.json")
+    record = read_record(root / "ladder.json")
     try:
         schedule = schedule_from_dict(record["schedule"])
         networks = tuple(_load_level(root, record, level) for level in range(len(record["levels"])))
@@ -223,25 +221,11 @@ def load_ladder(
     return DiffusionLadder(tuple(network.to(device, dtype) for network in networks), schedule, clip, record, root)
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    record = _read_json(path, ["format"])
-    if not isinstance(record["format"], int) or record["format"] < 1:
-        raise ValueError(f"{path} has the format {record['format']!r}, expected a number; write it with save_ladder")
-    if record["format"] > FORMAT:
-        raise ValueError(
-            f'"path" holds a ladder of format {record["format"]}, newer than {FORMAT}; update multilevel-sde to read it'
-        )
-    if (record["format"] > 1 or "sha256" in record) and not is_sealed(record):
-        raise ValueError(f"{path} is damaged or was changed by hand, its checksum does not fit; copy the ladder again")
-    _check_keys(record, [*SHARED, "clip", "levels"], path)
-    return record
-
-
 def _load_level(root: Path, record: Mapping[str, Any], level: int) -> UNet:
     entry = record["levels"][level]
-    _check_keys(entry, ["folder", "flops", "seconds", "sha256"], root / "ladder.json")
+    check_keys(entry, ["folder", "flops", "seconds", "sha256"], root / "ladder.json")
     folder = root / entry["folder"]
-    values = _read_json(folder / "config.json", [*SHARED, "network"])
+    values = read_json(folder / "config.json", [*SHARED, "network"])
     if record["format"] > 1 and hashlib.sha256((folder / "config.json").read_bytes()).hexdigest() != entry.get(
         "config_sha256"
     ):
@@ -293,24 +277,3 @@ def _check_finite(state: Mapping[str, torch.Tensor], what: str) -> None:
     for name, value in state.items():
         if not torch.isfinite(value).all():
             raise ValueError(f"{what} has weights that are not finite ({name}); train it again")
-
-
-def _json(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(values, indent=1) + "\n").encode()
-
-
-def _read_json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f'"path" has no file {path}; give the folder of a ladder') from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable as JSON ({error}); copy the ladder again") from None
-    _check_keys(values, keys, path)
-    return values
-
-
-def _check_keys(values: Any, keys: Sequence[str], path: Path) -> None:
-    for key in keys:
-        if not isinstance(values, dict) or key not in values:
-            raise ValueError(f'{path} has no entry "{key}"; write it with save_ladder')
