@@ -1,6 +1,7 @@
 """Sampling goes on in the same memory: the long run's short form, and that the long run would see a leak."""
 
 import importlib.util
+import mmap
 import sys
 from pathlib import Path
 
@@ -25,9 +26,15 @@ def test_growth_is_between_the_second_and_the_last_fifth(soak):
     assert soak.growth([9, 9, 50, 80, 0, 0, 0, 0, 53, 99]) == 3  # nor does memory that is given back
 
 
-def test_a_leak_of_a_megabyte_a_round_is_seen(soak, monkeypatch, capsys):
+def test_a_leak_is_seen(soak, monkeypatch, capsys):
+    """Pages of its own, so that nothing that was freed before is used again."""
     kept = []
-    monkeypatch.setattr(soak, "one_round", lambda number, plan: kept.append(bytearray(b"x" * 2**20)))
+
+    def leak(number, plan):
+        kept.append(mmap.mmap(-1, 2**21))
+        kept[-1].write(b"x" * 2**21)
+
+    monkeypatch.setattr(soak, "one_round", leak)
     assert soak.main(["--minutes", "0"]) == 1
     monkeypatch.setattr(soak, "one_round", lambda number, plan: None)
     assert soak.main(["--minutes", "0"]) == 0
