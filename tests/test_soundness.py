@@ -18,9 +18,9 @@ DOUBLE = torch.float64
 EPS = torch.finfo(torch.float32).eps
 MEANS = [[1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0]]
 PROBLEMS = {
-    "scaling_law": {"gamma": 3.0, "levels": 4, "diffusion": 0.5},
+    "scaling_law": {"gamma": 3.0, "levels": 4, "diffusion": 0.3},
     "quadrature": {"dimension": 2},
-    "ornstein_uhlenbeck": {},
+    "ornstein_uhlenbeck": {"sigma": 0.3},
     "geometric_brownian_motion": {},
     "decaying_noise": {},
     "double_well": {},
@@ -33,12 +33,12 @@ def test_every_problem_is_here():
     assert made == set(PROBLEMS)
 
 
-@pytest.mark.parametrize("steps", [64, 256])
+@pytest.mark.parametrize("steps", [60, 250])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_float32_errs_by_its_roundings(name, steps):
     """The same noise and plan in both. Each step rounds the state, at most by half an eps of the largest value; these
     add up like a random walk where the flow does not expand, so the RMS difference is sqrt(N) eps / (2 sqrt(3)) of it
-    at most, about 0.3. Measured are 0.03 to 0.12; a constant noise or time in half precision gives 100 times as much.
+    at most, about 0.3. Measured are 0.03 to 0.12; a diffusion constant in half precision is found.
     """
     problem = getattr(mls.problems, name)(**PROBLEMS[name])
     times, y0 = problem.times(steps), problem.y0(32)
