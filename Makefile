@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 # Tests run in two processes; one thread each, or they would fight for the cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test test-all fuzz lint types docs bench bench-compare soak install clean
+.PHONY: demo test test-all coverage fuzz lint types docs package audit bench bench-compare soak install clean
 
 install: $(STAMP)
 
@@ -26,6 +26,10 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2
 
+# The default tests with the lines that they run; a table of the files that miss some, and htmlcov/.
+coverage: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term:skip-covered --cov-report=html
+
 # At least 100 000 bad inputs; prints how many of each kind were tried and what came of them. FUZZ="--seed 1" repeats.
 fuzz: $(STAMP)
 	cd tests && $(TEST_ENV) ../$(BIN)/python -m fuzz $(FUZZ)
@@ -40,6 +44,24 @@ types: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
+# The wheel and the sdist, each installed in an empty environment, where the command must sample a shipped ladder.
+package: $(STAMP)
+	rm -rf dist build
+	$(BIN)/python -m hatchling build
+	for file in dist/*.whl dist/*.tar.gz; do \
+	    rm -rf build/empty && $(PYTHON) -m venv build/empty && \
+	    build/empty/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)" && \
+	    build/empty/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock "$$file[diffusion]" && \
+	    (cd build && empty/bin/multilevel-sde sample --ladder digits --budget 5 --count 4 --out samples && rm -r samples) \
+	    || exit 1; \
+	done
+
+# Known vulnerabilities of what the lock names; asks pypi.org.
+audit: requirements.lock
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	build/audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --strict
+
 # Saved in .benchmarks; CPU time, which others on the machine disturb less than the clock.
 bench: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-only --benchmark-autosave --benchmark-timer=time.process_time
@@ -53,4 +75,4 @@ soak: $(STAMP)
 	$(TEST_ENV) $(BIN)/python benchmarks/soak.py --minutes 60
 
 clean:
-	rm -rf docs/_build demo-output build dist .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf docs/_build demo-output build dist .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage htmlcov
