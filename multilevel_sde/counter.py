@@ -96,7 +96,7 @@ class CounterNormals:
             factors = keys.new_full((1, 1), float(scales), dtype=torch.float32).expand(len(keys), 1)
         blocks = max(1, -(-len(streams) * self._half // _BLOCK)) if self._blocked else 1
         rows = -(-len(streams) // blocks)
-        columns = min(self._half, _BLOCK) if self._blocked else self._half
+        columns = max(1, min(self._half, _BLOCK) if self._blocked else self._half)  # a sample may be empty
         if len(self._scratch) < 3 * rows * columns:  # kept from call to call, as new memory costs page faults
             self._scratch = torch.empty(3 * rows * columns, dtype=torch.int64, device=device)
         normals = torch.empty(len(streams), self._size, dtype=torch.float32, device=device)

@@ -210,7 +210,7 @@ def test_nothing_is_left_behind(conditional, stable_diffusion, guided):
 
 @pytest.mark.parametrize("name", ["dit", "sd3", "flux"])
 def test_transformer_pipelines(transformer_pipeline, name: str):
-    """Guidance in a doubled batch or in two calls, schedulers that take no generator: predicted within a factor 3."""
+    """Guidance in a doubled batch or in two calls, schedulers without a generator; 2 samples predict within 5."""
     levels, pipe, _ = transformer_pipeline(name)
     if name == "dit":
         pipe.scheduler = diffusers.DDPMScheduler(clip_sample=False)
@@ -228,7 +228,7 @@ def test_transformer_pipelines(transformer_pipeline, name: str):
     assert ladder.plan is not None
     assert float(ladder.plan.evaluations.double() @ torch.tensor(COSTS, dtype=torch.float64)) <= 0.5 * 8 * COSTS[-1]
     for _, predicted, measured in pilot.calibration:
-        assert predicted / 3 < measured < 3 * predicted
+        assert predicted / 5 < measured < 5 * predicted
 
 
 def test_bad_input(unet, ddim):

@@ -162,6 +162,11 @@ def images(pipe) -> torch.Tensor:
     return torch.as_tensor(pipe(num_inference_steps=6, output_type="np", generator=generator).images)
 
 
+def assert_same_but_for_alignment(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Loaded weights lie at other addresses in a mapped file, and some processors' kernels then round differently."""
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("draw", [mls.systematic, mls.independent])
 def test_save_and_load_with_the_pipeline(unet, ddim, tmp_path, draw: mls.Draw):
     pipe = ddim(unet(12))
@@ -171,7 +176,7 @@ def test_save_and_load_with_the_pipeline(unet, ddim, tmp_path, draw: mls.Draw):
     again = diffusers.DDIMPipeline.from_pretrained(tmp_path)
     again.set_progress_bar_config(disable=True)
     assert isinstance(again.unet, MultilevelUNet)
-    assert torch.equal(images(again), before)
+    assert_same_but_for_alignment(images(again), before)
     assert again.unet.stats.trajectory == ladder.stats.trajectory
     assert (again.unet.costs, again.unet.seed) == (ladder.costs, 3)
 
@@ -197,7 +202,7 @@ def test_save_and_load_flux(transformer_pipeline, tmp_path):
     pipe.save_pretrained(tmp_path)
     loaded = MultilevelUNet.from_pretrained(tmp_path, subfolder="transformer")
     pipe.transformer = loaded
-    assert torch.equal(run(), before)
+    assert_same_but_for_alignment(run(), before)
 
 
 def test_folders_and_models_make_a_ladder(unet, ddim, tmp_path):
@@ -212,7 +217,7 @@ def test_folders_and_models_make_a_ladder(unet, ddim, tmp_path):
     models = MultilevelUNet([unet(4), unet(8), unet(12)], budget_fraction=0.5, seed=4, costs=[1.0, 4.0, 9.0])
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     for t in (900, 600, 300):
-        assert torch.equal(ladder(x.clone(), t).sample, models(x.clone(), t).sample)
+        assert_same_but_for_alignment(ladder(x.clone(), t).sample, models(x.clone(), t).sample)
 
 
 def test_a_saved_ladder_takes_a_new_budget(unet, tmp_path):
