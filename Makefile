@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 # Tests run in two processes; one thread each, or they would fight for the cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test test-all coverage fuzz lint types docs package audit bench bench-compare soak install clean
+.PHONY: demo test test-all test-scale coverage fuzz lint types docs package audit bench bench-compare soak install clean
 
 install: $(STAMP)
 
@@ -21,14 +21,18 @@ demo: $(STAMP)
 	$(BIN)/multilevel-sde demo --out demo-output
 
 test: $(STAMP)
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST)
 
 test-all: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2
 
 # The default tests with the lines that they run; a table of the files that miss some, and htmlcov/.
-coverage: $(STAMP)
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term:skip-covered --cov-report=html
+coverage:
+	$(MAKE) test PYTEST="--cov --cov-report=term:skip-covered --cov-report=html"
+
+# Ray on a local cluster with a worker killed, and three minutes of sampling with flat memory.
+test-scale: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests/test_ray.py tests/test_soak.py
 
 # At least 100 000 bad inputs; prints how many of each kind were tried and what came of them. FUZZ="--seed 1" repeats.
 fuzz: $(STAMP)
