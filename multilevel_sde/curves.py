@@ -79,7 +79,7 @@ class TopAlone:
         return PilotPlan(plan, pilot.times[thinned(pilot.steps, steps)], (pilot.levels - 1,), predicted)
 
     def _steps(self, budget: float) -> int:
-        return min(self.pilot.steps, int(budget / self.pilot.costs[-1] * (1 + 1e-9)))
+        return int(min(self.pilot.steps, budget / self.pilot.costs[-1] * (1 + 1e-9)))
 
 
 def thinned(count: int, steps: int) -> Tensor:

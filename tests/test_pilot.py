@@ -406,3 +406,7 @@ def test_plans_without_steps_are_refused(measured, steps):
         measured.responses(steps)
     with pytest.raises(TypeError, match='"target_mse" must be a number, got str'):
         measured.plan(target_mse="small")
+
+
+def test_a_budget_without_end_buys_every_step(measured):
+    assert measured.plan(budget=math.inf).plan.cost(LADDER) <= measured.steps * sum(LADDER.costs)
