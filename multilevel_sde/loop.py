@@ -117,7 +117,7 @@ class Loop:
 def evaluator(ladder: Ladder, *, shared: bool) -> Evaluate:
     """Return evaluate(y, t, needed) -> {level: value}, which calls the drifts that are needed, once each.
 
-    The first value of each drift is checked.
+    The first value of each drift is checked; of later ones only that they are tensors.
 
     Arguments:
         ladder: The drifts.
@@ -131,18 +131,22 @@ def evaluator(ladder: Ladder, *, shared: bool) -> Evaluate:
     def by_level(y: Tensor, t: Tensor, needed: Iterable[int]) -> dict[int, Tensor]:
         values = {}
         for level in needed:  # a comprehension would cost a call a step
-            values[level] = drifts[level](y, t)
+            value = values[level] = drifts[level](y, t)
+            if not isinstance(value, Tensor):
+                _check_value(level, y, value)
         return values
 
     def by_sample(y: Tensor, t: Tensor, needed: Tensor) -> dict[int, Tensor]:
         values = {}
         for level, drift in enumerate(drifts):
             rows = needed[:, level].nonzero()[:, 0]
-            if len(rows) == len(y):
-                values[level] = drift(y, t)
-            elif len(rows):
-                chosen = rows.to(y.device, non_blocking=True)
-                values[level] = torch.zeros_like(y).index_copy(0, chosen, drift(y[chosen], t))
+            if not len(rows):
+                continue
+            chosen = None if len(rows) == len(y) else rows.to(y.device, non_blocking=True)
+            value = drift(y if chosen is None else y[chosen], t)
+            if not isinstance(value, Tensor):
+                _check_value(level, y, value)
+            values[level] = value if chosen is None else torch.zeros_like(y).index_copy(0, chosen, value)
         return values
 
     return by_level if shared else by_sample

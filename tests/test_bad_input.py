@@ -118,6 +118,15 @@ def test_what_a_drift_returns_is_checked_at_its_first_call(value, error, message
         solve(mls.Ladder([lambda x, t: x, lambda x, t: value(x)], costs=[1.0, 2.0]))
 
 
+@pytest.mark.parametrize("samples", [None, 3])
+def test_a_drift_that_returns_nothing_later_is_named(samples):
+    ladder = mls.Ladder([lambda x, t: x, lambda x, t: x if t < 0.3 else None], costs=[1.0, 2.0])
+    p = torch.ones(4, 2)
+    plan = mls.draw_plan(p, mls.independent, generator=torch.Generator().manual_seed(0), samples=samples)
+    with refused("drift of level 1 must return a Tensor, got NoneType", TypeError):
+        mls.solve(ladder, torch.ones(3), torch.linspace(0.0, 1.0, 5), plan)
+
+
 def test_only_levels_that_are_called_are_checked():
     ladder = mls.Ladder([lambda x, t: x[:1], lambda x, t: -x], costs=[1.0, 2.0])
     assert solve(ladder).status == "completed"
