@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from multilevel_sde.cost import GivenCost
 from multilevel_sde.ladder import Ladder
+from multilevel_sde.offload_slot import Weights, checked_weights, weight_bytes
 from multilevel_sde.plan import Plan
-from multilevel_sde.slot import Weights, checked_weights, weight_bytes
 
 __all__ = ["Offload", "OffloadStats"]
 
