@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from multilevel_sde.arguments import check_drift
 from multilevel_sde.cost import Drift
 
 __all__ = ["Autocast", "CudaGraph", "compiled"]
@@ -53,7 +54,7 @@ class Autocast:
     dtype: torch.dtype = torch.bfloat16
 
     def __post_init__(self) -> None:
-        _check_callable(self.drift)
+        check_drift(self.drift)
         if self.dtype not in (torch.bfloat16, torch.float16):
             raise ValueError(f'"dtype" is {self.dtype}, expected torch.bfloat16 or torch.float16')
 
@@ -86,7 +87,7 @@ def compiled(drift: Drift, *, fullgraph: bool = False, backend: str | Callable =
         >>> drift(torch.ones(2), torch.tensor(0.5))
         tensor([-0.5000, -0.5000])
     """
-    _check_callable(drift)
+    check_drift(drift)
     return torch.compile(drift, dynamic=False, fullgraph=fullgraph, backend=backend)
 
 
@@ -117,7 +118,7 @@ class CudaGraph:
     """
 
     def __init__(self, drift: Drift):
-        _check_callable(drift)
+        check_drift(drift)
         self.drift = drift
         self._recordings: dict[tuple, _Recording] = {}
         self._warned = False
@@ -170,8 +171,3 @@ def _record(drift: Drift, x: Tensor, t: Tensor) -> _Recording:
     with torch.cuda.device(x.device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         value = drift(x, t)
     return _Recording(x, t, value, graph.replay)
-
-
-def _check_callable(drift: object) -> None:
-    if not callable(drift):
-        raise TypeError(f'"drift" must be a callable f(x, t) -> Tensor, got {type(drift).__name__}')

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["as_integer", "as_items", "as_number", "as_tensor"]
+__all__ = ["as_integer", "as_items", "as_number", "as_tensor", "check_drift"]
 
 
 def as_number(name: str, value: Any) -> float:
@@ -94,3 +94,19 @@ def as_items(name: str, values: Any, what: str) -> list[Any]:
     if isinstance(values, str | bytes) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
         raise TypeError(f'"{name}" must be a sequence of {what}, got {type(values).__name__}')
     return list(values)
+
+
+def check_drift(value: Any) -> None:
+    """Check that a value is callable.
+
+    Raises:
+        TypeError: It is not.
+
+    Example:
+        >>> check_drift(1.0)
+        Traceback (most recent call last):
+        ...
+        TypeError: "drift" must be a callable f(x, t) -> Tensor, got float
+    """
+    if not callable(value):
+        raise TypeError(f'"drift" must be a callable f(x, t) -> Tensor, got {type(value).__name__}')

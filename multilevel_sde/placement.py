@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from multilevel_sde.arguments import check_drift
 from multilevel_sde.cost import Drift, GivenCost
 from multilevel_sde.ladder import Ladder
 
@@ -42,8 +43,7 @@ class OnDevice:
     device: torch.device | str
 
     def __post_init__(self) -> None:
-        if not callable(self.drift):
-            raise TypeError(f'"drift" must be a callable f(x, t) -> Tensor, got {type(self.drift).__name__}')
+        check_drift(self.drift)
         object.__setattr__(self, "device", torch.device(self.device))
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
