@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 import multilevel_sde as mls
 from multilevel_diffusion.grids import uniform
 from multilevel_diffusion.sampling import MODES, Process, stored_pilot
 from multilevel_diffusion.store import load_ladder, shipped_ladder
+from multilevel_sde.times import thinned
 
 __all__ = ["PROBLEMS", "Problem"]
 
@@ -35,7 +35,7 @@ class Problem:
 
     def grid(self, steps: int) -> Tensor:
         """Return about equally spaced steps of the finest grid."""
-        return self.fine[torch.linspace(0, len(self.fine) - 1, steps + 1, dtype=torch.float64).round().long()]
+        return self.fine[thinned(len(self.fine) - 1, steps)]
 
     @property
     def arguments(self) -> dict:

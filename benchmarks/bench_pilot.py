@@ -19,6 +19,7 @@ from multilevel_diffusion.pilot_command import run_pilot
 from multilevel_diffusion.sampling import MODES, Process, sample, stored_pilot
 from multilevel_diffusion.store import load_ladder, shipped_ladder
 from multilevel_sde.pilot_rig import typical
+from multilevel_sde.times import thinned
 
 BUDGETS = (5, 13, 35)
 IMAGES = {"digits": 64, "deadleaves32": 16}  # fresh samples of each shipped ladder
@@ -80,7 +81,7 @@ def rows(case: Case) -> Iterator[tuple[str, list[float]]]:
     for budget in BUDGETS:
         best = case.pilot.plan(budget=budget * top)
         states, cost = case.run(best.times, best.plan)
-        index = torch.linspace(0, len(case.fine) - 1, budget + 1, dtype=torch.float64).round().long()
+        index = thinned(len(case.fine) - 1, budget)
         em, _ = case.run(case.fine[index], mls.em_plan(case.ladder, case.fine[index]))
         found = errors(states)
         values = [budget, cost / top, best.predicted.cost / top, float(found.mean()), best.predicted.mse]

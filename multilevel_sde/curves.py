@@ -14,11 +14,12 @@ from multilevel_sde.memory import multistep
 from multilevel_sde.plan import Plan
 from multilevel_sde.responses import Responses
 from multilevel_sde.results import PilotPlan
+from multilevel_sde.times import thinned
 
 if TYPE_CHECKING:
     from multilevel_sde.error_model import Pilot
 
-__all__ = ["Curve", "TopAlone", "adjacent_needs", "allocate_levels", "plan_of", "thinned"]
+__all__ = ["Curve", "TopAlone", "adjacent_needs", "allocate_levels", "plan_of"]
 
 
 class Curve:
@@ -80,11 +81,6 @@ class TopAlone:
 
     def _steps(self, budget: float) -> int:
         return int(min(self.pilot.steps, budget / self.pilot.costs[-1] * (1 + 1e-9)))
-
-
-def thinned(count: int, steps: int) -> Tensor:
-    """Indices of about equally spaced steps."""
-    return torch.linspace(0, count, steps + 1, dtype=torch.float64).round().long()
 
 
 def allocate_levels(parts: list[Responses], costs: list[float], budget: float) -> Allocation:

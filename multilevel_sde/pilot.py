@@ -33,7 +33,6 @@ from torch import Tensor
 
 from multilevel_sde.brownian import Brownian, BrownianPath
 from multilevel_sde.cost import SecondsCost
-from multilevel_sde.curves import thinned
 from multilevel_sde.diffusion import Diffusion
 from multilevel_sde.error_model import Pilot
 from multilevel_sde.errors import NonFiniteError
@@ -42,7 +41,7 @@ from multilevel_sde.pilot_rig import CALIBRATED_COSTS, Multistep, Rig, typical
 from multilevel_sde.results import Calibration
 from multilevel_sde.solve import euler_maruyama
 from multilevel_sde.steps import Step
-from multilevel_sde.times import as_times
+from multilevel_sde.times import as_times, thinned
 
 __all__ = ["pilot"]
 

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from multilevel_sde.brownian import Brownian, BrownianPath
 from multilevel_sde.cost import Drift
-from multilevel_sde.curves import allocate_levels, plan_of, thinned
+from multilevel_sde.curves import allocate_levels, plan_of
 from multilevel_sde.diffusion import Diffusion, as_noise
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.memory import multistep
@@ -19,6 +19,7 @@ from multilevel_sde.plan import Plan, em_plan
 from multilevel_sde.responses import SHRINKAGE, Responses
 from multilevel_sde.solve import Telescoping, increments, solve
 from multilevel_sde.steps import Step
+from multilevel_sde.times import thinned
 from multilevel_sde.tracking import total_weights, track
 
 __all__ = ["CALIBRATED_COSTS", "Multistep", "Rig", "Walk", "typical"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from multilevel_sde.arguments import as_tensor
 
-__all__ = ["as_times", "places_on"]
+__all__ = ["as_times", "places_on", "thinned"]
 
 
 def as_times(times: Tensor | Sequence[float]) -> Tensor:
@@ -70,3 +70,13 @@ def places_on(ascending: Tensor, times: Tensor) -> list[int]:
     if not nearest.diff().all():
         raise ValueError('"times" has two times at one point of the grid of the noise; make it with a finer grid')
     return nearest.tolist()
+
+
+def thinned(count: int, steps: int) -> Tensor:
+    """Return where `steps` about equally spaced steps begin and end on a grid of `count`, int64 (steps + 1,).
+
+    Example:
+        >>> thinned(10, 4)
+        tensor([ 0,  2,  5,  8, 10])
+    """
+    return torch.linspace(0, count, steps + 1, dtype=torch.float64).round().long()

@@ -20,6 +20,7 @@ from multilevel_diffusion.noise import coupled_noise
 from multilevel_diffusion.schedules import NoiseSchedule
 from multilevel_diffusion.steps import ExponentialStep
 from multilevel_diffusion.store import DiffusionLadder
+from multilevel_sde.times import thinned
 
 __all__ = ["MODES", "Process", "Samples", "batch_for", "sample", "stored_pilot"]
 
@@ -55,7 +56,7 @@ class Process:
         finest = len(self.fine_times) - 1
         if not 1 <= steps <= finest:
             raise ValueError(f'"steps" must lie between 1 and {finest} (the finest grid), got {steps}')
-        return self.fine_times[torch.linspace(0, finest, steps + 1, dtype=torch.float64).round().long()]
+        return self.fine_times[thinned(finest, steps)]
 
     def log_snr_grid(self, steps: int, *, lowest: float = -5.1) -> Tensor:
         """Return steps of the finest grid about uniform in log-SNR, float64 (steps + 1,).

@@ -28,6 +28,7 @@ from multilevel_diffusion.schedules import NoiseSchedule
 from multilevel_diffusion.sparse import Reference, SparseDrift, changed_region
 from multilevel_diffusion.steps import ExponentialStep
 from multilevel_sde.cost import Drift
+from multilevel_sde.times import thinned
 
 __all__ = ["Edit", "EditRow", "compare", "paint"]
 
@@ -129,7 +130,7 @@ class Edit:
         ladder = mls.Ladder([self.denoiser], mls.GivenCost([1.0], "dense evaluations"))
         times = self.times
         if steps is not None:
-            times = times[torch.linspace(0, self.steps, steps + 1, dtype=torch.float64).round().long()]
+            times = times[thinned(self.steps, steps)]
         return ladder, times, mls.em_plan(ladder, times)
 
     def noised(self, images: Tensor) -> Tensor:
