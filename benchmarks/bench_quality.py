@@ -40,7 +40,7 @@ from pathlib import Path
 
 import torch
 from bench_samplers import EM, FINE, FITTED, GRIDS, PILOT, QUARTERS, Bench, Run, ladder_runs, single_runs
-from common import machine
+from common import machine, publish
 from quality_tables import DRAWN_BY_COST, REAL, draw_figure, markdown, top_alone
 from torch import Tensor
 from tqdm import tqdm
@@ -241,12 +241,8 @@ def main() -> None:
             parser.error(f'"--images" must be a multiple of {QUARTERS} from 8 to 996 (the real digits), got {images}')
         budgets = BUDGETS[:1] if options.quick else options.budgets
         measure(name, mode, images, options.out / f"quality_{name}_{mode}.json", budgets, options.again)
-    stored = [options.out / f"quality_{name}_{mode}.json" for name, mode in product(IMAGES, MODES)]
-    results = [json.loads(path.read_bytes()) for path in stored if path.is_file()]
-    text = "\n".join(markdown(result) for result in results)
-    write_atomically(options.out / "quality.md", text.encode())
-    draw_figure(options.out / "quality.png", results)
-    print(text)
+    names = [f"{name}_{mode}" for name, mode in product(IMAGES, MODES)]
+    publish(options.out, "quality", names, markdown, draw_figure)
 
 
 if __name__ == "__main__":

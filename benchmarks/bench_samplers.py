@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import cost_at, machine, table
+from common import cost_at, machine, publish, table
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
@@ -337,12 +337,8 @@ def main() -> None:
             parser.error(f'"--images" must be a multiple of {QUARTERS}, at least 8, got {images}')
         result = measure(name, mode, images, BUDGETS[:2] if options.quick else BUDGETS)
         write_atomically(options.out / f"samplers_{name}_{mode}.json", (json.dumps(result, indent=1) + "\n").encode())
-    stored = [options.out / f"samplers_{name}_{mode}.json" for name, mode in product(IMAGES, MODES)]
-    results = [json.loads(path.read_bytes()) for path in stored if path.is_file()]
-    text = "\n".join(markdown(result) for result in results)
-    write_atomically(options.out / "samplers.md", text.encode())
-    plot(options.out / "samplers.png", results)
-    print(text)
+    names = [f"{name}_{mode}" for name, mode in product(IMAGES, MODES)]
+    publish(options.out, "samplers", names, markdown, plot)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
-"""What the benchmarks of error against cost share: the machine's description, and costs at equal error."""
+"""What the benchmarks of error against cost share: the machine's description, costs at equal error, tables."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 
-__all__ = ["cost_at", "machine", "table"]
+from multilevel_sde.files import write_atomically
+
+__all__ = ["cost_at", "machine", "publish", "table"]
 
 
 def machine() -> dict:
@@ -50,3 +53,15 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     """Return the lines of a Markdown table."""
     names = list(head)
     return [f"| {' | '.join(cells)} |" for cells in (names, ["---"] * len(names), *rows)]
+
+
+def publish(
+    folder: Path, stem: str, names: Iterable[str], markdown: Callable[[dict], str], draw: Callable[[Path, list], None]
+) -> None:
+    """Write the tables and the figure of all results `stem_NAME.json` that a folder holds, and print the tables."""
+    stored = [folder / f"{stem}_{name}.json" for name in names]
+    results = [json.loads(path.read_bytes()) for path in stored if path.is_file()]
+    text = "\n".join(markdown(result) for result in results)
+    write_atomically(folder / f"{stem}.md", text.encode())
+    draw(folder / f"{stem}.png", results)
+    print(text)
