@@ -16,7 +16,7 @@ from multilevel_sde.errors import NonFiniteError
 __all__ = ["FiniteWatch", "is_finite"]
 
 _GPU_STEPS = 32
-_SMALL_STEPS = 16
+_SMALL_STEPS = 32
 _SMALL = 4096  # elements of a state on a CPU up to which a look costs more than a step
 
 
@@ -27,12 +27,12 @@ class FiniteWatch:
         y0: The initial state; its device and size say how often it pays to look.
 
     Raises:
-        NonFiniteError: At a call or a look; see there.
+        NonFiniteError: At a note or a look; see there.
 
     Example:
         >>> watch = FiniteWatch(torch.zeros(2))
-        >>> watch(0, 0.0, {1: torch.ones(2)}, torch.ones(2))
-        >>> watch(1, 0.5, {1: torch.tensor([1.0, torch.inf])}, torch.tensor([1.0, torch.inf]))
+        >>> watch.note(0, 0.0, {1: torch.ones(2)}, torch.ones(2))
+        >>> watch.note(1, 0.5, {1: torch.tensor([1.0, torch.inf])}, torch.tensor([1.0, torch.inf]))
         >>> watch.look()
         Traceback (most recent call last):
         ...
@@ -42,27 +42,27 @@ class FiniteWatch:
     def __init__(self, y0: Tensor):
         self.host = _on_host(y0)
         self.every = _GPU_STEPS if not self.host else _SMALL_STEPS if y0.numel() <= _SMALL else 1
-        self.seen: list[tuple[int, float, dict[int, Tensor], Tensor]] = []
+        self.seen: list[tuple[int, float, dict[int, Tensor]]] = []
+        self.states: list[Tensor] = []
         self.latest = y0
 
-    def __call__(self, n: int, t: float, values: dict[int, Tensor], y: Tensor) -> None:
+    def note(self, n: int, t: float, values: dict[int, Tensor], y: Tensor) -> None:
         """Take note of the drifts' values at step n, time t, and of the state y after it; look if it is time to."""
-        if (
-            not self.host and y.numel()
-        ):  # keep one number of each, not the states: the largest, which is NaN after a NaN
+        if not self.host and y.numel():  # keep one number of each, not the states: the largest; NaN after a NaN
             self.latest = y
             values = {level: _largest(value) for level, value in values.items()}
             y = _largest(y)
-        self.seen.append((n, t, values, y))
-        if len(self.seen) == self.every:
+        self.seen.append((n, t, values))
+        self.states.append(y)
+        if len(self.states) == self.every:
             self.look()
 
     def look(self) -> None:
         """Raise NonFiniteError at the first state since the last look that is not finite."""
-        seen, self.seen = self.seen, []
-        if not seen or math.isfinite(_sum([y for _, _, _, y in seen])):
+        seen, states, self.seen, self.states = self.seen, self.states, [], []
+        if not seen or math.isfinite(_sum(states)):
             return
-        for n, t, values, y in seen:  # unless it was only the sum that overflowed
+        for (n, t, values), y in zip(seen, states, strict=True):  # unless it was only the sum that overflowed
             if not is_finite(y):
                 bad = [level for level, value in values.items() if not is_finite(value)]
                 finite = (y if self.host else self.latest).detach().isfinite()
@@ -89,4 +89,5 @@ def is_finite(x: Tensor) -> bool:
 
 
 def _sum(states: list[Tensor]) -> float:
-    return (states[0] if len(states) == 1 else torch.stack(states)).detach().sum().item()
+    together = states[0] if len(states) == 1 else torch.stack(states)
+    return (together.detach() if together.requires_grad else together).sum().item()

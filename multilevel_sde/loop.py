@@ -51,18 +51,18 @@ class Loop:
         return self._by_rule(step, y) if isinstance(step, StepRule) else self._by_step(step, y)
 
     def _by_step(self, step: Step, y: Tensor) -> Iterator[Tensor]:
-        evaluate, combine, noise_of, watch = self.evaluate, self.combine, self.noise, self.watch
+        evaluate, combine, noise_of, note = self.evaluate, self.combine, self.noise, self._note()
         for (n, t, s, time_n), needed in zip(self._intervals(y.device), self._rows(), strict=True):
             values = evaluate(y, time_n, needed)
             noise = None if noise_of is None else noise_of(y, time_n)
             y = step(y, combine(n, values), t, s, noise)
-            if watch is not None:
-                watch(n, t, values, y)
+            if note is not None:
+                note(n, t, values, y)
             values = noise = None  # not alive beside those of the next step: each may be as large as the state
             yield y
 
     def _by_rule(self, rule: StepRule, y: Tensor) -> Iterator[Tensor]:
-        evaluate, combine, noise_of, watch = self.evaluate, self.combine, self.noise, self.watch
+        evaluate, combine, noise_of, note = self.evaluate, self.combine, self.noise, self._note()
         counts, rows = rule.evaluations(self.grid), enumerate(self._rows())
         asked, n, t, time_n = 0, 0, 0.0, self.grid[0]
 
@@ -76,8 +76,8 @@ class Loop:
             when = time_n if time == t else torch.full((), time, dtype=self.grid.dtype, device=x.device)
             values = evaluate(x, when, needed)
             value = combine(row, values)
-            if watch is not None:
-                watch(n, time, values, value)
+            if note is not None:
+                note(n, time, values, value)
             return value
 
         advance = rule.start(self.grid)
@@ -87,13 +87,16 @@ class Loop:
             y = advance(y, estimate, t, s, noise)
             if asked != counts[n]:
                 raise _wrong_count(rule, n, counts[n], str(asked))
-            if watch is not None:
-                watch(n, t, {}, y)
+            if note is not None:
+                note(n, t, {}, y)
             yield y
+
+    def _note(self) -> Callable[[int, float, dict[int, Tensor], Tensor], None] | None:
+        return None if self.watch is None else self.watch.note
 
     def _intervals(self, device: torch.device) -> Iterator[tuple[int, float, float, Tensor]]:
         """Iterate over (n, t, s, t as a 0-d tensor on the device)."""
-        steps = len(self.grid) - 1
+        steps = self.grid.shape[0] - 1
 
         def block(first: int) -> Iterator[tuple[int, float, float, Tensor]]:
             times = self.grid[first : first + _BLOCK + 1]
@@ -105,13 +108,19 @@ class Loop:
 
     def _rows(self) -> Iterator[Tensor | list[int]]:
         """Iterate over the levels that each row of the plan evaluates."""
+        if self.needed.dim() == 3:
+            return iter(self.needed)
+        levels, found = range(self.needed.shape[1]), {}
 
-        levels = range(self.needed.shape[-1])
+        def level_list(row: tuple[bool, ...]) -> list[int]:
+            if row not in found:  # few rows differ
+                found[row] = list(itertools.compress(levels, row))
+            return found[row]
 
-        def block(rows: Tensor) -> Iterable[Tensor | list[int]]:
-            return [list(itertools.compress(levels, row)) for row in rows.tolist()] if rows.dim() == 2 else rows
+        def block(first: int) -> Iterable[list[int]]:
+            return map(level_list, map(tuple, self.needed[first : first + _BLOCK].tolist()))
 
-        return itertools.chain.from_iterable(map(block, self.needed.split(_BLOCK)))
+        return itertools.chain.from_iterable(map(block, range(0, self.needed.shape[0], _BLOCK)))
 
 
 def evaluator(ladder: Ladder, *, shared: bool) -> Evaluate:

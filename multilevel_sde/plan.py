@@ -11,6 +11,7 @@ w_k - w_{k+1} is not zero (see :mod:`multilevel_sde.ladder`), or where a later s
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ class Plan:
         (tensor([2, 1]), 10.0)
     """
 
-    __slots__ = ("_hits", "_recall", "_truncated", "_weights")
+    __slots__ = ("_hits", "_needed", "_recall", "_truncated", "_weights")
 
     def __init__(self, hits: Tensor, weights: Tensor, *, truncated: bool = False, recall: Recall | None = None):
         hits = as_tensor("hits", hits).cpu().bool().clone()
@@ -74,7 +75,10 @@ class Plan:
             raise ValueError(f'"weights" must be zero where there is no hit, got a non-zero weight at step {step}')
         self._hits, self._weights, self._truncated = hits, weights, bool(truncated)
         self._recall = _checked(recall, weights)
-        idle = ~self.needed.any(-1)
+        self._needed = self.coefficients != 0
+        if self._recall is not None:
+            self._needed |= self._recall.sources(self.steps, self.levels)
+        idle = ~self._needed.any(-1)
         if idle.any():
             raise ValueError(
                 f'"weights" must leave a drift to evaluate at every step, got none at step '
@@ -120,19 +124,19 @@ class Plan:
     @property
     def coefficients(self) -> Tensor:
         """Coefficient w_k - w_{k+1} of every f^k of the step itself, float64 (N, K) or (N, B, K)."""
-        above = torch.cat([self._weights[..., 1:], torch.zeros_like(self._weights[..., :1])], dim=-1)
-        return self._weights - above
+        coefficients = self._weights.clone()
+        coefficients[..., :-1] -= self._weights[..., 1:]
+        return coefficients
 
     @property
     def needed(self) -> Tensor:
-        """Which f^k are evaluated: where the coefficient is not zero, or a later step recalls it. Bool, as the hits."""
-        now = self.coefficients != 0
-        return now if self._recall is None else now | self._recall.sources(self.steps, self.levels)
+        """Which f^k are evaluated: where the coefficient is not zero, or a later step recalls it; a bool copy."""
+        return self._needed.clone()
 
     @property
     def evaluations(self) -> Tensor:
         """How often a trajectory evaluates each level, int64 (K,), or (B, K) where every sample has its own draw."""
-        return self.needed.sum(0)
+        return self._needed.sum(0)
 
     def cost(self, ladder: Ladder) -> float:
         """Cost of one trajectory (the mean over samples with their own draws), in the ladder's unit.
@@ -141,8 +145,7 @@ class Plan:
             ValueError: The ladder has another number of levels.
         """
         self.check_ladder(ladder)
-        per_trajectory = self.evaluations.double() @ torch.tensor(ladder.costs, dtype=torch.float64)
-        return float(per_trajectory.mean())
+        return mean_cost(self.evaluations, ladder)
 
     def check_ladder(self, ladder: Ladder) -> None:
         """Raise ValueError where the ladder has another number of levels than the plan."""
@@ -249,6 +252,17 @@ class Plan:
         if times is not None and len(times) != plan.steps + 1:
             raise ValueError(f'"{path}" holds {len(times)} times for {plan.steps} steps; save the plan again')
         return plan, times
+
+
+def mean_cost(evaluations: Tensor, ladder: Ladder) -> float:
+    """Return the cost of a trajectory that evaluates each level so often, (K,), or the mean of several, (B, K).
+
+    Example:
+        >>> mean_cost(torch.tensor([[2, 1], [4, 1]]), Ladder([torch.sin, torch.cos], costs=[1.0, 8.0]))
+        11.0
+    """
+    counts = evaluations if evaluations.dim() == 1 else evaluations.double().mean(0)
+    return float(sum(map(operator.mul, counts.tolist(), ladder.costs)))
 
 
 _ALWAYS = {"hits": torch.bool, "weights": torch.float64}

@@ -28,7 +28,7 @@ from multilevel_sde.diffusion import Diffusion, as_noise
 from multilevel_sde.finite import FiniteWatch, is_finite
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.loop import Loop, Noise, evaluator
-from multilevel_sde.plan import Plan
+from multilevel_sde.plan import Plan, mean_cost
 from multilevel_sde.steps import Step, StepRule, euler_maruyama, plan_rows
 from multilevel_sde.times import as_times
 
@@ -179,8 +179,8 @@ def solve(
         estimator: How hits become an estimate.
         save: True for all states, or the indices of times to keep; by default only the last state.
         gradients: Keep the autograd graph; by default where y0 requires a gradient. True trains drift parameters.
-        check_finite: Stop at the first NaN or infinity (looked for at every step; with small states every 16 steps, on
-            a GPU every 32).
+        check_finite: Stop at the first NaN or infinity (looked for at every step; with small states and on a GPU every
+            32 steps).
         progress: Show a progress bar.
 
     Returns:
@@ -224,13 +224,14 @@ def solve(
                 watch.look()
     evaluations = needed.sum(0)
     calls = evaluations if needed.dim() == 2 else needed.any(1).sum(0)
-    cost = float((evaluations.double() @ torch.tensor(ladder.costs, dtype=torch.float64)).mean())
-    stats = Stats(evaluations, tuple(calls.tolist()), cost, time.perf_counter() - start, len(grid) - 1)
+    cost, seconds = mean_cost(evaluations, ladder), time.perf_counter() - start
+    stats = Stats(evaluations, tuple(calls.tolist()), cost, seconds, len(grid) - 1)
     status = "completed"
     if plan.truncated:
         status += "; biased on purpose: the plan leaves out the top levels at some steps"
     ys = y[None] if saved[0] is y else torch.stack(saved)  # the last state alone is not copied: it may be large
-    return Solution(y, ys, grid[sorted(kept)], stats, status)
+    at = grid[-1:].clone() if save is False else grid[sorted(kept)]  # an index takes ten times as long
+    return Solution(y, ys, at, stats, status)
 
 
 def _check_arguments(

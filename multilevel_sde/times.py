@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -34,17 +35,27 @@ def as_times(times: Tensor | Sequence[float]) -> Tensor:
             f'"times" must be a 1-d grid of at least 2 times, got shape {tuple(grid.shape)}; '
             "for example torch.linspace(0.0, 1.0, 101)"
         )
+    gaps = grid.double().diff()
+    least, most = (gap.item() for gap in gaps.aminmax())  # NaN where a gap is NaN
+    if not (0 < least <= most < math.inf or -math.inf < least <= most < 0):
+        _check_finite(grid)
+        _check_monotone(grid, gaps)
+    return grid
+
+
+def _check_finite(grid: Tensor) -> None:
     if not grid.isfinite().all():
         bad = int((~grid.isfinite()).nonzero()[0, 0])
         raise ValueError(f'"times" must be finite, got {grid[bad].item()} at index {bad}')
-    gaps = grid.double().diff()
+
+
+def _check_monotone(grid: Tensor, gaps: Tensor) -> None:
     if not ((gaps > 0).all() or (gaps < 0).all()):
         wrong = int(((gaps <= 0) if gaps[0] > 0 else (gaps >= 0)).nonzero()[0, 0])
         raise ValueError(
             f'"times" must be strictly increasing or strictly decreasing, got {grid[wrong].item():.6g} followed by '
             f"{grid[wrong + 1].item():.6g} at index {wrong}"
         )
-    return grid
 
 
 def places_on(ascending: Tensor, times: Tensor) -> list[int]:

@@ -133,7 +133,9 @@ def test_plans_do_not_change():
     plan.hits.fill_(False)
     plan.weights.fill_(7.0)
     plan.coefficients.fill_(7.0)
+    plan.needed.fill_(False)
     assert plan == copy
+    assert plan.evaluations.tolist() == copy.evaluations.tolist() == [1, 1]
     with pytest.raises(AttributeError):
         plan.hits = hits
     with pytest.raises(AttributeError):
