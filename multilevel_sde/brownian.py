@@ -22,6 +22,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -36,6 +37,7 @@ __all__ = ["Brownian", "BrownianPath", "TorchSDEBrownian"]
 
 Brownian = Callable[[float, float], Tensor]
 
+_BLOCK = 1024  # steps whose lengths are unpacked at a time
 _CHUNK = 1 << 17  # normals drawn at a time; bounds memory and amortises the calls of small states
 
 
@@ -138,11 +140,14 @@ class BrownianPath:
 
     def _summed(self, grid: Tensor) -> Iterator[Tensor]:
         index = places_on(self._times, grid)
-        up = index[1] > index[0]
-        cells = torch.arange(index[0], index[-1]) if up else torch.arange(index[0] - 1, index[-1] - 1, -1)
+        first, last, lengths = int(index[0]), int(index[-1]), index.diff().abs()
+        up = last > first
+        cells = torch.arange(first, last) if up else torch.arange(first - 1, last - 1, -1)
         increments = self._cell_increments(cells, 1.0 if up else -1.0)
-        for a, b in itertools.pairwise(index):
-            yield self._sum(itertools.islice(increments, abs(b - a)))
+        del index
+        for block in lengths.split(_BLOCK):
+            for length in block.tolist():
+                yield self._sum(itertools.islice(increments, length))
 
     def _sum(self, increments: Iterator[Tensor]) -> Tensor:
         """Add them up, in place; a function, as a generator would keep the sum alive beside the next one."""
@@ -155,8 +160,9 @@ class BrownianPath:
         draw, limit = self._source()
         deviations = self._times.diff().sqrt()[cells] * sign
         if limit <= 1:
-            for cell, deviation in zip(cells.tolist(), deviations.tolist(), strict=True):
-                yield draw(cell, deviation)[0]
+            for chunk, scales in zip(cells.split(_BLOCK), deviations.split(_BLOCK), strict=True):
+                for cell, deviation in zip(chunk.tolist(), scales.tolist(), strict=True):
+                    yield draw(cell, deviation)[0]
             return
         for chunk, scales in zip(cells.split(limit), deviations.split(limit), strict=True):
             yield from draw(chunk, scales).unbind(0)
@@ -164,17 +170,23 @@ class BrownianPath:
     # -- the stated grid: Levy's construction ---------------------------------------------------------------------
 
     def _refined(self, grid: Tensor) -> Iterator[Tensor]:
-        ticks = (grid * (TICKS / self.unit)).round().long().tolist()
-        if any(a == b for a, b in itertools.pairwise(ticks)):
-            raise ValueError(
-                f'"times" have steps below {self.unit / TICKS:.3g}, the resolution of this BrownianPath; '
-                "give it grid=times, or a smaller unit"
-            )
+        ticks = self._ticks(grid)
         for increments in LevyWalk(ticks, math.sqrt(self.unit), *self._source()).increments():
             waiting = list(increments.to(self.dtype).unbind(0))[::-1]
             del increments  # a large one is not kept here while it is used
             while waiting:
                 yield waiting.pop()
+
+    def _ticks(self, grid: Tensor) -> Sequence[int]:
+        ticks = (grid * (TICKS / self.unit)).round().long()
+        if not ticks.diff().all():
+            raise ValueError(
+                f'"times" have steps below {self.unit / TICKS:.3g}, the resolution of this BrownianPath; '
+                "give it grid=times, or a smaller unit"
+            )
+        packed = array("q")  # a list would take five times the memory
+        packed.frombytes(ticks.numpy().data.cast("B"))
+        return packed
 
 
 class TorchSDEBrownian:

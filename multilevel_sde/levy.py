@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -50,10 +50,9 @@ class LevyWalk:
                 [0.]], dtype=torch.float64)
     """
 
-    def __init__(self, ticks: list[int], scale: float, draw: Draw, limit: int):
+    def __init__(self, ticks: Sequence[int], scale: float, draw: Draw, limit: int):
         self.ascending = ticks[1] > ticks[0]
         self.ticks = ticks if self.ascending else ticks[::-1]
-        self.points = frozenset(ticks)
         self.scale = scale if self.ascending else -scale
         self.draw, self.limit = draw, limit
         self.begun: Tensor | None = None  # the sum of what was visited since the last tick
@@ -68,6 +67,10 @@ class LevyWalk:
     def _inside(self, low: int, high: int) -> slice:
         """The ticks strictly inside."""
         return slice(bisect_right(self.ticks, low), bisect_left(self.ticks, high))
+
+    def _is_tick(self, point: int) -> bool:
+        place = bisect_left(self.ticks, point)
+        return place < len(self.ticks) and self.ticks[place] == point
 
     def _visit(self, low: int, high: int) -> Iterator[Tensor]:
         """Visit a unit interval. Alive are the totals that wait, at most one for every split above where it is."""
@@ -89,7 +92,7 @@ class LevyWalk:
                 del left, halves
             elif self.ticks[0] <= low and high <= self.ticks[-1]:
                 self.begun = total if self.begun is None else self.begun.add_(total)
-                if (high if self.ascending else low) in self.points:
+                if self._is_tick(high if self.ascending else low):
                     total = None
                     yield self._end()
             total = None
@@ -108,7 +111,7 @@ class LevyWalk:
             ascending=self.ascending,
             begins=self.ticks[0] > low,
             ends=self.ticks[-1] < high,
-            closes=(high if self.ascending else low) in self.points,
+            closes=self._is_tick(high if self.ascending else low),
             carries=self.begun is not None,
         )
         fresh = slice(0 if total is None else 1, None)

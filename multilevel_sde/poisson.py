@@ -204,7 +204,7 @@ def _finest(grid: Tensor, finest: Tensor | Sequence[float] | None) -> tuple[Tens
         return sign * fine, base
     given = as_times(finest).double()
     fine = sign * given if (given[1] > given[0]) == (sign > 0) else (sign * given).flip(0)
-    base = torch.tensor(places_on(fine, up))
+    base = places_on(fine, up)
     return sign * fine[base[0] : base[-1] + 1], base - base[0]
 
 

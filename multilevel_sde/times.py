@@ -58,16 +58,18 @@ def _check_monotone(grid: Tensor, gaps: Tensor) -> None:
         )
 
 
-def places_on(ascending: Tensor, times: Tensor) -> list[int]:
-    """Return the index of each time on an ascending grid; a time must agree to a thousandth of the cells beside it.
+def places_on(ascending: Tensor, times: Tensor) -> Tensor:
+    """Return the index of each time on an ascending grid; it must agree to a thousandth of the cells beside it.
 
     Raises:
         ValueError: A time is not on the grid, or two neighbouring times are the same point of it.
 
     Example:
         >>> places_on(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([1.0, 0.0]))
-        [2, 0]
+        tensor([2, 0])
     """
+    if torch.equal(ascending, times):
+        return torch.arange(len(times))
     right = torch.searchsorted(ascending, times).clamp(1, len(ascending) - 1)
     nearest = torch.where(times - ascending[right - 1] < ascending[right] - times, right - 1, right)
     cells = ascending.diff()
@@ -80,7 +82,7 @@ def places_on(ascending: Tensor, times: Tensor) -> list[int]:
         )
     if not nearest.diff().all():
         raise ValueError('"times" has two times at one point of the grid of the noise; make it with a finer grid')
-    return nearest.tolist()
+    return nearest
 
 
 def thinned(count: int, steps: int) -> Tensor:

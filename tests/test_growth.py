@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -137,11 +138,25 @@ def test_one_large_sample_is_drawn_in_pieces_of_the_same_numbers(growth, kept, m
 
 
 def test_small_states_that_are_looked_at_together_are_few(growth):
-    """16 states and their drifts, and those that stack them."""
+    """32 states and their drifts, and those that stack them."""
     size = 1024
     few, many = (growth.live_peak(growth.Size(1, size, steps), least=4 * size) for steps in (50, 250))
     assert few == many
-    assert many <= (2 * 16 + 16 + 3) * 4 * size
+    assert many <= (2 * 32 + 32 + 3) * 4 * size
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_python_keeps_less_than_ten_bytes_of_a_step_of_noise(stated):
+    steps = 20_000
+    times = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64)
+    path = mls.BrownianPath([1], shape=(1 << 17,), grid=None if stated else times)
+    next(path.increments(times[:100]))
+    tracemalloc.start()
+    try:
+        next(path.increments(times))
+        assert tracemalloc.get_traced_memory()[1] < 10 * steps
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_check_for_nan_makes_no_copy(growth):

@@ -127,7 +127,7 @@ class ClockedNoise(BrownianPath):
     def _places(self, wanted: Tensor) -> list[int]:
         """Return the index of each time on the grid."""
         falling = bool(self.times[1] < self.times[0])
-        places = places_on(self.times.flip(0) if falling else self.times, wanted)
+        places = places_on(self.times.flip(0) if falling else self.times, wanted).tolist()
         return [len(self.times) - 1 - place for place in places] if falling else places
 
 
