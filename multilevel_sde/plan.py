@@ -14,24 +14,19 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from multilevel_sde.arguments import as_tensor
 from multilevel_sde.draw import Draw, systematic
-from multilevel_sde.files import checksum, write_atomically
+from multilevel_sde.files import write_atomically
 from multilevel_sde.ladder import Ladder
+from multilevel_sde.plan_file import decode, encode
 from multilevel_sde.recall import Recall
 from multilevel_sde.steps import Step, StepRule, euler_maruyama, plan_rows
-from multilevel_sde.times import as_times
 
-__all__ = ["Plan", "check_probabilities", "draw_plan", "em_plan", "expected_cost"]
-
-_FORMAT = "multilevel_sde.plan"
-_VERSION = 2
-_READABLE = (1, 2)  # version 1 knew no recall
+__all__ = ["Plan", "check_probabilities", "draw_plan", "em_plan", "expected_cost", "mean_cost"]
 
 
 class Plan:
@@ -185,18 +180,7 @@ class Plan:
             ModuleNotFoundError: safetensors is not installed.
             OSError: The file cannot be written.
         """
-        from safetensors.torch import save
-
-        tensors = {"hits": self._hits, "weights": self._weights}
-        if self._recall is not None:
-            tensors |= {"recall_places": self._recall.places, "recall_coefficients": self._recall.coefficients}
-        if times is not None:
-            if len(times) != self.steps + 1:
-                raise ValueError(f'"times" must be the {self.steps + 1} times of the plan, got {len(times)}')
-            tensors["times"] = as_times(times).detach().to("cpu", torch.float64).contiguous()
-        metadata = {"format": _FORMAT, "version": str(_VERSION), "truncated": str(int(self._truncated))}
-        metadata["sha256"] = _checksum(tensors, metadata["truncated"])
-        write_atomically(path, save(tensors, metadata))
+        write_atomically(path, encode(self, times))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -215,40 +199,8 @@ class Plan:
         Raises:
             FileNotFoundError, ValueError: As :meth:`load`.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not Path(path).is_file():
-            raise FileNotFoundError(f'no plan file at "{path}"')
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f'"{path}" is damaged or not a safetensors file ({error}); save the plan again') from None
-        if metadata.get("format") != _FORMAT or set(tensors) - {"times"} not in (
-            set(_ALWAYS),
-            {*_ALWAYS, *_REMEMBERED},
-        ):
-            raise ValueError(f'"{path}" is not a plan of multilevel_sde; save plans with Plan.save')
-        version = metadata.get("version", "")
-        if not version.isdecimal() or int(version) not in _READABLE:
-            raise ValueError(
-                f'"{path}" has plan format version {version!r}, this release reads versions {_READABLE}; '
-                "upgrade multilevel-sde or save the plan again"
-            )
-        if any(tensor.dtype != _DTYPES[name] for name, tensor in tensors.items()):
-            raise ValueError(f'"{path}" holds hits or weights of another dtype; save the plan again')
-        truncated = metadata.get("truncated", "")
-        if metadata.get("sha256") != _checksum(tensors, truncated):
-            raise ValueError(f'"{path}" is damaged, its checksum does not fit; save the plan again')
-        recall = None
-        if "recall_places" in tensors:
-            places, values = tensors["recall_places"], tensors["recall_coefficients"]
-            if values.dim() != 1 or places.shape != (len(values), 3):
-                raise ValueError(f'"{path}" does not hold a recall: its tables do not fit; save the plan again')
-            recall = Recall((*place, value) for place, value in zip(places.tolist(), values.tolist(), strict=True))
-        plan = cls(tensors["hits"], tensors["weights"], truncated=truncated == "1", recall=recall)
-        times = as_times(tensors["times"]) if "times" in tensors else None
+        contents, times = decode(path)
+        plan = cls(**contents)
         if times is not None and len(times) != plan.steps + 1:
             raise ValueError(f'"{path}" holds {len(times)} times for {plan.steps} steps; save the plan again')
         return plan, times
@@ -263,15 +215,6 @@ def mean_cost(evaluations: Tensor, ladder: Ladder) -> float:
     """
     counts = evaluations if evaluations.dim() == 1 else evaluations.double().mean(0)
     return float(sum(map(operator.mul, counts.tolist(), ladder.costs)))
-
-
-_ALWAYS = {"hits": torch.bool, "weights": torch.float64}
-_REMEMBERED = {"recall_places": torch.int64, "recall_coefficients": torch.float64}
-_DTYPES = _ALWAYS | _REMEMBERED | {"times": torch.float64}
-
-
-def _checksum(tensors: dict[str, Tensor], truncated: str) -> str:
-    return checksum([truncated], [tensors[name] for name in _DTYPES if name in tensors])
 
 
 def _checked(recall: Recall | None, weights: Tensor) -> Recall | None:
