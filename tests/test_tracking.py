@@ -1,6 +1,5 @@
 """Laws of plans that track their corrections: totals, posterior means, equal costs, and predictions that hold."""
 
-import dataclasses
 from functools import partial
 from itertools import pairwise
 
@@ -206,6 +205,55 @@ def test_tracking_is_better_than_impulses_where_corrections_feel_the_path(name, 
     assert tracked < 0.25 * impulses
 
 
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_hits_at_every_step_are_the_multistep_method_on_the_top_level(order):
+    """Three levels that feel the path differently; what is recalled is D(n - j) with a_j(n), not all weight at once."""
+    base = partial(mls.adams_bashforth_weights, order=order)
+    ladder = mls.Ladder([lambda y, t: -y, lambda y, t: -1.1 * y, FELT["sine"]], costs=[1.0, 10.0, 100.0])
+    times, y0 = uneven(24), start()
+    pilot = mls.pilot(ladder, y0, times, candidates=24, multistep=base)
+    weights = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64).expand(24, 3)  # the base is the level of weight 1
+    everywhere = pilot.track(mls.Plan(weights > 0, weights))
+    single = mls.multistep(mls.em_plan(ladder, times), base(times))
+    assert pilot.first_order(everywhere) == pytest.approx(0, abs=2e-9 * float(pilot.gram.diagonal().sum()))
+    assert corrections(everywhere) == [((k, k + 1), list(range(24))) for k in (0, 1)]
+    torch.testing.assert_close(everywhere.coefficients[:, -1], single.coefficients[:, -1], rtol=1e-6, atol=1e-6)
+    found, top = (mls.solve(ladder, y0, times, plan).y for plan in (everywhere, single))
+    torch.testing.assert_close(found, top, rtol=1e-6, atol=1e-6)
+    if order > 1:
+        euler = mls.solve(ladder, y0, times, mls.em_plan(ladder, times)).y
+        assert float((euler - top).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("base", [None, AB2])
+def test_calibrations_are_runs_of_tracking_plans(base):
+    """Of the pilot of three quarters of the samples, on the rest, where corrections feel the path."""
+    ladder, times = mls.Ladder([lambda y, t: -y, FELT["sine"]], costs=[1.0, 30.0]), grid(40)
+    y0 = torch.linspace(0.2, 2.5, 8, dtype=torch.float64)[:, None]
+    table = torch.ones(40, 1, dtype=torch.float64) if base is None else base(times)
+    whole = mls.pilot(ladder, y0, times, candidates=40, multistep=base)
+    target = mls.solve(ladder, y0, times, mls.multistep(mls.em_plan(ladder, times), table)).y
+    budgets = [cost * 30.0 - 40.0 for cost in (4.0, 10.0, 25.0)]  # 50 are more than 0.9 of the steps
+    assert len(whole.calibration) == 3
+    for budget, (promised, predicted, found) in zip(budgets, whole.calibration, strict=True):
+        promises, expected, errors = 0.0, 0.0, []
+        for fold in range(4):
+            kept = [n for n in range(8) if n % 4 != fold]
+            mine = mls.pilot(ladder, y0[kept], times, candidates=40, multistep=base)
+            part = Responses.measured(mine.gram, whole.coefficients, whole.variances, multistep=table)
+            raw = Responses.measured(mine.gram, whole.coefficients, whole.variances, multistep=table, shrinkage=0.0)
+            allocation = allocate_levels([part], [1.0, 30.0], budget)
+            weights = torch.stack([torch.ones(40), allocation.weights(len(allocation.picks))], 1)
+            plan = track(mls.Plan(weights != 0, weights), part, table)
+            promises += allocation.errors[-1] / 4
+            expected += raw.error(total_weights(plan, raw)) / 4
+            run = mls.solve(ladder, y0[fold::4], times, plan).y
+            errors.append((run - target[fold::4]).square().mean(1))
+        assert promised == pytest.approx(promises, rel=1e-6)
+        assert predicted == pytest.approx(expected, rel=1e-6)
+        assert found == pytest.approx(typical(torch.cat(errors)), rel=1e-6)
+
+
 # -- plans taken apart ------------------------------------------------------------------------------------------------
 
 
@@ -242,154 +290,3 @@ def test_a_base_above_the_lowest_level_is_found_again():
     assert parts.base_level == 1
     torch.testing.assert_close(parts.base, AB2(grid(6)), rtol=1e-13, atol=1e-14)
     assert parts.tables[1, 2].tolist() == [[float(h == n // 2 * 2) for h in range(6)] for n in range(6)]
-
-
-# -- pilots -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def measured():
-    """A pilot on given candidates, with a multistep base."""
-    problem = mls.problems.scaling_law(2.5, levels=3)
-    times = problem.times(96)
-    candidates = times[[*range(0, 24, 1), *range(24, 73, 4), *range(73, 84), 96]]
-    assert len(candidates) == 49
-    return mls.pilot(problem.ladder, problem.y0(6), times, candidates=candidates, multistep=AB2), candidates
-
-
-def test_a_pilot_uses_the_candidates_it_is_given(measured):
-    pilot, candidates = measured
-    assert torch.equal(pilot.times, candidates)
-    torch.testing.assert_close(pilot.coefficients, candidates.diff())
-    assert sorted(pilot.multistep) == list(range(2, 49))
-    for steps in (48, 24, 12, 7):
-        index = [round(48 * n / steps) for n in range(steps + 1)]
-        assert torch.equal(pilot.multistep[steps], AB2(candidates[index]))
-    for best in pilot.plans(budget=pilot.least_budget * 4):
-        assert torch.equal(best.times, candidates[:: 48 // best.plan.steps])
-
-
-def test_plans_of_a_multistep_pilot_have_its_base(measured):
-    pilot, candidates = measured
-    budget = 12 * pilot.costs[-1]
-    for best in pilot.plans(budget=budget):
-        parts = Parts.of(best.plan)
-        torch.testing.assert_close(parts.base, AB2(best.times), rtol=1e-9, atol=1e-9)
-        assert best.predicted.cost <= budget * (1 + 1e-9)
-    top = mls.em_plan(mls.problems.scaling_law(2.5, levels=3).ladder, candidates)
-    rounding = 2e-9 * float(pilot.gram.diagonal().sum())
-    assert pilot.first_order(mls.multistep(top, AB2(candidates))) == pytest.approx(0, abs=rounding)
-
-
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_hits_at_every_step_are_the_multistep_method_on_the_top_level(order):
-    """Three levels that feel the path differently; what is recalled is D(n - j) with a_j(n), not all weight at once."""
-    base = partial(mls.adams_bashforth_weights, order=order)
-    ladder = mls.Ladder([lambda y, t: -y, lambda y, t: -1.1 * y, FELT["sine"]], costs=[1.0, 10.0, 100.0])
-    times, y0 = uneven(24), start()
-    pilot = mls.pilot(ladder, y0, times, candidates=24, multistep=base)
-    weights = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64).expand(24, 3)  # the base is the level of weight 1
-    everywhere = pilot.track(mls.Plan(weights > 0, weights))
-    single = mls.multistep(mls.em_plan(ladder, times), base(times))
-    assert pilot.first_order(everywhere) == pytest.approx(0, abs=2e-9 * float(pilot.gram.diagonal().sum()))
-    assert corrections(everywhere) == [((k, k + 1), list(range(24))) for k in (0, 1)]
-    torch.testing.assert_close(everywhere.coefficients[:, -1], single.coefficients[:, -1], rtol=1e-6, atol=1e-6)
-    found, top = (mls.solve(ladder, y0, times, plan).y for plan in (everywhere, single))
-    torch.testing.assert_close(found, top, rtol=1e-6, atol=1e-6)
-    if order > 1:
-        euler = mls.solve(ladder, y0, times, mls.em_plan(ladder, times)).y
-        assert float((euler - top).abs().max()) > 1e-3
-
-
-def test_a_pilot_with_a_multistep_base_survives_a_file(measured, tmp_path):
-    pilot, _ = measured
-    pilot.save(tmp_path / "pilot")
-    loaded = mls.Pilot.load(tmp_path / "pilot")
-    for field in dataclasses.fields(pilot):
-        mine, theirs = getattr(pilot, field.name), getattr(loaded, field.name)
-        if field.name == "gram":
-            torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-12)
-        elif field.name == "multistep":
-            assert mine.keys() == theirs.keys()
-            assert all(torch.equal(mine[steps], theirs[steps]) for steps in mine)
-        elif isinstance(mine, torch.Tensor):
-            assert torch.equal(mine, theirs)
-        else:
-            assert mine == theirs
-    budget = 12 * pilot.costs[-1]
-    assert loaded.plan(budget=budget).predicted.mse == pytest.approx(pilot.plan(budget=budget).predicted.mse, rel=1e-3)
-
-
-def test_step_errors_are_those_of_the_multistep_method(measured):
-    """To the finest grid: that of twice as many steps, times what the cheapest level says of the rest."""
-    pilot, candidates = measured
-    problem = mls.problems.scaling_law(2.5, levels=3)
-    ladder, y0, fine = problem.ladder, problem.y0(6), problem.times(96)
-
-    def final(ladder, times):
-        return mls.solve(ladder, y0, times, mls.multistep(mls.em_plan(ladder, times), AB2(times))).y
-
-    def distance(ladder, times, others):
-        return typical((final(ladder, times) - final(ladder, others)).square().mean(1))
-
-    for steps in (12, 24):
-        assert pilot.em_errors[steps] == pytest.approx(distance(ladder, candidates[:: 48 // steps], candidates))
-    index = torch.searchsorted(fine, candidates)
-    double = fine[torch.cat([index, (index[1:] + index[:-1]) // 2]).unique()]
-    assert 49 < len(double) < 97
-    cheapest = ladder.subset([0])
-    share = distance(cheapest, fine, candidates) / distance(cheapest, double, candidates)
-    assert pilot.fine_error == pytest.approx(share * distance(ladder, double, candidates), rel=1e-6)
-
-
-@pytest.mark.parametrize("base", [None, AB2])
-def test_calibrations_are_runs_of_tracking_plans(base):
-    """Of the pilot of three quarters of the samples, on the rest, where corrections feel the path."""
-    ladder, times = mls.Ladder([lambda y, t: -y, FELT["sine"]], costs=[1.0, 30.0]), grid(40)
-    y0 = torch.linspace(0.2, 2.5, 8, dtype=torch.float64)[:, None]
-    table = torch.ones(40, 1, dtype=torch.float64) if base is None else base(times)
-    whole = mls.pilot(ladder, y0, times, candidates=40, multistep=base)
-    target = mls.solve(ladder, y0, times, mls.multistep(mls.em_plan(ladder, times), table)).y
-    budgets = [cost * 30.0 - 40.0 for cost in (4.0, 10.0, 25.0)]  # 50 are more than 0.9 of the steps
-    assert len(whole.calibration) == 3
-    for budget, (promised, predicted, found) in zip(budgets, whole.calibration, strict=True):
-        promises, expected, errors = 0.0, 0.0, []
-        for fold in range(4):
-            kept = [n for n in range(8) if n % 4 != fold]
-            mine = mls.pilot(ladder, y0[kept], times, candidates=40, multistep=base)
-            part = Responses.measured(mine.gram, whole.coefficients, whole.variances, multistep=table)
-            raw = Responses.measured(mine.gram, whole.coefficients, whole.variances, multistep=table, shrinkage=0.0)
-            allocation = allocate_levels([part], [1.0, 30.0], budget)
-            weights = torch.stack([torch.ones(40), allocation.weights(len(allocation.picks))], 1)
-            plan = track(mls.Plan(weights != 0, weights), part, table)
-            promises += allocation.errors[-1] / 4
-            expected += raw.error(total_weights(plan, raw)) / 4
-            run = mls.solve(ladder, y0[fold::4], times, plan).y
-            errors.append((run - target[fold::4]).square().mean(1))
-        assert promised == pytest.approx(promises, rel=1e-6)
-        assert predicted == pytest.approx(expected, rel=1e-6)
-        assert found == pytest.approx(typical(torch.cat(errors)), rel=1e-6)
-
-
-@pytest.mark.parametrize("table", [torch.ones(11, 1), torch.full((12, 2), torch.nan)])
-def test_a_damaged_multistep_base_is_refused(measured, tmp_path, table):
-    pilot, _ = measured
-    dataclasses.replace(pilot, multistep={**pilot.multistep, 12: table}).save(tmp_path / "pilot")
-    with pytest.raises(ValueError, match=r"damaged \(its multistep does not fit the rest\)"):
-        mls.Pilot.load(tmp_path / "pilot")
-
-
-@pytest.mark.parametrize("gamma", [2.5, 3.0])
-def test_predictions_with_a_multistep_base_hold_within_two(gamma):
-    """With 48 samples; with 16 the prediction was 3 times too high in one of twelve runs (gamma 3, budget 10)."""
-    problem = mls.problems.scaling_law(gamma, levels=4)
-    ladder, fine = problem.ladder, problem.times(160)
-    found = mls.pilot(ladder, problem.y0(48), fine, candidates=80, samples=48, multistep=AB2)
-    y0 = problem.y0(256, seed=1)
-    reference = mls.solve(ladder, y0, fine, mls.multistep(mls.em_plan(ladder, fine), AB2(fine))).y
-    for budget in (4, 10):
-        best = found.plan(budget=budget * ladder.costs[-1])
-        solution = mls.solve(ladder, y0, best.times, best.plan)
-        error = float((solution.y - reference).square().mean())
-        assert solution.stats.cost <= budget * ladder.costs[-1]
-        assert 0.5 < error / best.predicted.mse < 2.0
