@@ -24,7 +24,7 @@ from multilevel_sde import cli
 
 
 def contents(folder):
-    """Everything in a folder but the two files that are not the same bytes in every run, which test_job.py names."""
+    """Everything in a folder but the two files that are not the same bytes in every run: see the test of them."""
     return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name not in (PLAN, "record.json")}
 
 
