@@ -124,6 +124,16 @@ def test_the_truncation_mark_is_protected(tmp_path):
         mls.Plan.load(tmp_path / "plan")
 
 
+@pytest.mark.parametrize("dtypes", [(torch.uint8, torch.float64), (torch.bool, torch.float32)])
+def test_hits_and_weights_of_another_dtype_are_refused_though_the_checksum_fits(tmp_path, content, dtypes):
+    tensors = {name: load(content)[name].to(dtype) for name, dtype in zip(("hits", "weights"), dtypes, strict=True)}
+    sha256 = checksum(["0"], [tensors["hits"], tensors["weights"]])
+    metadata = {"format": "multilevel_sde.plan", "version": "2", "truncated": "0", "sha256": sha256}
+    (tmp_path / "plan").write_bytes(save(tensors, metadata))
+    with pytest.raises(ValueError, match="hits or weights of another dtype"):
+        mls.Plan.load(tmp_path / "plan")
+
+
 @pytest.mark.parametrize("tensors", [{}, {"hits": torch.ones(1, 1)}, {"weights": torch.ones(2)}])
 def test_other_safetensors_files_are_not_plans(tmp_path, tensors):
     (tmp_path / "other").write_bytes(save(tensors))

@@ -59,6 +59,7 @@ def test_saved_states():
     last = mls.solve(ladder, y0, TIMES, plan)
     assert torch.equal(last.ys, everything.y[None])
     assert torch.equal(last.times, TIMES[-1:])
+    assert last.times.data_ptr() != TIMES[-1:].data_ptr()
 
 
 def test_times_are_cut_into_blocks_without_a_seam(monkeypatch):
