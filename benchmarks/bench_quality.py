@@ -21,7 +21,7 @@ anew for each quarter of the images. Rows are stored as they come: a run that is
 another pilot or number of images are thrown away; after a change of the code of plans, measure those again with
 `--again "ML-EM, pilot's plan"`.
 
-    python benchmarks/bench_quality.py                   # 40 minutes of an idle core
+    python benchmarks/bench_quality.py                   # an hour of an idle core
     python benchmarks/bench_quality.py --quick --out /tmp/quality
     python benchmarks/bench_quality.py --ladders         # none: only print and draw what is stored
 """
