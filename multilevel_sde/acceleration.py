@@ -11,9 +11,11 @@ References:
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ from multilevel_sde.cost import Drift
 __all__ = ["Autocast", "CudaGraph", "compiled"]
 
 _GPU = "cuda"
+_ISOLATES = "isolate_recompiles" in inspect.signature(torch.compile).parameters  # older torch has it not
 _WARM_UP = 3  # calls before a graph is captured: libraries choose their kernels in them
 
 
@@ -69,7 +72,9 @@ def compiled(drift: Drift, *, fullgraph: bool = False, backend: str | Callable =
 
     Shapes are static: the first call with each batch size compiles, which takes seconds to minutes, and later calls
     with it are fast. With one draw for the batch a plan asks for one size only; a draw per sample asks for many, and is
-    not for compiled drifts. Values differ from those of the drift by rounding.
+    not for compiled drifts. Each drift may be compiled for as many batch sizes as torch allows (8), whatever others of
+    its class are; with a torch that has no `isolate_recompiles` they share this number, and what is beyond it runs as
+    it is, with a line in torch's log. Values differ from those of the drift by rounding.
 
     A denoiser of `multilevel_diffusion` is better compiled from within:
     `dataclasses.replace(denoiser, net=compiled(denoiser.net))`.
@@ -88,7 +93,8 @@ def compiled(drift: Drift, *, fullgraph: bool = False, backend: str | Callable =
         tensor([-0.5000, -0.5000])
     """
     check_drift(drift)
-    return torch.compile(drift, dynamic=False, fullgraph=fullgraph, backend=backend)
+    options: dict[str, Any] = {"isolate_recompiles": True} if _ISOLATES else {}
+    return torch.compile(drift, dynamic=False, fullgraph=fullgraph, backend=backend, **options)
 
 
 class CudaGraph:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import warnings
 from functools import partial
 
@@ -106,6 +107,16 @@ def test_one_batch_size_is_compiled_once_whatever_the_time():
     assert counter.graphs == 2  # static shapes: another batch size is another program
     drift(images(3), TIME)
     assert counter.graphs == 2
+
+
+@pytest.mark.skipif("isolate_recompiles" not in inspect.signature(torch.compile).parameters, reason="an older torch")
+def test_levels_of_one_class_do_not_share_the_number_of_sizes_that_torch_compiles():
+    torch._dynamo.reset()
+    counter, nets = Counter(), [unet(width) for width in (4, 8, 12, 16, 20)]
+    for net in [mls.compiled(net, fullgraph=True, backend=counter) for net in nets]:
+        net(images(2), TIME)
+        net(images(3), TIME)
+    assert counter.graphs == 10
 
 
 def test_a_plan_runs_on_compiled_levels_without_compiling_again():
