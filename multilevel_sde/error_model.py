@@ -5,8 +5,9 @@ The predicted mean squared error of a plan to the path of the top level on the f
     tail (level error + step error),    level error = q(e) e,  e = (w - 1)' G (w - 1),
 
 with the plan's weights w, the Gram matrix G of the responses (see :mod:`multilevel_sde.pilot`), q the measured ratio of
-typical to first-order error, interpolated in the logarithm, the typical step error, and the tail, the measured ratio of
-mean to typical error. Plans are made with the off-diagonal of G shrunk by 5%, predicted without.
+typical to first-order error, interpolated in the logarithm with q(e) e nondecreasing, the typical step error, and the
+tail, the measured ratio of mean to typical error. Plans are made with the off-diagonal of G shrunk by 5%, predicted
+without.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import torch
+from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from multilevel_sde.arguments import as_number
@@ -417,12 +419,16 @@ class Pilot:
 
 
 def _calibrated(value: float, pairs: Iterable[tuple[float, float]]) -> float:
-    """The value times the ratio of measured to given, interpolated in the logarithm of the given."""
-    known = sorted((given, measured / given) for given, measured in pairs if given > 0 and measured > 0)
+    """The value times the ratio of measured to given, interpolated in the logarithm of the given.
+
+    What was measured is made nondecreasing in the given first: a few samples scatter, and a plan that promises less
+    must not be expected to err more.
+    """
+    known = sorted((given, measured) for given, measured in pairs if given > 0 and measured > 0)
     if not known or value <= 0:
         return value
-    ratio = np.interp(math.log(value), np.log([given for given, _ in known]), np.log([ratio for _, ratio in known]))
-    return value * math.exp(float(ratio))
+    x, y = np.log(known).T
+    return value * math.exp(float(np.interp(math.log(value), x, isotonic_regression(y).x - x)))
 
 
 def _no_drift(x: Tensor, t: Tensor) -> Tensor:

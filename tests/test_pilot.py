@@ -1,13 +1,18 @@
 """Laws of the pilot: exact on linear problems, counts what it spends, rates, and advice that real runs confirm."""
 
+import dataclasses
+import itertools
 import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import multilevel_sde as mls
 from multilevel_sde.pilot_rig import typical
 from multilevel_sde.responses import Responses
+from multilevel_sde.results import Calibration
 
 MATRIX = torch.tensor([[-1.0, 0.5, 0.0], [-0.5, -1.0, 0.2], [0.0, 0.3, -0.4]], dtype=torch.float64)
 
@@ -61,6 +66,32 @@ def test_the_first_order_is_exact_on_a_linear_problem(diffusion, down):
         assert measured.predict(plan).cost == pytest.approx(plan.cost(ladder), rel=1e-12)
     assert measured.fine_error == 0
     assert measured.step_error(32) == 0
+
+
+@pytest.fixture(scope="module")
+def one_pilot():
+    return mls.pilot(linear_ladder(), start(6), torch.linspace(0.0, 1.0, 33), candidates=32)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    measured=st.lists(st.floats(-18.0, 0.0), min_size=4, max_size=4), errors=st.lists(st.floats(-22.0, 2.0), min_size=2)
+)
+def test_a_smaller_first_order_error_never_promises_a_larger_one(one_pilot, measured, errors):
+    """Whatever the calibration found: four runs scatter."""
+    pairs = zip((-16.0, -10.0, -6.0, -2.0), measured, strict=True)
+    calibration = tuple(Calibration(math.exp(x), math.exp(x), math.exp(y)) for x, y in pairs)
+    scattered = dataclasses.replace(one_pilot, calibration=calibration)
+    for level in (
+        [
+            scattered.prediction(math.exp(e), 32, torch.tensor([32.0, 0.0, 4.0]).double()).level_mse
+            for e in sorted(errors)
+        ],
+        [scattered.expected(math.exp(e)) for e in sorted(errors)],
+    ):
+        assert all(a <= b * (1 + 1e-9) for a, b in itertools.pairwise(level))
+    if measured == sorted(measured):
+        assert scattered.expected(math.exp(-10.0)) == pytest.approx(math.exp(measured[1]))
 
 
 def test_plans_are_made_with_a_shrunk_matrix_and_predicted_without():
