@@ -17,7 +17,7 @@ on where it was. Figures from other sizes or another pilot are thrown away; afte
 those again with `--again "pilot plan"`.
 
     python benchmarks/bench_allocation.py            # hours on one core; the paper's sizes of learning
-    python benchmarks/bench_allocation.py --busy     # about 25 minutes of one core
+    python benchmarks/bench_allocation.py --busy     # about 20 minutes of an idle core
     python benchmarks/bench_allocation.py --quick --out /tmp/allocation
     python benchmarks/bench_allocation.py --problems # none: only print and draw what is stored
 """
