@@ -52,6 +52,24 @@ def test_leaving_out_levels_adds_up_their_corrections(measured):
     torch.testing.assert_close(Curve(measured, (0, 3), 40).allocation.gram, blocks.sum((0, 2)), rtol=1e-12, atol=1e-18)
 
 
+@pytest.mark.parametrize(
+    ("errors", "costs", "chosen"),
+    [
+        ((1.0, 1.04, 1.04, 1.2), (100.0, 81.0, 79.0, 10.0), 2),
+        ((1.0, 1.04, 1.04), (100.0, 70.0, 60.0), 2),
+        ((1.0, 1.06, 1.04), (100.0, 10.0, 81.0), 0),
+    ],
+)
+def test_of_plans_about_as_good_a_much_cheaper_one_is_taken(measured, monkeypatch, errors, costs, chosen):
+    some = measured.plan(budget=5 * LADDER.costs[-1])
+    plans = [
+        dataclasses.replace(some, predicted=dataclasses.replace(some.predicted, mse=mse, cost=cost))
+        for mse, cost in zip(errors, costs, strict=True)
+    ]
+    monkeypatch.setattr(mls.Pilot, "plans", lambda self, **arguments: plans)
+    assert measured.plan(budget=100.0) is plans[chosen]
+
+
 def test_more_money_is_never_worse(measured):
     top = LADDER.costs[-1]
     errors = [measured.plan(budget=b * top).predicted.mse for b in (2, 4, 8, 16, 32)]
