@@ -2,7 +2,7 @@
 
 On the toy problems of `bench_allocation.py`: the error of the pilot's plan that tracks its corrections over that of the
 same hits and weights with each correction added at once, at 5, 9, 13, 20 and 35 evaluations of the top level, on 256
-samples that the pilot did not see; and which form the pilot chose. `python benchmarks/bench_tracking.py`: half a minute.
+samples that the pilot did not see; and the form that it chose. `python benchmarks/bench_tracking.py`: half a minute.
 """
 
 from __future__ import annotations
