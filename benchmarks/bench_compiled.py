@@ -54,8 +54,8 @@ def main() -> None:
             fast = [replace(denoiser, net=mls.compiled(denoiser.net)) for denoiser in stored.denoisers]
             for batch in batches:
                 x = torch.randn(batch, *stored.image_shape, generator=torch.Generator().manual_seed(0))
-                plain = milliseconds(list(stored.denoisers), x, t, options.calls)
-                quick = milliseconds(fast, x, t, options.calls)
+                found = milliseconds([*stored.denoisers, *fast], x, t, options.calls)
+                plain, quick = found[: len(fast)], found[len(fast) :]
                 for level, (a, b) in enumerate(zip(plain, quick, strict=True), 1):
                     shares = [f"{a / plain[-1]:.3f}", f"{b / quick[-1]:.3f}"]
                     flops = stored.ladder.costs[level - 1] / stored.ladder.costs[-1]
