@@ -9,9 +9,10 @@ from functools import partial
 from torch import Tensor
 
 import multilevel_sde as mls
-from multilevel_diffusion.grids import uniform
-from multilevel_diffusion.sampling import MODES, Process, stored_pilot
-from multilevel_diffusion.store import load_ladder, shipped_ladder
+from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
+from multilevel_diffusion.process.grids import uniform
+from multilevel_diffusion.process.reverse_process import MODES, Process
+from multilevel_diffusion.sampling.stored import stored_pilot
 from multilevel_sde.times import thinned
 
 __all__ = ["PROBLEMS", "Problem"]

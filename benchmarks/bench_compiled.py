@@ -23,7 +23,7 @@ from common import table
 from torch import Tensor
 
 import multilevel_sde as mls
-from multilevel_diffusion.store import load_ladder, shipped_ladder
+from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
 from multilevel_sde.cost import Drift
 
 BATCHES = {"digits": (8, 64), "deadleaves32": (4, 16)}

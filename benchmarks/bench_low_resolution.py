@@ -22,10 +22,10 @@ from torch import Tensor
 import multilevel_sde as mls
 from multilevel_diffusion.cheap_levels import LowResolution, detail_variance
 from multilevel_diffusion.cheap_levels.low_resolution import bilinear, repeat
-from multilevel_diffusion.data import DeadLeaves, Digits
-from multilevel_diffusion.grids import uniform
-from multilevel_diffusion.sampling import Process
-from multilevel_diffusion.store import DiffusionLadder, load_ladder, shipped_ladder
+from multilevel_diffusion.networks.data import DeadLeaves, Digits
+from multilevel_diffusion.networks.store import DiffusionLadder, load_ladder, shipped_ladder
+from multilevel_diffusion.process.grids import uniform
+from multilevel_diffusion.process.reverse_process import Process
 from multilevel_sde.cost import Drift
 
 STEPS, IMAGES, FACTOR = 100, 8, 2

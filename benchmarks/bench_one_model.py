@@ -35,16 +35,16 @@ from multilevel_diffusion.cheap_levels import (
     LowResolution,
     MemoryLadder,
     cached_ladder,
-    cheap_levels,
     choose_blocks,
     deep_modules,
     detail_variance,
+    level_menu,
     survey,
 )
-from multilevel_diffusion.data import DeadLeaves, Digits
-from multilevel_diffusion.grids import uniform
-from multilevel_diffusion.sampling import MODES, Process
-from multilevel_diffusion.store import DiffusionLadder, load_ladder, shipped_ladder
+from multilevel_diffusion.networks.data import DeadLeaves, Digits
+from multilevel_diffusion.networks.store import DiffusionLadder, load_ladder, shipped_ladder
+from multilevel_diffusion.process.grids import uniform
+from multilevel_diffusion.process.reverse_process import MODES, Process
 from multilevel_sde.cost import Drift
 from multilevel_sde.files import write_atomically
 
@@ -125,8 +125,8 @@ class Bench:
             "detail_variance": missed,
         }
         batch = torch.randn(8, *self.images.image_shape, generator=torch.Generator().manual_seed(0))
-        flops = cheap_levels(top, schedule, batch[:1], costs=mls.FlopCost, **given)
-        seconds = cheap_levels(top, schedule, batch, costs=CpuSeconds, **given)
+        flops = level_menu(top, schedule, batch[:1], costs=mls.FlopCost, **given)
+        seconds = level_menu(top, schedule, batch, costs=CpuSeconds, **given)
         for factor in factors:
             level = LowResolution(top, schedule, factor)
             seconds[f"resolution / {factor}, no detail"] = mls.Ladder([level, top], CpuSeconds(batch))

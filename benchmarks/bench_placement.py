@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 import multilevel_sde as mls
-from multilevel_diffusion.unet import UNet, UNetConfig
+from multilevel_diffusion.networks.unet import UNet, UNetConfig
 from multilevel_sde.files import write_atomically
 
 CONFIGS = [

@@ -46,14 +46,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 import multilevel_sde as mls
-from multilevel_diffusion.data import DeadLeaves
-from multilevel_diffusion.grids import uniform
-from multilevel_diffusion.quality import frechet_distance, sliced_wasserstein, two_sample_classifier
-from multilevel_diffusion.quality_digits import digit_classifier, digit_sets, grey_levels
-from multilevel_diffusion.quality_features import RandomFeatures, in_batches
-from multilevel_diffusion.quality_intervals import bootstrap, split_halves
-from multilevel_diffusion.sampling import MODES, Process, stored_pilot
-from multilevel_diffusion.store import load_ladder, shipped_ladder
+from multilevel_diffusion.networks.data import DeadLeaves
+from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
+from multilevel_diffusion.process.grids import uniform
+from multilevel_diffusion.process.reverse_process import MODES, Process
+from multilevel_diffusion.quality.digits import digit_classifier, digit_sets, grey_levels
+from multilevel_diffusion.quality.distances import frechet_distance, sliced_wasserstein, two_sample_classifier
+from multilevel_diffusion.quality.features import RandomFeatures, in_batches
+from multilevel_diffusion.quality.intervals import bootstrap, split_halves
+from multilevel_diffusion.sampling.stored import stored_pilot
 from multilevel_sde.files import write_atomically
 
 BUDGETS, LONG = (5, 8, 12, 20, 35), (100, FINE)

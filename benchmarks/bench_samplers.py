@@ -44,14 +44,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 import multilevel_sde as mls
-from multilevel_diffusion.fitting import stored_plan
-from multilevel_diffusion.forward_value import ForwardValue
-from multilevel_diffusion.grids import uniform
-from multilevel_diffusion.sa_solver import SASolver
-from multilevel_diffusion.sampling import MODES, Process, stored_pilot
-from multilevel_diffusion.store import DiffusionLadder, load_ladder, shipped_ladder
+from multilevel_diffusion.networks.store import DiffusionLadder, load_ladder, shipped_ladder
+from multilevel_diffusion.process.forward_value import ForwardValue
+from multilevel_diffusion.process.grids import uniform
+from multilevel_diffusion.process.reverse_process import MODES, Process
+from multilevel_diffusion.process.sa_solver import SASolver
+from multilevel_diffusion.sampling.stored import stored_pilot, stored_plan
 from multilevel_sde.files import write_atomically
-from multilevel_sde.pilot_rig import typical
+from multilevel_sde.pilots.measure_responses import typical
 
 FINE, QUARTERS = 1000, 4
 BUDGETS = (5, 8, 12, 20, 35, 60, 120)

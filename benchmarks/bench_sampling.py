@@ -26,12 +26,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import multilevel_sde as mls
-from multilevel_diffusion.denoisers import EpsilonDenoiser
-from multilevel_diffusion.grids import uniform
-from multilevel_diffusion.sampling import MODES, Process
-from multilevel_diffusion.schedules import CosineSchedule
-from multilevel_diffusion.store import load_ladder, shipped_ladder
-from multilevel_diffusion.unet import UNet, paper_ladder
+from multilevel_diffusion.networks.denoisers import EpsilonDenoiser
+from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
+from multilevel_diffusion.networks.unet import UNet, paper_ladder
+from multilevel_diffusion.process.grids import uniform
+from multilevel_diffusion.process.reverse_process import MODES, Process
+from multilevel_diffusion.process.schedules import CosineSchedule
 from multilevel_sde.files import write_atomically
 
 BUDGETS = (5, 13, 30)

@@ -19,10 +19,11 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 import multilevel_sde as mls
-from multilevel_diffusion.grids import uniform
-from multilevel_diffusion.sampling import Process, stored_pilot
-from multilevel_diffusion.store import load_ladder, shipped_ladder
-from multilevel_sde.learned import _fit_logits
+from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
+from multilevel_diffusion.process.grids import uniform
+from multilevel_diffusion.process.reverse_process import Process
+from multilevel_diffusion.sampling.stored import stored_pilot
+from multilevel_sde.learning.learned_schedule import _fit_logits
 
 
 def spline(best: Tensor, ladder: mls.Ladder, budget: float, functions: int) -> Tensor:

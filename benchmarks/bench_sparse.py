@@ -21,12 +21,12 @@ from torch import nn
 from tqdm import tqdm
 
 import multilevel_sde as mls
-from multilevel_diffusion.data import DeadLeaves
-from multilevel_diffusion.sampling import MODES
-from multilevel_diffusion.sparse import Reference, SparseDrift, changed_region
-from multilevel_diffusion.sparse_edit import Edit, compare, paint
-from multilevel_diffusion.store import DiffusionLadder, load_ladder, shipped_ladder
-from multilevel_diffusion.unet import UNet, UNetConfig
+from multilevel_diffusion.networks.data import DeadLeaves
+from multilevel_diffusion.networks.store import DiffusionLadder, load_ladder, shipped_ladder
+from multilevel_diffusion.networks.unet import UNet, UNetConfig
+from multilevel_diffusion.process.reverse_process import MODES
+from multilevel_diffusion.sparse.drift import Reference, SparseDrift, changed_region
+from multilevel_diffusion.sparse.editing import Edit, compare, paint
 from multilevel_sde.cost import Drift
 
 AREAS = (0.01, 0.05, 0.2)

@@ -30,13 +30,12 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from multilevel_diffusion.fitting import FIRST_SEED, fit, reference
-from multilevel_diffusion.grids import uniform
-from multilevel_diffusion.measure import Scaling, measure_errors
-from multilevel_diffusion.pilot_command import run_pilot
-from multilevel_diffusion.sampling import MODES, Process
-from multilevel_diffusion.store import DiffusionLadder, load_ladder
-from multilevel_diffusion.train import train_ladder
+from multilevel_diffusion.networks.scaling import Scaling, measure_errors
+from multilevel_diffusion.networks.store import DiffusionLadder, load_ladder
+from multilevel_diffusion.networks.training import train_ladder
+from multilevel_diffusion.process.grids import uniform
+from multilevel_diffusion.process.reverse_process import MODES, Process
+from multilevel_diffusion.sampling.pilots_and_fits import FIRST_SEED, fit, reference, run_pilot
 from multilevel_sde.files import write_atomically
 
 __all__ = ["Benchmark", "main"]

@@ -18,10 +18,11 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from tqdm import tqdm
 
-from multilevel_diffusion.data import DeadLeaves
-from multilevel_diffusion.schedules import CosineSchedule, NoiseSchedule
-from multilevel_diffusion.training_run import Run, TrainSettings
-from multilevel_diffusion.unet import UNetConfig
+from multilevel_diffusion.networks.data import DeadLeaves
+from multilevel_diffusion.networks.training_state import Run, TrainSettings
+from multilevel_diffusion.networks.unet import UNetConfig
+from multilevel_diffusion.process.schedule_base import NoiseSchedule
+from multilevel_diffusion.process.schedules import CosineSchedule
 from multilevel_sde.files import write_atomically
 
 __all__ = ["DEFAULT", "TINY", "Deadline", "Leaves", "Settings", "train_level"]

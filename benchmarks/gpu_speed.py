@@ -20,9 +20,10 @@ from torch import Tensor
 
 import multilevel_sde as mls
 from multilevel_diffusion.cheap_levels import half_weights
-from multilevel_diffusion.grids import uniform
-from multilevel_diffusion.sampling import MODES, Process, stored_pilot
-from multilevel_diffusion.store import DiffusionLadder, load_ladder
+from multilevel_diffusion.networks.store import DiffusionLadder, load_ladder
+from multilevel_diffusion.process.grids import uniform
+from multilevel_diffusion.process.reverse_process import MODES, Process
+from multilevel_diffusion.sampling.stored import stored_pilot
 from multilevel_sde.cost import Drift
 from multilevel_sde.files import write_atomically
 

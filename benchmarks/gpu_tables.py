@@ -17,10 +17,11 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 import multilevel_sde as mls
-from multilevel_diffusion.grids import uniform
-from multilevel_diffusion.pictures import save_rows
-from multilevel_diffusion.sampling import MODES, Process, stored_pilot
-from multilevel_diffusion.store import load_ladder
+from multilevel_diffusion.networks.store import load_ladder
+from multilevel_diffusion.process.grids import uniform
+from multilevel_diffusion.process.reverse_process import MODES, Process
+from multilevel_diffusion.sampling.pictures import save_rows
+from multilevel_diffusion.sampling.stored import stored_pilot
 from multilevel_sde.files import write_atomically
 
 __all__ = ["hardware", "measure_samplers", "write_report", "write_strip"]

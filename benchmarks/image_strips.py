@@ -22,8 +22,8 @@ from quality_tables import DRAWN_BY_COST, top_alone
 from torch import Tensor
 from tqdm import tqdm
 
-from multilevel_diffusion.pictures import save_rows
-from multilevel_diffusion.sampling import MODES
+from multilevel_diffusion.process.reverse_process import MODES
+from multilevel_diffusion.sampling.pictures import save_rows
 
 RESULTS = Path(__file__).parent / "results"
 IMAGES, SHOWN, SCALES = (

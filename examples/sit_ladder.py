@@ -25,7 +25,7 @@ from torch import Tensor
 
 import multilevel_sde as mls
 from multilevel_diffusion import DDIM, FlowDenoiser, RectifiedFlowSchedule, uniform
-from multilevel_diffusion.pictures import save_grid
+from multilevel_diffusion.sampling.pictures import save_grid
 from multilevel_sde.files import write_atomically
 
 # Billions of multiply-adds of one evaluation on 32x32 latents with patches of 2; only their ratios matter. A table, as

@@ -37,9 +37,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _rates(arguments: argparse.Namespace) -> int:
-    from multilevel_sde.rates import rates
+    from multilevel_sde.rates.study import measure_rates
 
-    result = rates(
+    result = measure_rates(
         arguments.gamma,
         levels=range(arguments.levels[0], arguments.levels[1] + 1),
         samples=arguments.samples,

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from multilevel_diffusion.schedules import CosineSchedule
-from multilevel_diffusion.store import save_ladder
-from multilevel_diffusion.unet import UNet, UNetConfig
+from multilevel_diffusion.networks.store import save_ladder
+from multilevel_diffusion.networks.unet import UNet, UNetConfig
+from multilevel_diffusion.process.schedules import CosineSchedule
 
 settings.register_profile(
     "repeatable", derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]

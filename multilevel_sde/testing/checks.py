@@ -25,11 +25,11 @@ from scipy import stats
 from torch import Tensor
 
 from multilevel_sde.cost import CostModel, FlopCost
-from multilevel_sde.draw import Draw, systematic
 from multilevel_sde.ladder import Ladder
-from multilevel_sde.plan import check_probabilities, draw_plan
-from multilevel_sde.results import Rates, level_rates
-from multilevel_sde.solve import Estimator, Telescoping
+from multilevel_sde.pilots.answers import Rates, level_rates
+from multilevel_sde.plans.drawing import check_probabilities, draw_plan
+from multilevel_sde.plans.draws import Draw, systematic
+from multilevel_sde.solver.estimators import Estimator, Telescoping
 
 __all__ = ["LadderCheck", "Unbiasedness", "check_ladder", "check_rates", "check_unbiased"]
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multilevel_sde.brownian import BrownianPath
-from multilevel_sde.plan import em_plan
-from multilevel_sde.solve import solve
-from multilevel_sde.steps import Step, StepRule
-from multilevel_sde.testbed import Problem
+from multilevel_sde.noise.brownian import BrownianPath
+from multilevel_sde.plans.drawing import em_plan
+from multilevel_sde.rates.problem_parts import Problem
+from multilevel_sde.solver.integrate import solve
+from multilevel_sde.steps.rules import Step, StepRule
 
 __all__ = ["Order", "check_order"]
 
@@ -66,7 +66,7 @@ def check_order(
 
     Arguments:
         step: The step of a solve.
-        problem: What to solve; of :mod:`multilevel_sde.problems`, or your own.
+        problem: What to solve; of :mod:`multilevel_sde.rates.problems`, or your own.
         expected: The order.
         weak: phi(x) of states (B, d), one value or more for each sample; None for the strong order. For an ODE the
             strong order is the order.

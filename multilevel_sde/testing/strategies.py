@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from multilevel_sde.cost import Drift
-from multilevel_sde.draw import independent, nested, systematic
 from multilevel_sde.ladder import Ladder
-from multilevel_sde.plan import Plan, draw_plan
-from multilevel_sde.recall import Recall
-from multilevel_sde.steps import Step, StepRule, euler_maruyama, plan_rows
-from multilevel_sde.testbed import check_at_least
+from multilevel_sde.plans.drawing import draw_plan
+from multilevel_sde.plans.draws import independent, nested, systematic
+from multilevel_sde.plans.plan import Plan
+from multilevel_sde.plans.recall import Recall
+from multilevel_sde.rates.problem_parts import check_at_least
+from multilevel_sde.steps.rules import Step, StepRule, euler_maruyama, plan_rows
 
 __all__ = ["grids", "ladders", "plans", "probabilities", "states"]
 

@@ -16,7 +16,8 @@ import multilevel_sde as mls
 from fuzz.harness import Target
 from fuzz.values import bad_number, either, small_int, some_number, tensor_of
 from multilevel_diffusion import CosineSchedule, uniform
-from multilevel_diffusion.sampling import Process, sample
+from multilevel_diffusion.process.reverse_process import Process
+from multilevel_diffusion.sampling.samples import sample
 from multilevel_sde.cli import main
 from multilevel_sde.testing import grids
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import multilevel_sde as mls
 from fuzz.harness import Target, nothing_executed
-from multilevel_diffusion.schedules import CosineSchedule
-from multilevel_diffusion.store import load_ladder, save_ladder
-from multilevel_diffusion.unet import UNet, UNetConfig
+from multilevel_diffusion.networks.store import load_ladder, save_ladder
+from multilevel_diffusion.networks.unet import UNet, UNetConfig
+from multilevel_diffusion.process.schedules import CosineSchedule
 
 
 class _Command:

@@ -37,8 +37,8 @@ from torch import Tensor, nn
 
 import multilevel_sde as mls
 from multilevel_diffusion.cheap_levels.memory_ladder import MemoryLadder
-from multilevel_diffusion.cheap_levels.networks import answer_with, check_names, network_of, twin, with_network
-from multilevel_diffusion.unet import UNet
+from multilevel_diffusion.cheap_levels.wrapped_networks import answer_with, check_names, network_of, twin, with_network
+from multilevel_diffusion.networks.unet import UNet
 from multilevel_sde.cost import CostModel, Drift
 
 __all__ = ["cached_ladder", "deep_modules"]
@@ -55,7 +55,7 @@ def deep_modules(net: UNet, depth: int = 1) -> list[str]:
         ValueError: There are not so many scales.
 
     Example:
-        >>> from multilevel_diffusion.store import load_ladder, shipped_ladder
+        >>> from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
         >>> deep_modules(load_ladder(shipped_ladder("digits")).networks[1])
         ['bottom.0', 'shrink.0', 'grow.0']
     """
@@ -94,7 +94,7 @@ def cached_ladder(
             keeping these features saves nothing.
 
     Example:
-        >>> from multilevel_diffusion.store import load_ladder, shipped_ladder
+        >>> from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
         >>> digits = load_ladder(shipped_ladder("digits"))
         >>> deep = deep_modules(digits.networks[-1])
         >>> ladder = cached_ladder(digits.denoisers[-1], deep, torch.zeros(1, 1, 8, 8), every=4)

@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multilevel_diffusion.schedules import NoiseSchedule
+from multilevel_diffusion.process.schedule_base import NoiseSchedule
 from multilevel_sde.cost import Drift
 
 __all__ = ["LowResolution", "bilinear", "detail_variance", "repeat"]
@@ -105,7 +105,7 @@ class LowResolution:
             multiples of the factor.
 
     Example:
-        >>> from multilevel_diffusion.schedules import CosineSchedule
+        >>> from multilevel_diffusion.process.schedules import CosineSchedule
         >>> level = LowResolution(lambda x, t: x, CosineSchedule())
         >>> level(torch.ones(1, 1, 4, 4), torch.tensor(0.5)).shape
         torch.Size([1, 1, 4, 4])

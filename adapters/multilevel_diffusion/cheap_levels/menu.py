@@ -13,10 +13,10 @@ from multilevel_diffusion.cheap_levels.cached_features import cached_ladder
 from multilevel_diffusion.cheap_levels.low_resolution import LowResolution
 from multilevel_diffusion.cheap_levels.reduced_precision import half_weights, int8_weights
 from multilevel_diffusion.cheap_levels.skipped_blocks import skip_blocks
-from multilevel_diffusion.schedules import NoiseSchedule
+from multilevel_diffusion.process.schedule_base import NoiseSchedule
 from multilevel_sde.cost import CostModel, Drift
 
-__all__ = ["CheapLevel", "cheap_levels", "survey"]
+__all__ = ["CheapLevel", "level_menu", "survey"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class CheapLevel:
         return f"{self.name}: {self.cost:.3g} of the {self.unit}, V = {self.difference:.2g} |f|^2"
 
 
-def cheap_levels(
+def level_menu(
     denoise: Drift,
     schedule: NoiseSchedule,
     x: Tensor,
@@ -77,9 +77,9 @@ def cheap_levels(
 
     Example:
         >>> from multilevel_diffusion.cheap_levels import deep_modules
-        >>> from multilevel_diffusion.store import load_ladder, shipped_ladder
+        >>> from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
         >>> images = load_ladder(shipped_ladder("deadleaves32"))
-        >>> menu = cheap_levels(images.denoisers[-1], images.schedule, torch.zeros(1, 3, 32, 32), skip=["bottom.0"],
+        >>> menu = level_menu(images.denoisers[-1], images.schedule, torch.zeros(1, 3, 32, 32), skip=["bottom.0"],
         ...                     keep=deep_modules(images.networks[-1]), every=[4])
         >>> {name: round(ladder.costs[0] / ladder.costs[1], 2) for name, ladder in menu.items()}
         {'resolution / 2': 0.25, '1 blocks skipped': 0.91, 'features kept, every 4': 0.42}
@@ -109,7 +109,7 @@ def survey(ladders: Mapping[str, mls.Ladder], states: Tensor, times: Tensor) -> 
     """Measure how far the lowest level of each ladder is from its top level along a path, the closest first.
 
     Arguments:
-        ladders: Ladders by name, such as `cheap_levels` returns.
+        ladders: Ladders by name, such as `level_menu` returns.
         states: States along a few trajectories of the top level, in order: (S, B, ...), for example
             `solve(..., save=True).ys[:-1]`. Levels with memory age from one to the next.
         times: Their times, (S,).

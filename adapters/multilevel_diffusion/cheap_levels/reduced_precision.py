@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multilevel_diffusion.cheap_levels.networks import AnyDrift, network_of, twin, with_network
+from multilevel_diffusion.cheap_levels.wrapped_networks import AnyDrift, network_of, twin, with_network
 
 __all__ = ["Int8Linear", "half_weights", "int8_weights"]
 
@@ -52,7 +52,7 @@ def half_weights(drift: AnyDrift, dtype: torch.dtype = torch.bfloat16) -> AnyDri
         ValueError: `dtype` is not a half precision.
 
     Example:
-        >>> from multilevel_diffusion.store import load_ladder, shipped_ladder
+        >>> from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
         >>> net = load_ladder(shipped_ladder("digits")).networks[0]
         >>> half_weights(net)(torch.zeros(1, 1, 8, 8), torch.tensor(0.5)).dtype
         torch.float32
@@ -76,7 +76,7 @@ def int8_weights(drift: AnyDrift, *, least: int = 64) -> AnyDrift:
         ValueError: No layer is wide enough.
 
     Example:
-        >>> from multilevel_diffusion.store import load_ladder, shipped_ladder
+        >>> from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
         >>> net = load_ladder(shipped_ladder("digits")).networks[-1]
         >>> sum(isinstance(module, Int8Linear) for module in int8_weights(net).modules())
         17

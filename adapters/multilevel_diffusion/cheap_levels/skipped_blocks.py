@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import multilevel_sde as mls
-from multilevel_diffusion.cheap_levels.networks import (
+from multilevel_diffusion.cheap_levels.wrapped_networks import (
     AnyDrift,
     answer_with,
     check_names,
@@ -113,7 +113,7 @@ def block_effects(
         ValueError: A name is unknown, or the states do not fit the times.
 
     Example:
-        >>> from multilevel_diffusion.store import load_ladder, shipped_ladder
+        >>> from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
         >>> net = load_ladder(shipped_ladder("digits")).networks[0]
         >>> effects = block_effects(net, torch.zeros(1, 2, 1, 8, 8), torch.tensor([0.5]))
         >>> effects[0].name
@@ -160,7 +160,7 @@ def choose_blocks(drift: Drift, states: Tensor, times: Tensor, *, saving: float)
         ValueError: `saving` is outside (0, 1), or cannot be reached.
 
     Example:
-        >>> from multilevel_diffusion.store import load_ladder, shipped_ladder
+        >>> from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
         >>> net = load_ladder(shipped_ladder("digits")).networks[1]
         >>> states = torch.zeros(1, 2, 1, 8, 8)
         >>> len(choose_blocks(net, states, torch.tensor([0.5]), saving=0.3))

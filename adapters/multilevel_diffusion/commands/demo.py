@@ -1,0 +1,208 @@
+"""`multilevel-sde demo`: handwritten digits by multilevel Euler-Maruyama, next to Euler-Maruyama at the same cost.
+
+The question: how far from the 1000-step path of the largest network, with the same noise, does each method end when
+it may spend so many evaluations of that network?
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import multilevel_sde as mls
+from multilevel_diffusion.networks.store import DiffusionLadder, load_ladder, shipped_ladder
+from multilevel_diffusion.process.grids import uniform
+from multilevel_diffusion.process.reverse_process import Process
+from multilevel_diffusion.sampling.pictures import save_grid, save_rows
+from multilevel_diffusion.sampling.samples import Samples, sample
+from multilevel_diffusion.sampling.stored import stored_pilot
+from multilevel_sde.files import write_atomically
+from multilevel_sde.pilots.report.page import write_report
+
+__all__ = ["Row", "demo", "register"]
+
+_FINE = 1000
+_MULTILEVEL_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        method: Its name.
+        budget: What it was allowed to spend, in evaluations of the largest network.
+        cost: What it spent, in the same unit (by FLOPs).
+        mse: Mean squared distance per pixel to the reference, over all images.
+        median: The same of the median image: a few images that turn into another digit dominate the mean.
+        seconds: Wall-clock time for all images.
+        evaluations: How often each level ran for an image.
+    """
+
+    method: str
+    budget: float
+    cost: float
+    mse: float
+    median: float
+    seconds: float
+    evaluations: list[int]
+
+
+def register(subparsers) -> None:
+    """Add the command to an argparse subparsers object."""
+    parser = subparsers.add_parser("demo", help="digits from the shipped ladder, by EM and ML-EM at the same cost")
+    parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder of the pictures [%(default)s]")
+    parser.add_argument("--images", type=int, default=64, help="how many images are compared [%(default)s]")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[6.0, 12.0, 24.0], help="in top evaluations")
+    parser.add_argument("--steps", type=int, default=_FINE, help="steps of the reference [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="first image's seed; images take consecutive ones")
+    parser.add_argument("--threads", type=int, default=1, help="8x8 images are too small for more [%(default)s]")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    torch.set_num_threads(arguments.threads)
+    digits = load_ladder(shipped_ladder("digits"))
+    print(_level_table(digits, arguments.images))
+    demo(digits, arguments.out, arguments.images, arguments.budgets, arguments.steps, arguments.seed)
+    return 0
+
+
+def demo(
+    digits: DiffusionLadder, out: Path, images: int, budgets: list[float], steps: int = _FINE, seed: int = 0
+) -> list[Row]:
+    """Compare EM and ML-EM on a ladder, print the table and write the pictures.
+
+    Arguments:
+        digits: The ladder.
+        out: Folder for `samples.png`, `compare.png`, `error.png`, `report.html` and `demo.json`.
+        images: Number of images.
+        budgets: Cost of an image, in evaluations of the largest network.
+        steps: Steps of the reference path.
+        seed: Seed of the first image.
+
+    Returns:
+        The rows of the table.
+
+    Raises:
+        ValueError: A budget below one evaluation a level needs, or above the reference.
+    """
+    process = Process(digits.schedule, 1.0, uniform(digits.schedule, steps))
+    seeds = range(seed, seed + images)
+    ladder = digits.ladder
+
+    def run(times: Tensor, plan: mls.Plan, label: str) -> Samples:
+        return sample(ladder, process, times, plan, seeds, digits.image_shape, progress=True, label=label)
+
+    fine = process.grid(steps)
+    started = time.perf_counter()
+    reference = run(fine, mls.em_plan(ladder, fine), f"reference: {steps} steps of the largest network")
+    pilot = _pilot(digits, process)
+    rows, pictures = [], []
+    for budget in budgets:
+        for name, (times, plan) in {
+            "EM": _euler_maruyama(ladder, process, budget),
+            "ML-EM, p = C/T": _inverse_cost(ladder, process, budget),
+            "ML-EM, pilot": _planned(pilot, budget),
+        }.items():
+            result = run(times, plan, f"{name} at {budget:g} evaluations")
+            rows.append(_row(name, budget, result, reference, ladder))
+            pictures.append((f"{name}, cost {rows[-1].cost:.1f}, MSE {rows[-1].mse:.4f}", result.images))
+    print(_table(rows, reference, steps, ladder))
+    shown = min(16, images)
+    strips = [(f"reference, cost {steps}", reference.images[:shown])] + [(n, i[:shown]) for n, i in pictures]
+    save_rows(out / "compare.png", strips, "The same seeds by every method; cost in evaluations of the largest network")
+    save_grid(out / "samples.png", pictures[-1][1], scale=6)
+    _plot(out / "error.png", rows)
+    measured = [(row.method, row.cost * ladder.costs[-1], row.mse) for row in rows]
+    write_report(pilot, out / "report.html", title="Pilot of the digits ladder, DDPM", measured=measured)
+    record = {"version": mls.__version__, "seed": seed, "images": images, "rows": [asdict(row) for row in rows]}
+    write_atomically(out / "demo.json", (json.dumps(record, indent=1) + "\n").encode())
+    print(
+        f"\n{time.perf_counter() - started:.0f} s; look at compare.png, samples.png, error.png and report.html "
+        f"in {out}/"
+    )
+    return rows
+
+
+def _euler_maruyama(ladder: mls.Ladder, process: Process, budget: float) -> tuple[Tensor, mls.Plan]:
+    times = process.grid(max(1, round(budget)))
+    return times, mls.em_plan(ladder, times)
+
+
+def _pilot(digits: DiffusionLadder, process: Process) -> mls.Pilot:
+    """The stored pilot, or one made now where the demo's finest grid is not the pilot's."""
+    pilot = stored_pilot(digits, "ddpm")
+    if pilot is None or not set(pilot.times.tolist()) <= set(process.fine_times.tolist()):
+        seeds = range(1_000_000, 1_000_016)
+        start = process.start(seeds, digits.image_shape)
+        pilot = mls.pilot(digits.ladder, start, process.fine_times, progress=True, **process.arguments(seeds))
+    return pilot
+
+
+def _planned(pilot: mls.Pilot, budget: float) -> tuple[Tensor, mls.Plan]:
+    planned = pilot.plan(budget=budget * pilot.costs[-1])
+    return planned.times, planned.plan
+
+
+def _inverse_cost(ladder: mls.Ladder, process: Process, budget: float) -> tuple[Tensor, mls.Plan]:
+    times = process.grid(min(_MULTILEVEL_STEPS, len(process.fine_times) - 1))
+    table = mls.InverseCostSchedule().probabilities(ladder, times, budget=budget * ladder.costs[-1])
+    return times, mls.draw_plan(table, mls.systematic, generator=torch.Generator().manual_seed(0))
+
+
+def _row(name: str, budget: float, result: Samples, reference: Samples, ladder: mls.Ladder) -> Row:
+    squared = (result.images - reference.images).double().square().flatten(1).mean(1)
+    cost = result.cost / ladder.costs[-1]
+    return Row(
+        name, budget, cost, float(squared.mean()), float(squared.median()), result.seconds, result.evaluations.tolist()
+    )
+
+
+def _level_table(digits: DiffusionLadder, batch: int) -> str:
+    seconds = mls.SecondsCost(torch.zeros(batch, *digits.image_shape))(digits.networks)
+    lines = [f"{'level':>5} {'parameters':>11} {'MFLOP/image':>12} {'ms/image':>9} {'denoising loss':>15}"]
+    for index, (level, time_) in enumerate(zip(digits.record["levels"], seconds, strict=True)):
+        lines.append(
+            f"{index + 1:>5} {level['parameters']:>11,} {level['flops'] / 1e6:>12.3f} {time_ / batch * 1e3:>9.3f} "
+            f"{level['error']['loss']:>15.5f}"
+        )
+    return "\n".join(lines)
+
+
+def _table(rows: list[Row], reference: Samples, steps: int, ladder: mls.Ladder) -> str:
+    head = f"{'method':<15} {'cost':>8} {'MSE':>9} {'median':>9} {'seconds':>8}  evaluations per level"
+    lines = ["", f"distance to {steps} steps of the largest network; cost in its evaluations (FLOPs)", head]
+    lines += [
+        f"{row.method:<15} {row.cost:>8.2f} {row.mse:>9.5f} {row.median:>9.5f} {row.seconds:>8.2f}  {row.evaluations}"
+        for row in rows
+    ]
+    cost = reference.cost / ladder.costs[-1]
+    lines.append(f"{'reference':<15} {cost:>8.2f} {0:>9.5f} {0:>9.5f} {reference.seconds:>8.2f}")
+    return "\n".join(lines)
+
+
+def _plot(path: Path, rows: list[Row]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    read: list[tuple[str, Callable[[Row], float]]] = [("mean", lambda r: r.mse), ("median image", lambda r: r.median)]
+    for axes, (what, value) in zip(figure.subplots(1, 2), read, strict=True):
+        for name, marker in zip(dict.fromkeys(row.method for row in rows), "osD^v", strict=False):
+            mine = [row for row in rows if row.method == name]
+            axes.loglog([row.cost for row in mine], [value(row) for row in mine], marker=marker, label=name)
+        axes.set(xlabel="cost in evaluations of the largest network", ylabel=f"squared distance, {what}")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend()
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    write_atomically(path, buffer.getvalue())

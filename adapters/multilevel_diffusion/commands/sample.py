@@ -1,0 +1,154 @@
+"""`multilevel-sde sample`: images of a ladder as tensors and PNG pages, and a record of how they were made.
+
+A run that was killed continues when it is started again with the same arguments; `torchrun --nproc-per-node N -m
+multilevel_sde sample ...` runs it on N processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import multilevel_sde as mls
+from multilevel_diffusion.commands.train_and_measure import open_ladder
+from multilevel_diffusion.networks.store import DiffusionLadder
+from multilevel_diffusion.process.grids import uniform
+from multilevel_diffusion.process.reverse_process import MODES, Process
+from multilevel_diffusion.sampling.distributed import place, process_group
+from multilevel_diffusion.sampling.job import Job
+from multilevel_diffusion.sampling.job_folder import Result, run
+from multilevel_diffusion.sampling.pictures import save_grid
+from multilevel_diffusion.sampling.samples import batch_for
+from multilevel_diffusion.sampling.shards import read_manifest, read_shards, remove_temporary_files
+from multilevel_diffusion.sampling.stored import stored_pilot, stored_plan
+from multilevel_sde.files import write_atomically
+
+__all__ = ["register"]
+
+_PAGE = 64  # images on a page
+
+
+def register(subparsers) -> None:
+    """Add the command to an argparse subparsers object."""
+    parser = subparsers.add_parser("sample", help="sample a ladder: PNG pages and a JSON record", description=__doc__)
+    parser.add_argument("--ladder", required=True, help="folder of a ladder, or the name of a shipped one")
+    parser.add_argument("--method", choices=["em", "ml-em"], default="ml-em", help="[%(default)s]")
+    parser.add_argument("--mode", choices=MODES, default="ddpm", help="reverse SDE or its ODE [%(default)s]")
+    parser.add_argument("--steps", type=int, help="steps; default: the plan's, or the budget's for em, or 200")
+    parser.add_argument("--fine", type=int, default=1000, help="finest grid, on which the noise is defined [1000]")
+    parser.add_argument("--budget", type=float, help="cost of an image in evaluations of the largest network")
+    parser.add_argument("--plan", type=Path, help="a saved plan instead of a budget")
+    parser.add_argument("--count", type=int, default=64, help="images [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image; images take consecutive ones")
+    parser.add_argument("--plan-seed", type=int, default=0, help="seed of a randomly drawn plan [%(default)s]")
+    parser.add_argument("--batch", type=int, help="images at a time; default: by memory")
+    parser.add_argument("--shard", type=int, help="images in a file of tensors; default: four batches")
+    parser.add_argument("--pages", type=int, help="at most so many PNG pages of 64 images; default: all images")
+    parser.add_argument("--out", type=Path, default=Path("samples"), help="folder; a stopped run continues [samples]")
+    parser.add_argument("--device", default="cpu", help="where the networks run; cuda: one GPU a process [%(default)s]")
+    parser.add_argument("--threads", type=int, help="CPU threads of a process; 1 is fastest for images of 8x8")
+    parser.add_argument(
+        "--timeout", type=float, default=1800.0, help="seconds that processes wait for each other [%(default)g]"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    for name, least in (("count", 1), ("pages", 0)):
+        if (value := getattr(arguments, name)) is not None and value < least:
+            raise ValueError(f'"--{name}" must be at least {least}, got {value}')
+    with process_group(arguments.device, timeout=arguments.timeout) as device:
+        # Threads change the last bits, so a run that continues takes those of the run that it continues.
+        if threads := arguments.threads or ((read_manifest(arguments.out) or {}).get("job") or {}).get("threads"):
+            torch.set_num_threads(threads)
+        images = open_ladder(arguments.ladder)
+        for network in images.networks:
+            network.to(device)
+        process = Process(images.schedule, MODES[arguments.mode], uniform(images.schedule, arguments.fine))
+        times, plan, how = _choose(arguments, images, process)
+        batch = arguments.batch or batch_for(images.image_shape)
+        seeds = range(arguments.seed, arguments.seed + arguments.count)
+        shard = arguments.shard or 4 * batch
+        threads = torch.get_num_threads()
+        job = Job(images, times, plan, seeds, MODES[arguments.mode], arguments.fine, batch, shard, threads)
+        result = run(job, arguments.out, progress=True)
+        if place()[0] == 0:
+            _report(arguments, job, result, how)
+    return 0
+
+
+def _report(arguments: argparse.Namespace, job: Job, result: Result, how: str) -> None:
+    """Write the pages and the record, and say what was done."""
+    ladder, plan = job.images.ladder, job.plan
+    cost = plan.cost(ladder)
+    remove_temporary_files(arguments.out, ("samples_*", "record.json"))
+    record = {
+        "versions": job.description["versions"],
+        "ladder": str(arguments.ladder),
+        "method": how,
+        "mode": arguments.mode,
+        "steps": plan.steps,
+        "fine": arguments.fine,
+        "seeds": [job.seeds.start, job.seeds.stop],
+        "plan_seed": arguments.plan_seed,
+        "evaluations": plan.evaluations.tolist(),
+        "cost": {"FLOPs per image": cost, "largest network's evaluations": cost / ladder.costs[-1]},
+        "computed": result.images,
+        "seconds": result.seconds,
+        "status": result.status,
+        "job": job.digest,
+        "pages": _write_pages(arguments.out, job.seeds, arguments.pages),
+    }
+    write_atomically(arguments.out / "record.json", (json.dumps(record, indent=1) + "\n").encode())
+    there = arguments.count - result.images
+    print(
+        f"{arguments.count} images by {how}, {plan.steps} steps, cost {cost / ladder.costs[-1]:.2f} evaluations "
+        f"of the largest network each, {result.seconds:.1f} s; {result.status}; "
+        + (f"{there} of them were there; " if there else "")
+        + f"written to {arguments.out}/"
+    )
+
+
+def _write_pages(folder: Path, seeds: range, most: int | None) -> list[str]:
+    """Write PNG pages of the images in a folder, and return their names."""
+    images, names = itertools.chain.from_iterable(images for _, images in read_shards(folder)), []
+    for first in tqdm(seeds[::_PAGE][:most], desc="pages", unit="page", delay=2):
+        page = torch.stack(list(itertools.islice(images, _PAGE)))
+        names.append(f"samples_{first:06d}.png")
+        save_grid(folder / names[-1], page, scale=max(1, 64 // page.shape[-1]))
+    return names
+
+
+def _choose(arguments: argparse.Namespace, images: DiffusionLadder, process: Process) -> tuple[Tensor, mls.Plan, str]:
+    """The grid, the plan and its name."""
+    ladder, top = images.ladder, images.ladder.costs[-1]
+    if arguments.plan is not None:
+        if arguments.method == "em" or arguments.budget is not None:
+            raise ValueError('"--plan" already says what runs; leave out --method em and --budget')
+        plan, times = mls.Plan.load_with_times(arguments.plan)
+        return process.grid(plan.steps) if times is None else times, plan, f"plan {arguments.plan.name}"
+    if arguments.method == "em":
+        steps = arguments.steps or round(arguments.budget or arguments.fine)
+        if arguments.budget is not None and steps > arguments.budget:
+            raise ValueError(f'"--steps" is {steps}, more than the "--budget" of {arguments.budget:g} evaluations pays')
+        times = process.grid(steps)
+        return times, mls.em_plan(ladder, times), "Euler-Maruyama on the largest network"
+    if arguments.budget is None:
+        raise ValueError('"--budget" is missing; give the cost of an image in evaluations of the largest network')
+    fitted = stored_plan(images, arguments.mode, arguments.budget)
+    if fitted is not None and arguments.steps is None and arguments.fine == 1000:
+        return fitted[1], fitted[0], "ML-EM, a fitted plan"
+    pilot = stored_pilot(images, arguments.mode)
+    if pilot is not None and arguments.steps is None and arguments.fine == 1000:
+        planned = pilot.plan(budget=arguments.budget * top)
+        return planned.times, planned.plan, "ML-EM, the pilot's plan"
+    times = process.grid(arguments.steps or min(200, arguments.fine))
+    table = mls.InverseCostSchedule().probabilities(ladder, times, budget=arguments.budget * top)
+    generator = torch.Generator().manual_seed(arguments.plan_seed)
+    return times, mls.draw_plan(table, mls.systematic, generator=generator), "ML-EM, p = C / T, systematic"

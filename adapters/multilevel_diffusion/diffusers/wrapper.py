@@ -1,0 +1,577 @@
+r"""A ladder of diffusers models in the place of one: the drop-in for `pipe.unet` or `pipe.transformer`.
+
+At every call of its denoiser a pipeline gets the multilevel estimate
+
+    F = sum_k (w_k - w_{k+1}) f^k(x, t),        E[F] = f^K(x, t),
+
+of the top model's output, which costs the cheap models at every call and the dear ones at a few. The schedulers of
+diffusers are affine in this output, so their own steps are multilevel Euler-Maruyama, DDIM, DPM-Solver and so on.
+
+One draw is shared by the batch, hence by both halves of classifier-free guidance (independent halves multiply the
+error by the guidance scale squared). The draw depends on `seed` and the position in the trajectory alone: every run
+uses the same draw, so the same call gives the same image, whatever ran before and however a batch is split.
+
+References:
+    Jacot, "Polynomial Speedup in Diffusion Models with the Multilevel Euler-Maruyama Method", 2026, sections 2 and 3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self, TypedDict, Unpack
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, FrozenDict
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+import multilevel_sde as mls
+from multilevel_diffusion.diffusers.calibration import pipeline_pilot
+from multilevel_diffusion.diffusers.calls import bind, check_residuals, explain, fresh, warn_of_disagreement
+from multilevel_diffusion.diffusers.checks import check_levels, check_scheduler
+from multilevel_diffusion.diffusers.clock import PipelineClock
+from multilevel_diffusion.diffusers.costs import count_costs
+from multilevel_diffusion.diffusers.store import Settings, load_ladder, load_models, save_ladder
+from multilevel_diffusion.loops.black_box import Answer, planned
+from multilevel_diffusion.loops.rows import DrawnRows, PlannedRows, combine, step_probabilities
+from multilevel_diffusion.loops.trajectory import Meter, Stats
+
+__all__ = ["MultilevelUNet", "multilevel"]
+
+_INVERSE_COST = mls.InverseCostSchedule()
+_SLOTS = ("unet", "transformer")
+_ON_EVERY_LEVEL = (
+    "set_attn_processor",
+    "set_default_attn_processor",
+    "set_attention_slice",
+    "fuse_qkv_projections",
+    "unfuse_qkv_projections",
+    "enable_freeu",
+    "disable_freeu",
+)
+
+
+class MultilevelUNet(ModelMixin, ConfigMixin):
+    r"""Several diffusers models as one, evaluated by a random plan whose mean is the top model.
+
+    Its `config` is the top model's, and so is every public attribute that it does not have itself. What is saved with
+    the pipeline is written by `save_pretrained` and read by `from_pretrained` below.
+
+    Arguments:
+        levels: diffusers models of one family, cheapest first. They are used as they are, not copied.
+        budget_fraction: Expected cost of a call relative to the top model's, in (0, 1]; 1 is the top model itself.
+        probabilities: Instead: p_k, shape (K,), or p_k(n) for each of N calls, shape (N, K); the lowest level 1.
+        plan: Instead: the hits and weights of each of N calls.
+        schedule: Shape of the probabilities that are scaled to the budget, by default `InverseCostSchedule()`.
+        draw: `multilevel_sde.systematic` (evenly spread hits), `independent` (the paper's) or `nested`.
+        seed: Seed of the draw.
+        costs: Cost of one call of each level; by default FLOPs, counted from the configurations.
+
+    Raises:
+        TypeError: A level is not a diffusers model or of another family; the schedule does not scale to a budget.
+        ValueError: The levels do not fit together, not exactly one of budget_fraction, probabilities and plan is
+            given, or it does not fit the ladder.
+
+    Example:
+        >>> import torch
+        >>> from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+        >>> def unet(width):
+        ...     return UNet2DModel(sample_size=8, block_out_channels=(width, width), norm_num_groups=8,
+        ...                        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2).eval()
+        >>> pipe = DDIMPipeline(unet(16), DDIMScheduler(clip_sample=False))
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> ladder = MultilevelUNet([unet(8), unet(16)], budget_fraction=0.5).install(pipe)
+        >>> pipe(num_inference_steps=10, output_type="np").images.shape
+        (1, 8, 8, 3)
+        >>> ladder.stats.trajectory.calls
+        10
+    """
+
+    config_name = "config.json"
+
+    def __init__(
+        self,
+        levels: Sequence[nn.Module],
+        *,
+        budget_fraction: float | None = None,
+        probabilities: Tensor | Sequence[float] | None = None,
+        plan: mls.Plan | None = None,
+        schedule: mls.Schedule | None = None,
+        draw: mls.Draw = mls.systematic,
+        seed: int = 0,
+        costs: Sequence[float] | mls.GivenCost | None = None,
+    ):
+        super().__init__()
+        models = [_uncompiled(level) for level in levels]
+        check_levels(models)
+        self.levels = nn.ModuleList(levels)
+        self._internal_dict = FrozenDict(models[-1].config)
+        self._names = list(inspect.signature(models[-1].forward).parameters)
+        if costs is None:
+            costs = count_costs(models)
+        elif not isinstance(costs, mls.GivenCost):
+            costs = mls.GivenCost(list(costs))
+        self._ladder = mls.Ladder(list(levels), costs)
+        self._settings = Settings(costs, draw=draw, seed=seed)
+        self._meter = Meter(self._ladder.costs)
+        self._clock = PipelineClock()
+        self._answer: Answer | None = None
+        self._output: type[Any] = tuple
+        self._checked: object = None
+        self._warned = self._compared = False
+        self.allocate(budget_fraction=budget_fraction, probabilities=probabilities, plan=plan, schedule=schedule)
+
+    # -- what is evaluated when -----------------------------------------------------------------------------------
+
+    def allocate(
+        self,
+        *,
+        budget_fraction: float | None = None,
+        probabilities: Tensor | Sequence[float] | None = None,
+        plan: mls.Plan | None = None,
+        schedule: mls.Schedule | None = None,
+    ) -> None:
+        """Choose anew which level is evaluated when; the arguments are those of the class.
+
+        After `calibrate`, `budget_fraction` without `schedule` means the pilot's plan.
+        """
+        given = [value is not None for value in (budget_fraction, probabilities, plan)]
+        if sum(given) != 1:
+            raise ValueError(
+                'give exactly one of "budget_fraction", "probabilities" and "plan", got '
+                f"budget_fraction={budget_fraction}, probabilities={probabilities}, plan={plan}"
+            )
+        table = None
+        if budget_fraction is not None:
+            table = step_probabilities(self._ladder, budget_fraction, schedule or _INVERSE_COST, self._settings.draw)
+            if self._settings.pilot is not None and schedule is None and budget_fraction < 1:
+                table, plan = None, planned(self._settings.pilot, self._ladder, budget_fraction)
+        elif probabilities is not None:
+            table = torch.as_tensor(probabilities, dtype=torch.float64)
+            if table.shape[-1:] != (len(self._ladder),):
+                raise ValueError(
+                    f'"probabilities" has shape {tuple(table.shape)}, expected {(len(self._ladder),)} or one such row '
+                    f"for each call: one number for each of the {len(self._ladder)} levels"
+                )
+        elif plan is not None:
+            plan.check_ladder(self._ladder)
+        self._follow(replace(self._settings, probabilities=table, plan=plan))
+
+    def _follow(self, settings: Settings) -> None:
+        if settings.plan is not None:
+            self._rows: DrawnRows | PlannedRows = PlannedRows(settings.plan)
+        else:
+            assert settings.probabilities is not None
+            self._rows = DrawnRows(settings.probabilities, settings.draw, settings.seed)
+        self._settings = settings
+        self.reset()
+
+    @property
+    def probabilities(self) -> Tensor | None:
+        """p_k, shape (K,), or p_k(n), shape (N, K); None where a plan was given."""
+        table = self._settings.probabilities
+        return None if table is None else table.clone()
+
+    @property
+    def plan(self) -> mls.Plan | None:
+        """The plan, None where probabilities were given."""
+        return self._settings.plan
+
+    @property
+    def costs(self) -> mls.GivenCost:
+        """Cost of one call of each level, and its unit."""
+        return self._settings.costs
+
+    @property
+    def seed(self) -> int:
+        """Seed of the draw; every trajectory has the same draw until it is changed."""
+        return self._settings.seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._follow(replace(self._settings, seed=int(seed)))
+
+    @property
+    def stats(self) -> Stats:
+        """Evaluations of each level and their cost relative to the top model, in the last trajectory and in total."""
+        return self._meter.stats
+
+    def reset_stats(self) -> None:
+        """Begin counting anew."""
+        self._meter.reset()
+
+    def reset(self) -> None:
+        """Make the next call the first of a trajectory; needed only by loops that :class:`Trajectory` cannot follow."""
+        self._clock.reset()
+
+    def _reset_stateful_cache(self) -> None:
+        """What diffusers calls at the end of every pipeline call."""
+        self.reset()
+        level: Any
+        for level in self.levels:
+            if hasattr(level, "_reset_stateful_cache"):
+                level._reset_stateful_cache()
+
+    def calibrate(
+        self,
+        pipe: Any,
+        *,
+        num_inference_steps: int,
+        samples: int = 8,
+        candidates: int | None = None,
+        seed: int = 0,
+        progress: bool = True,
+        **pipeline_arguments: Any,
+    ) -> mls.Pilot:
+        r"""Measure in the pipeline itself where corrections matter, and plan the evaluations at the same budget.
+
+        The plan is for this number of steps and replaces the draw; later budgets, `allocate(budget_fraction=0.2)`, are
+        planned from the same pilot, which is saved with the ladder. It runs the pipeline once with all levels, then
+        once for each call and each level but the lowest with the lowest level from there on, about M^2 (K - 1) / 2
+        evaluations of it in all; see :mod:`multilevel_diffusion.loops.black_box`. Images made later do not depend on
+        it.
+
+        Arguments:
+            pipe: The pipeline that the ladder is installed in.
+            num_inference_steps: Of the runs that the plan is for.
+            samples: Samples to measure on; memory holds their final states for every call and level.
+            candidates: Perturb so many calls only, to save time; by default all.
+            seed: Of the samples' noise.
+            progress: Show a progress bar.
+            pipeline_arguments: Of the pipeline's call, such as prompt and guidance_scale.
+
+        Returns:
+            The pilot: `pilot.plan(budget=...)`, `pilot.advise(budget=...)`, `pilot.cost`.
+
+        Raises:
+            ValueError: The ladder is not installed in `pipe`, or see `check` and
+                :func:`multilevel_diffusion.diffusers.calibration.pipeline_pilot`.
+
+        Example:
+            >>> from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+            >>> def unet(width):
+            ...     return UNet2DModel(sample_size=8, block_out_channels=(width, width), norm_num_groups=8,
+            ...                        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2).eval()
+            >>> pipe = DDIMPipeline(unet(16), DDIMScheduler(clip_sample=False))
+            >>> ladder = MultilevelUNet([unet(8), unet(16)], budget_fraction=0.6).install(pipe)
+            >>> pilot = ladder.calibrate(pipe, num_inference_steps=8, samples=2, progress=False)
+            >>> ladder.plan.steps, ladder.plan.evaluations[0].item()
+            (8, 8)
+        """
+        if self._clock.pipe is not pipe:
+            raise ValueError('"pipe" is not the pipeline that the ladder is installed in; use ladder.install(pipe)')
+        settings, meter, fraction = self._settings, self._meter, self._fraction()
+        some = torch.tensor([1.0] + [0.5] * (len(self._ladder) - 1))
+        self._follow(replace(settings, probabilities=some, plan=None))
+        self._meter = Meter(self._ladder.costs)
+        try:
+            self.check(pipe)
+            pilot = pipeline_pilot(
+                pipe,
+                self._ladder,
+                lambda answer: setattr(self, "_answer", answer),
+                samples=samples,
+                candidates=candidates,
+                seed=seed,
+                progress=progress,
+                arguments={"num_inference_steps": num_inference_steps, **pipeline_arguments},
+            )
+        finally:
+            self._answer, self._meter = None, meter
+            self._follow(settings)
+        self._settings = replace(settings, pilot=pilot)
+        self.allocate(budget_fraction=fraction)
+        return pilot
+
+    def _fraction(self) -> float:
+        """Expected cost of a call relative to the top model's."""
+        plan, table = self._settings.plan, self._settings.probabilities
+        if plan is not None:
+            cost = plan.cost(self._ladder) / plan.steps
+        else:
+            assert table is not None
+            rows = table.reshape(-1, len(self._ladder))
+            cost = mls.expected_cost(self._ladder, rows, self._settings.draw) / len(rows)
+        return min(1.0, max(cost, self._ladder.costs[0]) / self._ladder.costs[-1])
+
+    # -- the pipeline around ---------------------------------------------------------------------------------------
+
+    def check(self, pipe: Any) -> None:
+        """Refuse a pipeline whose scheduler would bias the estimates, with what to do about it.
+
+        With all probabilities 1 there is no spread that a scheduler could turn into bias, and nothing is refused.
+
+        Raises:
+            ValueError: See :func:`multilevel_diffusion.diffusers.checks.check_scheduler`; a plan for another number of
+                calls than the scheduler makes is refused when the pipeline runs.
+        """
+        scheduler = getattr(pipe, "scheduler", None)
+        if scheduler is None or scheduler.config is self._checked or self._deterministic():
+            return
+        inputs = self.config.get("in_channels") or 4
+        check_scheduler(scheduler, min(inputs, self.config.get("out_channels") or inputs))
+        self._checked = scheduler.config
+
+    def _deterministic(self) -> bool:
+        if self._settings.plan is not None:
+            return bool((self._settings.plan.coefficients[:, :-1] == 0).all())
+        return bool((self._settings.probabilities == 1).all())
+
+    def install(self, pipe: Any, slot: str | None = None) -> Self:
+        """Put the ladder into a pipeline, in the place of its denoiser, and follow its scheduler from now on.
+
+        `pipe.unet = ladder` also works, but then the ladder sees neither the scheduler's settings nor its steps: it
+        warns once and numbers its calls from their timesteps. The link is held weakly and not saved.
+
+        Arguments:
+            pipe: A diffusers pipeline.
+            slot: "unet" or "transformer"; by default the one that the pipeline has.
+
+        Returns:
+            The ladder.
+
+        Raises:
+            ValueError: The pipeline has no such slot, or see `check`. The pipeline is then unchanged.
+        """
+        slot = _slot(pipe) if slot is None else slot
+        if not hasattr(pipe, slot):
+            raise ValueError(f'"slot" is {slot!r}, which {type(pipe).__name__} does not have')
+        self.check(pipe)
+        setattr(pipe, slot, self)
+        self._clock.link(pipe)
+        return self
+
+    def _begin(self) -> None:
+        """Check what can be checked at the first call of a trajectory."""
+        if self._clock.scheduler is not None:
+            self.check(self._clock.pipe)
+            calls, steps = self._clock.calls, self._rows.steps
+            if steps is not None and calls != steps:
+                raise ValueError(
+                    f'"plan" has {steps} steps, the scheduler makes {calls} calls; run the pipeline with the '
+                    "num_inference_steps that the plan was made for, or make a plan for this number"
+                )
+        elif not self._warned and not self._deterministic():
+            self._warned = True
+            warnings.warn(
+                "the ladder does not know its pipeline, so a scheduler that clips (clip_sample, thresholding) goes "
+                "unnoticed and biases the result; put it in with ladder.install(pipe)",
+                stacklevel=2,
+            )
+
+    # -- one call --------------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the multilevel estimate of the top model's output; arguments and result are those of the top model.
+
+        Raises:
+            TypeError: No sample or timestep is given.
+            ValueError: The input or ControlNet residuals do not fit a level; the plan is for another number of calls.
+        """
+        call = bind(self._names, args, kwargs)
+        state, number = call[self._names[0]], self._clock.number
+        position = self._clock.visit(call["timestep"], state)
+        if self._clock.number != number:
+            self._begin()
+        row = self._rows[position if self._rows.steps is None else position + self._clock.offset]
+        check_residuals(call, list(self.levels))
+        outputs: dict[int, Any] = {}
+        whole = call.get("return_dict", True)
+
+        def evaluate(level: int) -> Tensor:
+            outputs[level] = self._evaluate(level, call, state)
+            return outputs[level].sample if whole else outputs[level][0]
+
+        if self._answer is None:
+            estimate = combine(row, evaluate)
+        else:
+            estimate = self._answer(position + self._clock.offset, evaluate)
+        self._meter.count(row, self._clock.number)
+        if len(outputs) > 1 and not self._compared:
+            self._compared = True
+            lower, upper = list(outputs)[-2:]
+            warn_of_disagreement(outputs[lower][0], outputs[upper][0], (lower, upper))
+        if outputs:
+            self._output = type(outputs[max(outputs)])
+        return self._output(sample=estimate) if whole else (estimate,)
+
+    def _evaluate(self, level: int, call: dict[str, Any], state: Tensor) -> Any:
+        model: Any = self.levels[level]
+        try:
+            return model(**fresh(call))
+        except RuntimeError as error:
+            reason = explain(level, model, state, error)
+            if reason is None:
+                raise
+            raise ValueError(reason) from error
+
+    # -- standing in for the top model -----------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "levels" or name.startswith("_"):
+            return super().__getattr__(name)
+        if name in _ON_EVERY_LEVEL:
+            methods = [getattr(level, name) for level in self.levels]
+            return lambda *args, **kwargs: [method(*args, **kwargs) for method in methods][-1]
+        return getattr(self.levels[-1], name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the levels."""
+        return _uncompiled(self.levels[-1]).dtype
+
+    @contextlib.contextmanager
+    def cache_context(self, name: str, **kwargs: Any) -> Iterator[None]:
+        """Announce a call to every level that caches (the pipelines of transformers use this)."""
+        with contextlib.ExitStack() as stack:
+            level: Any
+            for level in self.levels:
+                if hasattr(level, "cache_context"):
+                    stack.enter_context(level.cache_context(name, **kwargs))
+            yield
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile every level in place, with the arguments of `torch.compile`; the choice between them stays eager."""
+        for level in self.levels:
+            level.compile(*args, **kwargs)
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+    ) -> None:
+        """Write every level to its own model folder level_0, level_1, ... and the rest to config.json, at the end.
+
+        The link to a pipeline is not saved. Arguments are those of diffusers.
+
+        Raises:
+            ValueError: `safe_serialization` is False; a level's class is not one of diffusers; the draw has no name.
+        """
+        if not safe_serialization:
+            raise ValueError('"safe_serialization" must be True, got False; ladders are saved as safetensors only')
+        models = [_uncompiled(level) for level in self.levels]
+        save_ladder(save_directory, models, self._settings, variant=variant, max_shard_size=max_shard_size)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | nn.Module],
+        *,
+        budget_fraction: float | None = None,
+        probabilities: Tensor | Sequence[float] | None = None,
+        plan: mls.Plan | None = None,
+        schedule: mls.Schedule | None = None,
+        draw: mls.Draw | None = None,
+        seed: int | None = None,
+        costs: Sequence[float] | mls.GivenCost | None = None,
+        **options: Any,
+    ) -> Self:
+        """Load a saved ladder, or build one from model folders, hub ids or models, cheapest first.
+
+        Arguments:
+            pretrained_model_name_or_path: A folder written by `save_pretrained`, or a list.
+            budget_fraction, probabilities, plan, schedule, draw, seed, costs: As for the class; for a saved ladder
+                what is left out is what was saved.
+            options: Passed on to diffusers for each model, for example torch_dtype, subfolder or variant.
+
+        Raises:
+            FileNotFoundError, ValueError, TypeError: A folder is missing, damaged or incomplete, or see the class.
+        """
+        source = pretrained_model_name_or_path
+        saved = None
+        if isinstance(source, str | os.PathLike):
+            models, saved = load_ladder(Path(source) / (options.pop("subfolder", None) or ""), **options)
+            if budget_fraction is None and probabilities is None and plan is None:
+                probabilities, plan = saved.probabilities, saved.plan
+            costs = saved.costs if costs is None else costs
+        else:
+            models = load_models(source, **options)
+        ladder = cls(
+            models,
+            budget_fraction=budget_fraction,
+            probabilities=probabilities,
+            plan=plan,
+            schedule=schedule,
+            draw=draw or (saved.draw if saved else mls.systematic),
+            seed=seed if seed is not None else (saved.seed if saved else 0),
+            costs=costs,
+        )
+        if saved is not None and saved.pilot is not None:
+            ladder._settings = replace(ladder._settings, pilot=saved.pilot)
+            if budget_fraction is not None:
+                ladder.allocate(budget_fraction=budget_fraction, schedule=schedule)
+        return ladder
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of :class:`MultilevelUNet`."""
+
+    budget_fraction: float | None
+    probabilities: Tensor | Sequence[float] | None
+    plan: mls.Plan | None
+    schedule: mls.Schedule | None
+    draw: mls.Draw
+    seed: int
+    costs: Sequence[float] | mls.GivenCost | None
+
+
+def multilevel(
+    pipe: Any,
+    lower: Sequence[str | os.PathLike[str] | nn.Module],
+    *,
+    slot: str | None = None,
+    **options: Unpack[Options],
+) -> MultilevelUNet:
+    """Put cheaper models under a pipeline's own denoiser, which stays the top level, and check its scheduler.
+
+    Arguments:
+        pipe: A diffusers pipeline, changed in place.
+        lower: The cheaper models or their folders, cheapest first; folders are loaded like the pipeline's own model
+            (dtype, device).
+        slot: "unet" or "transformer"; by default the one that the pipeline has.
+        options: budget_fraction, probabilities, plan, schedule, draw, seed, costs as for :class:`MultilevelUNet`.
+
+    Returns:
+        The ladder, now in the pipeline.
+
+    Raises:
+        TypeError, ValueError: See :class:`MultilevelUNet`; the pipeline is then unchanged.
+
+    Example:
+        >>> from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+        >>> def unet(width):
+        ...     return UNet2DModel(sample_size=8, block_out_channels=(width, width), norm_num_groups=8,
+        ...                        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2).eval()
+        >>> pipe = DDPMPipeline(unet(16), DDPMScheduler(clip_sample=False))
+        >>> ladder = multilevel(pipe, [unet(8)], budget_fraction=0.5)
+        >>> pipe.unet is ladder, ladder.costs.unit
+        (True, 'FLOPs')
+    """
+    slot = _slot(pipe) if slot is None else slot
+    top = getattr(pipe, slot)
+    if isinstance(top, MultilevelUNet):
+        raise ValueError(f"the pipeline's {slot} is a ladder already; use its allocate() to change it")
+    models = [model.to(top.device) for model in load_models(lower, torch_dtype=top.dtype)]
+    return MultilevelUNet([*models, top], **options).install(pipe, slot)
+
+
+def _slot(pipe: Any) -> str:
+    for slot in _SLOTS:
+        if getattr(pipe, slot, None) is not None:
+            return slot
+    raise ValueError(f"{type(pipe).__name__} has neither a unet nor a transformer; name the denoiser's slot")
+
+
+def _uncompiled(level: Any) -> Any:
+    """The diffusers model inside a compiled one."""
+    return getattr(level, "_orig_mod", level)

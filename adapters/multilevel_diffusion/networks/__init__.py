@@ -1,0 +1,49 @@
+"""Networks: what they predict, a family of UNets, their training, and ladders on disk.
+
+Rooms:
+    denoisers             (x_t, t) -> x_0 for every convention of networks. Add a denoiser here.
+    unet                  the family of UNets. Add a network family beside it.
+    data                  sources of training images.
+    dead_leaves_images    procedural images.
+    training              train(), train_ladder(): resumable to the bit.
+    training_state        the state of a training run, its checkpoint, one step.
+    store, ladder_json    ladders on disk, and those that the package ships.
+    scaling, power        error against cost, and the exponent gamma.
+"""
+
+from multilevel_diffusion.networks.denoisers import (
+    DataDenoiser,
+    EDMDenoiser,
+    EpsilonDenoiser,
+    FlowDenoiser,
+    TableIndex,
+    VDenoiser,
+)
+from multilevel_diffusion.networks.store import (
+    DiffusionLadder,
+    load_ladder,
+    save_ladder,
+    shipped_ladder,
+    shipped_ladders,
+)
+from multilevel_diffusion.networks.training import train_ladder
+from multilevel_diffusion.networks.training_state import TrainSettings
+from multilevel_diffusion.networks.unet import UNet, UNetConfig
+
+__all__ = [
+    "DataDenoiser",
+    "DiffusionLadder",
+    "EDMDenoiser",
+    "EpsilonDenoiser",
+    "FlowDenoiser",
+    "TableIndex",
+    "TrainSettings",
+    "UNet",
+    "UNetConfig",
+    "VDenoiser",
+    "load_ladder",
+    "save_ladder",
+    "shipped_ladder",
+    "shipped_ladders",
+    "train_ladder",
+]

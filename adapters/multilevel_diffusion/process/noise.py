@@ -1,0 +1,197 @@
+r"""The noise of a diffusion sampler, coupled across step counts.
+
+Over several steps the noise that `steps.ExponentialStep` adds is damped by the steps that follow. What is left at s of
+the noise added since t is
+
+    sigma_s e^{-tau^2 lambda_s} (M(v_s) - M(v_t)),    v = e^{2 tau^2 lambda},
+
+with M a Brownian motion in the clock v: its variance sigma_s^2 e^{-2 tau^2 lambda_s} (v_s - v_t) is the step's
+sigma_s^2 (1 - e^{-2 tau^2 h}). So a coarse step shares its noise exactly with the fine steps u -> u + 1 inside it if
+
+    xi = sum_u w_u xi_u,    w_u^2 = (v_{u+1} - v_u) / (v_s - v_t),    sum_u w_u^2 = 1,
+
+and a 1000-step and a 50-step path then differ by their step errors alone. (With tau = 1 these are the weights
+e^{-(lambda_r - lambda_{u-1})} sqrt(1 - e^{-2 h_u}), normalised.)
+
+As every `brownian` of `multilevel_sde.solve`, the objects here return increments of variance |s - t|, which is
+sqrt(|s - t|) xi; the step brings them to its own variance. A plain `BrownianPath` is right in law too, but couples step
+counts only approximately, as its clock is the time itself.
+
+A step that ends at the data (sigma = 0) adds no noise, while a finer path goes on adding some until its own last step.
+So paths that run to time 0 differ by about sigma(t_{N-1}), the noise level where the coarser one makes its last step;
+at any time s > 0 they converge with order one.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from multilevel_diffusion.process.schedule_base import NoiseSchedule
+from multilevel_sde.noise.brownian import BrownianPath
+from multilevel_sde.times import as_times, places_on
+
+__all__ = ["ClockedNoise", "coupled_noise"]
+
+
+class ClockedNoise(BrownianPath):
+    """Increments sqrt(|s - t|) xi with xi = sum_u w_u xi_u over the cells u of a grid, w_u^2 = variance_u / their sum.
+
+    One seed per sample: the same seed gives the same normals xi_u whatever the batch, its split or its order.
+
+    Arguments:
+        seeds: one integer per sample.
+        times: the finest times, M + 1, monotone.
+        log_variances: log of the clock's increment over each cell, M numbers; -inf is a cell without noise.
+        shape: shape of one sample; left out, `multilevel_sde.solve` takes it from the state.
+        dtype: dtype of the increments; half precisions are computed in float32.
+        device: where they are computed.
+
+    Raises:
+        ValueError: if the times are not a monotone grid, or there is not one variance per cell; on a call, if a time is
+            not on the grid.
+
+    Example:
+        >>> noise = ClockedNoise([0], [1.0, 0.5, 0.0], [0.0, 0.0], shape=(), dtype=torch.float64)
+        >>> coarse, fine = noise(1.0, 0.0), noise(1.0, 0.5) + noise(0.5, 0.0)
+        >>> torch.allclose(coarse, fine)  # equal variances are those of Brownian motion
+        True
+    """
+
+    def __init__(
+        self,
+        seeds: Iterable[int],
+        times: Tensor | Sequence[float],
+        log_variances: Sequence[float],
+        *,
+        shape: Sequence[int] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        self.times = as_times(times).double()
+        self.log_variances = tuple(float(value) for value in log_variances)
+        if len(self.log_variances) != len(self.times) - 1:
+            raise ValueError(
+                f'"log_variances" has {len(self.log_variances)} entries, expected one for each of the '
+                f"{len(self.times) - 1} cells of the times."
+            )
+        self.increment_dtype = dtype
+        # On the grid 0, 1, 2, ... the increments of the parent are the independent unit normals xi_u.
+        super().__init__(
+            seeds,
+            grid=range(len(self.times)),
+            shape=shape,
+            dtype=torch.promote_types(dtype, torch.float32),
+            device=device,
+        )
+
+    def like(self, y: Tensor) -> "ClockedNoise":
+        """Return the same noise for states like y, (B, ...).
+
+        Raises:
+            ValueError: if there is not one seed per sample of y.
+        """
+        base = super().like(y)
+        return ClockedNoise(
+            self.seeds, self.times, self.log_variances, shape=base.shape, dtype=y.dtype, device=y.device
+        )
+
+    def increments(self, times: Tensor | Sequence[float]) -> Iterator[Tensor]:
+        """Yield the increment of every interval of `times`, (B, *shape): the values of single calls, faster in a row.
+
+        Raises:
+            ValueError: if a time is not on the grid.
+        """
+        wanted = as_times(times).double().contiguous()
+        index = self._places(wanted)
+        direction = 1 if index[1] > index[0] else -1
+        normals = super().increments(range(index[0], index[-1] + direction, direction))
+        for n, length in enumerate(wanted.diff().abs().tolist()):
+            cells = range(min(index[n : n + 2]), max(index[n : n + 2]))
+            total: Tensor | None = None
+            for weight in self._weights(cells)[::direction]:
+                normal = next(normals) * (weight * math.sqrt(length))
+                total = normal if total is None else total.add_(normal)
+            assert total is not None
+            yield total.to(self.increment_dtype)
+
+    def _weights(self, cells: range) -> list[float]:
+        """Return w_u of the given cells; equal ones where none has noise, as a step without noise ignores it."""
+        logs = [self.log_variances[cell] for cell in cells]
+        top = max(logs)
+        variances = [math.exp(value - top) for value in logs] if top > -math.inf else [1.0] * len(logs)
+        total = sum(variances)
+        return [math.sqrt(value / total) for value in variances]
+
+    def _places(self, wanted: Tensor) -> list[int]:
+        """Return the index of each time on the grid."""
+        falling = bool(self.times[1] < self.times[0])
+        places = places_on(self.times.flip(0) if falling else self.times, wanted).tolist()
+        return [len(self.times) - 1 - place for place in places] if falling else places
+
+
+def coupled_noise(
+    schedule: NoiseSchedule,
+    seeds: Iterable[int],
+    fine_times: Tensor | Sequence[float],
+    tau: float | Callable[[float], float] = 1.0,
+) -> ClockedNoise:
+    """Return the `brownian` under which an `ExponentialStep` meets the same noise at every sub-grid of `fine_times`.
+
+    With constant tau the coupling is exact: a coarse step's noise is what the fine steps it covers would have left.
+    With a callable tau(t), taken at the start of each fine step, it is exact as far as tau is constant over the coarse
+    steps; the noise has the right variance in any case.
+
+    Arguments:
+        schedule: the noise schedule of the step.
+        seeds: one integer per sample.
+        fine_times: the finest grid, monotone, containing all times of every solve to be compared.
+        tau: the tau of the step, a number > 0 or a callable tau(t).
+
+    Returns:
+        A `ClockedNoise` for `solve(..., step=ExponentialStep(schedule, tau), diffusion=1.0, brownian=...)`.
+
+    Raises:
+        ValueError: if tau is a number that is not positive, or the times are not monotone.
+
+    Example:
+        >>> import torch, multilevel_sde as mls
+        >>> from multilevel_diffusion import CosineSchedule, DDPM, uniform
+        >>> schedule = CosineSchedule()
+        >>> fine, coarse = uniform(schedule, 100), uniform(schedule, 20)
+        >>> ladder = mls.Ladder([lambda x, t: 0 * x], costs=[1.0])
+        >>> noise = coupled_noise(schedule, range(4), fine)
+        >>> for times in (fine, coarse):
+        ...     plan, x = mls.em_plan(ladder, times), torch.zeros(4, 2)
+        ...     print(mls.solve(ladder, x, times, plan, step=DDPM(schedule), diffusion=1.0, brownian=noise).y.shape)
+        torch.Size([4, 2])
+        torch.Size([4, 2])
+    """
+    times = as_times(fine_times).double()
+    falling = times if times[0] > times[-1] else times.flip(0)
+    if not callable(tau) and not (math.isfinite(tau) and tau > 0):
+        raise ValueError(f'"tau" is {tau!r}, expected a positive number; without noise (tau = 0) leave out "brownian".')
+    log_variances = _log_variances(schedule, falling.tolist(), tau)
+    return ClockedNoise(seeds, times, log_variances if falling is times else log_variances[::-1])
+
+
+def _log_variances(schedule: NoiseSchedule, times: list[float], tau: float | Callable[[float], float]) -> list[float]:
+    """Return log(v_{u+1} - v_u) of the falling times, with v = e^{2 theta} and theta the integral of tau^2 d lambda.
+
+    The clock is infinite at the data (sigma = 0), where the step multiplies the noise by 0: any value does for the last
+    cell. Where alpha = 0 lambda is -inf and v = 0.
+    """
+    log_snr = [schedule.log_snr(t) for t in times]
+    theta, out = 0.0, []
+    for t, low, high in zip(times, log_snr, log_snr[1:], strict=False):
+        squared = (tau(t) if callable(tau) else tau) ** 2
+        growth = squared * (high - low) if squared > 0 else 0.0
+        if high == math.inf:
+            out.append(2.0 * theta)
+        elif low == -math.inf:
+            out.append(2.0 * theta if squared > 0 else -math.inf)
+        else:
+            theta += growth
+            out.append(2.0 * theta + math.log(-math.expm1(-2.0 * growth)) if growth > 0 else -math.inf)
+    return out

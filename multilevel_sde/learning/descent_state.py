@@ -1,0 +1,269 @@
+"""The problem that learning solves, the state of a run, its checkpoint, and one step of descent.
+
+A checkpoint is one safetensors file, written atomically: parameters, the optimiser's moments, the state of the
+generator and the losses as tensors, everything else as JSON in its header. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multilevel_sde.files import write_atomically
+from multilevel_sde.ladder import Ladder
+from multilevel_sde.learning.gradients import Derivative, cost_gradient, path_gradient
+from multilevel_sde.learning.learned_schedule import LearnedSchedule, log_times
+from multilevel_sde.noise.brownian import Brownian, BrownianPath
+from multilevel_sde.noise.diffusion import Diffusion
+from multilevel_sde.plans.drawing import expected_cost
+from multilevel_sde.plans.draws import independent
+from multilevel_sde.steps.rules import Step
+
+__all__ = ["DivergedError", "Problem", "Run"]
+
+FORMAT = 1
+
+
+class DivergedError(ArithmeticError):
+    """Learning met a loss or parameters that are not finite.
+
+    Attributes:
+        iteration: The step of learning at which it happened, counted from 0.
+        schedule: The last schedule whose loss was finite, also saved in the folder; None if there was none.
+    """
+
+    def __init__(self, iteration: int, schedule: LearnedSchedule | None):
+        self.iteration, self.schedule = iteration, schedule
+        kept = "the start itself is not usable" if schedule is None else "the last good schedule was kept"
+        super().__init__(
+            f"learning diverged at step {iteration}: the loss or its gradient is not finite; {kept}; take a smaller "
+            "learning rate, a larger batch, or a start with larger probabilities"
+        )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is learned on: paths from seeds, and the features of the logits."""
+
+    ladder: Ladder
+    y0_source: Callable[[Sequence[int]], Tensor]
+    grid: Tensor
+    step: Step
+    diffusion: Diffusion | None
+    brownian_source: Callable[[Sequence[int]], Brownian | BrownianPath] | None
+    delta: float
+    derivative: Derivative
+
+    def __post_init__(self) -> None:
+        if len(self.ladder) < 2:
+            raise ValueError('"ladder" has one level, which leaves nothing to learn; give at least two')
+        for name in ("y0_source", "step", "derivative"):
+            if not callable(getattr(self, name)):
+                raise TypeError(f'"{name}" must be callable, got {type(getattr(self, name)).__name__}')
+        if (self.diffusion is None) != (self.brownian_source is None):
+            raise ValueError(
+                'give both or neither of "diffusion" and "brownian_source"; a step that scales the noise itself takes '
+                "diffusion=1.0"
+            )
+        log_times(self.grid, self.delta)
+
+    @cached_property
+    def scaling(self) -> tuple[float, float]:
+        """Mean and standard deviation of log(t + delta) over the steps (1 where it does not vary)."""
+        logs = log_times(self.grid, self.delta)
+        return float(logs.mean()), float(logs.std(correction=0)) or 1.0
+
+    @cached_property
+    def features(self) -> Tensor:
+        """Scaled log(t + delta) and 1, float64 (N, 2)."""
+        mean, deviation = self.scaling
+        logs = log_times(self.grid, self.delta)
+        return torch.stack([(logs - mean) / deviation, torch.ones_like(logs)], dim=1)
+
+    def from_schedule(self, schedule: LearnedSchedule) -> Tensor:
+        """Return the scaled parameters of a schedule, (2, K - 1): the inverse of `to_schedule`.
+
+        Raises:
+            ValueError: The schedule has another number of levels or another delta.
+        """
+        if len(schedule.alphas) != len(self.ladder) - 1 or schedule.delta != self.delta:
+            raise ValueError(
+                f'"start" is a schedule for {len(schedule.alphas) + 1} levels with delta {schedule.delta}, expected '
+                f"{len(self.ladder)} levels and delta {self.delta}; fit one with LearnedSchedule.fit"
+            )
+        mean, deviation = self.scaling
+        alphas, betas = (torch.tensor(row, dtype=torch.float64) for row in (schedule.alphas, schedule.betas))
+        return torch.stack([alphas * deviation, betas + alphas * mean])
+
+    def to_schedule(self, theta: Tensor, regularisation: float, history: Sequence[tuple[float, float]]):
+        """Return the schedule of scaled parameters."""
+        mean, deviation = self.scaling
+        alphas = theta[0] / deviation
+        betas = theta[1] - alphas * mean
+        return LearnedSchedule(
+            tuple(alphas.tolist()), tuple(betas.tolist()), self.delta, regularisation, tuple(history)
+        )
+
+    def check_levels(self, seed: int) -> None:
+        """Raise ValueError where two levels are equal, or a drift hides its derivative."""
+        y = self.y0_source([seed, seed + 1])
+        places = self.grid[[0, (len(self.grid) - 1) // 2, len(self.grid) - 2]].to(y.device).unbind()
+        with torch.no_grad():
+            values = [torch.stack([drift(y, t) for t in places]) for drift in self.ladder.drifts]
+            for level, (below, value) in enumerate(pairwise(values), start=1):
+                if torch.equal(below, value):
+                    raise ValueError(
+                        f'levels {level - 1} and {level} of "ladder" are equal; drop the dearer one with ladder.subset'
+                    )
+            direction = torch.ones_like(y)
+            for level, drift in enumerate(self.ladder.drifts):
+                slopes = torch.stack([self.derivative(drift, y, t, direction)[1] for t in places])
+                moved = torch.stack([drift(y + 0.01 * direction, t) for t in places])
+                if not bool(slopes.any()) and not torch.equal(moved, values[level]):
+                    raise ValueError(
+                        f'the drift of level {level} varies with its state, but "derivative" gives 0 (it detaches '
+                        "its input?); pass derivative=multilevel_sde.central_difference"
+                    )
+
+
+@dataclass
+class Run:
+    """The mutable state of learning; `save` and `restore` know all of it."""
+
+    problem: Problem
+    theta: Tensor
+    regularisation: float
+    batch: int
+    first_seed: int
+    generator: torch.Generator
+    make_optimiser: Callable[[Sequence[Tensor]], torch.optim.Optimizer]
+    iteration: int = 0
+    history: list[tuple[float, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.theta = self.theta.clone().requires_grad_()
+        self.visited: list[Tensor] = []  # parameters whose loss was finite, in order
+        self.optimiser = self.make_optimiser([self.theta])
+
+    def schedule(self) -> LearnedSchedule:
+        """Return the schedule of the mean of the parameters over the second half of the run.
+
+        The gradient of one batch is about as noisy as it is large, so the mean is closer to the minimum than the last
+        parameters are (Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992).
+        """
+        thetas = [*self.visited, self.theta.detach()]
+        mean = torch.stack(thetas[len(thetas) // 2 :]).mean(0)
+        return self.problem.to_schedule(mean, self.regularisation, self.history)
+
+    def advance(self) -> None:
+        """Do one step of descent, or raise DivergedError."""
+        problem, theta = self.problem, self.theta.detach()
+        table = self._table(theta)
+        first = self.first_seed + self.iteration * self.batch
+        seeds = range(first, first + self.batch)
+        directions = torch.randn(self.batch, *theta.shape, generator=self.generator, dtype=torch.float64)
+        found = path_gradient(
+            problem.ladder,
+            problem.y0_source(seeds),
+            problem.grid,
+            self._hits(table),
+            theta,
+            problem.features,
+            directions,
+            step=problem.step,
+            diffusion=problem.diffusion,
+            brownian=None if problem.brownian_source is None else problem.brownian_source(seeds),
+            derivative=problem.derivative,
+        )
+        gradient = found.samples().mean(0)
+        gradient += self.regularisation * cost_gradient(problem.ladder, theta, problem.features)
+        if not bool(found.errors.isfinite().all() and gradient.isfinite().all()):
+            raise self._diverged()
+        self.visited.append(theta.clone())
+        self.history.append((float(found.errors.mean()), expected_cost(problem.ladder, table, independent)))
+        self.theta.grad = gradient
+        self.optimiser.step()
+        if not bool(self.theta.isfinite().all()):
+            raise self._diverged()
+        self.iteration += 1
+
+    def _table(self, theta: Tensor) -> Tensor:
+        p = torch.sigmoid(self.problem.features @ theta)
+        table = torch.cat([torch.ones(len(p), 1, dtype=torch.float64), p], dim=1)
+        return table.clamp_min(torch.finfo(torch.float64).tiny)
+
+    def _hits(self, table: Tensor) -> Iterator[Tensor]:
+        """Draw the hits (B, K) of one step after the other."""
+        for row in table:
+            yield independent(row[None], self.generator, self.batch)[0]
+
+    def _diverged(self) -> DivergedError:
+        kept = None
+        if self.visited:
+            kept = self.problem.to_schedule(self.visited[-1], self.regularisation, self.history)
+        return DivergedError(self.iteration, kept)
+
+    def _identity(self) -> dict[str, Any]:
+        """What a resumed run must share with the one that was stopped."""
+        plain = {key: value for key, value in self.optimiser.defaults.items() if isinstance(value, int | float | tuple)}
+        return {
+            "format": FORMAT,
+            "levels": len(self.problem.ladder),
+            "costs": list(self.problem.ladder.costs),
+            "times": self.problem.grid.tolist(),
+            "delta": self.problem.delta,
+            "regularisation": self.regularisation,
+            "batch": self.batch,
+            "first_seed": self.first_seed,
+            "generator": self.generator.initial_seed(),
+            "optimiser": [type(self.optimiser).__name__, plain],
+        }
+
+    def save(self, path: Path) -> None:
+        """Write everything to one file, atomically."""
+        from safetensors.torch import save
+
+        state = self.optimiser.state_dict()["state"].get(0, {})
+        tensors = {"theta": self.theta.detach(), "generator": self.generator.get_state()}
+        tensors |= {"visited": torch.stack(self.visited), "history": torch.tensor(self.history, dtype=torch.float64)}
+        tensors |= {f"optimiser.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
+        header = {
+            **self._identity(),
+            "iteration": self.iteration,
+            "state": {name: value for name, value in state.items() if not isinstance(value, Tensor)},
+        }
+        write_atomically(path, save({k: v.contiguous() for k, v in tensors.items()}, {"run": json.dumps(header)}))
+
+    def restore(self, path: Path) -> None:
+        """Read what `save` wrote; refuse another run's file."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get("run", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f'"{path}" is damaged ({error}); remove it to start again') from None
+        for key, value in json.loads(json.dumps(self._identity())).items():
+            if header.get(key) != value:
+                raise ValueError(
+                    f'"folder" holds a run of learning with another "{key}"; choose an empty folder, or the arguments '
+                    "of that run"
+                )
+        prefix = "optimiser."
+        state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        state |= header["state"]
+        with torch.no_grad():
+            self.theta.copy_(tensors["theta"])
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": {0: state} if state else {}})
+        self.generator.set_state(tensors["generator"])
+        self.history = [(error, cost) for error, cost in tensors["history"].tolist()]
+        self.iteration, self.visited = header["iteration"], list(tensors["visited"].unbind())

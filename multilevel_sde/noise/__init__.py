@@ -1,0 +1,19 @@
+"""Noise: increments of a Brownian path as a callable of an interval, brownian(t, s) -> W(s) - W(t).
+
+The same seeds give the same path at every step size, whatever the order of the questions and the split of the batch.
+
+Rooms:
+    brownian         BrownianPath (one seed a sample), what a path must offer, torchsde's paths.
+    levy             Levy's construction on a stated grid of ticks, refined only where it is looked at.
+    counter          normal numbers as a function of (seed, node, element).
+    diffusion        kinds of g: number, g(t), g(y, t), operators. Add a kind of noise here.
+    start            starting states from seeds.
+    torchsde_bridge  SDE objects of torchsde as a ladder.
+"""
+
+from multilevel_sde.noise.brownian import Brownian, BrownianPath, TorchSDEBrownian
+from multilevel_sde.noise.diffusion import Diffusion, NoiseTerm
+from multilevel_sde.noise.start import seeded_normal
+from multilevel_sde.noise.torchsde_bridge import from_torchsde
+
+__all__ = ["Brownian", "BrownianPath", "Diffusion", "NoiseTerm", "TorchSDEBrownian", "from_torchsde", "seeded_normal"]

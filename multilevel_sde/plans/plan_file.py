@@ -1,0 +1,95 @@
+"""The file of a plan: safetensors with a format version and a checksum. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from multilevel_sde.files import checksum, write_atomically
+from multilevel_sde.plans.plan import Plan
+from multilevel_sde.plans.recall import Recall
+from multilevel_sde.times import as_times
+
+__all__ = ["read_plan", "write_plan"]
+
+_FORMAT = "multilevel_sde.plan"
+_VERSION = 2
+_READABLE = (1, 2)  # version 1 knew no recall
+_ALWAYS = {"hits": torch.bool, "weights": torch.float64}
+_REMEMBERED = {"recall_places": torch.int64, "recall_coefficients": torch.float64}
+_DTYPES = _ALWAYS | _REMEMBERED | {"times": torch.float64}
+
+
+def write_plan(plan: Plan, path: str | os.PathLike[str], times: Tensor | None) -> None:
+    """Write a plan and the grid that it is for, atomically.
+
+    Raises:
+        ValueError: Another number of times.
+        ModuleNotFoundError: safetensors is not installed.
+        OSError: The file cannot be written.
+    """
+    from safetensors.torch import save
+
+    tensors = {"hits": plan.hits, "weights": plan.weights}
+    if plan.recall is not None:
+        tensors |= {"recall_places": plan.recall.places, "recall_coefficients": plan.recall.coefficients}
+    if times is not None:
+        if len(times) != plan.steps + 1:
+            raise ValueError(f'"times" must be the {plan.steps + 1} times of the plan, got {len(times)}')
+        tensors["times"] = as_times(times).detach().to("cpu", torch.float64).contiguous()
+    metadata = {"format": _FORMAT, "version": str(_VERSION), "truncated": str(int(plan.truncated))}
+    metadata["sha256"] = _checksum(tensors, metadata["truncated"])
+    write_atomically(path, save(tensors, metadata))
+
+
+def read_plan(path: str | os.PathLike[str]) -> tuple[Plan, Tensor | None]:
+    """Return the plan in a file, and its times, None where none are in it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, not a plan, or of a version that is not read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'no plan file at "{path}"')
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f'"{path}" is damaged or not a safetensors file ({error}); save the plan again') from None
+    if metadata.get("format") != _FORMAT or set(tensors) - {"times"} not in (set(_ALWAYS), {*_ALWAYS, *_REMEMBERED}):
+        raise ValueError(f'"{path}" is not a plan of multilevel_sde; save plans with Plan.save')
+    version = metadata.get("version", "")
+    if not version.isdecimal() or int(version) not in _READABLE:
+        raise ValueError(
+            f'"{path}" has plan format version {version!r}, this release reads versions {_READABLE}; '
+            "upgrade multilevel-sde or save the plan again"
+        )
+    if any(tensor.dtype != _DTYPES[name] for name, tensor in tensors.items()):
+        raise ValueError(f'"{path}" holds hits or weights of another dtype; save the plan again')
+    truncated = metadata.get("truncated", "")
+    if metadata.get("sha256") != _checksum(tensors, truncated):
+        raise ValueError(f'"{path}" is damaged, its checksum does not fit; save the plan again')
+    plan = Plan(tensors["hits"], tensors["weights"], truncated=truncated == "1", recall=_recall(path, tensors))
+    times = as_times(tensors["times"]) if "times" in tensors else None
+    if times is not None and len(times) != plan.steps + 1:
+        raise ValueError(f'"{path}" holds {len(times)} times for {plan.steps} steps; save the plan again')
+    return plan, times
+
+
+def _recall(path: str | os.PathLike[str], tensors: dict[str, Tensor]) -> Recall | None:
+    if "recall_places" not in tensors:
+        return None
+    places, values = tensors["recall_places"], tensors["recall_coefficients"]
+    if values.dim() != 1 or places.shape != (len(values), 3):
+        raise ValueError(f'"{path}" does not hold a recall: its tables do not fit; save the plan again')
+    return Recall((*place, value) for place, value in zip(places.tolist(), values.tolist(), strict=True))
+
+
+def _checksum(tensors: dict[str, Tensor], truncated: str) -> str:
+    return checksum([truncated], [tensors[name] for name in _DTYPES if name in tensors])

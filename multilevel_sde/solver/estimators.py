@@ -1,0 +1,90 @@
+"""Estimators: how the evaluations of a step become one estimate of f^K.
+
+This file carries out the weights that a plan decided: `Telescoping` forms sum_k (w_k - w_{k+1}) f^k and adds what the
+plan recalls of earlier steps (:mod:`multilevel_sde.plans.recall`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from multilevel_sde.plans.plan import Plan
+
+__all__ = ["Combine", "Estimator", "Telescoping"]
+
+Combine = Callable[[int, dict[int, Tensor]], Tensor]
+
+_BLOCK = 1024  # rows of a plan that are unpacked at a time, so that memory does not grow with the steps
+
+
+class Estimator(Protocol):
+    """How the hits of a plan become an estimate of f^K."""
+
+    def needed(self, plan: Plan) -> Tensor:
+        """Which networks each step evaluates: bool, shaped like the plan's weights."""
+        ...
+
+    def start(self, plan: Plan) -> Combine:
+        """Begin a solve: return combine(n, values) -> estimate, where values[k] = f^k(y_n, t_n) for the needed k.
+
+        With a draw per sample, values[k] is zero in the samples that do not need it.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Telescoping:
+    """The weighted sum F = sum_k w_k (f^k - f^{k-1}) = sum_k (w_k - w_{k+1}) f^k, and what the plan recalls."""
+
+    def needed(self, plan: Plan) -> Tensor:
+        """Every network whose coefficient is not zero, or whose value is recalled later."""
+        return plan.needed
+
+    def start(self, plan: Plan) -> Combine:
+        """Return the weighted sum."""
+        if plan.recall is None:
+            return self._present(plan)
+        present, recall = self._present(plan), plan.recall.reader()
+        coefficients = plan.coefficients
+
+        def both(n: int, values: dict[int, Tensor]) -> Tensor:
+            now = {level: value for level, value in values.items() if coefficients[n, level] != 0}
+            past = recall(n, values)
+            if not now:
+                return past if past is not None else torch.zeros_like(next(iter(values.values())))
+            return present(n, now) if past is None else past.add_(present(n, now))
+
+        return both
+
+    def _present(self, plan: Plan) -> Combine:
+        coefficients = plan.coefficients
+        first, rows = 0, []
+
+        def shared(n: int, values: dict[int, Tensor]) -> Tensor:
+            nonlocal first, rows
+            if not 0 <= n - first < len(rows):
+                first, rows = n, coefficients[n : n + _BLOCK].tolist()
+            row = rows[n - first]
+            estimate = None
+            for level, value in values.items():
+                if estimate is None:
+                    estimate = value if row[level] == 1.0 else value * row[level]
+                else:
+                    estimate = torch.add(estimate, value, alpha=row[level])
+            assert estimate is not None
+            return estimate
+
+        def per_sample(n: int, values: dict[int, Tensor]) -> Tensor:
+            estimate = None
+            for level, value in values.items():
+                column = coefficients[n, :, level].to(value, non_blocking=True).reshape(-1, *[1] * (value.dim() - 1))
+                estimate = value * column if estimate is None else torch.addcmul(estimate, value, column)
+            assert estimate is not None
+            return estimate
+
+        return shared if plan.samples is None else per_sample

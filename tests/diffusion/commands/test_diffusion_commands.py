@@ -1,0 +1,88 @@
+"""The commands `train` and `measure`, run in this process through an argument parser of their own."""
+
+import argparse
+import json
+
+import pytest
+
+from multilevel_diffusion.commands.train_and_measure import open_ladder, open_source, register
+from multilevel_diffusion.networks.store import load_ladder
+
+
+def run(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    register(parser.add_subparsers(required=True))
+    arguments = parser.parse_args(list(words))
+    return arguments.run(arguments)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    levels = ["--levels", "4:1:0", "6:1:0", "8:1:1"]
+    assert run("train", "--data", "digits", "--out", str(folder), "--steps", "12", "--batch", "4", *levels) == 0
+    return folder
+
+
+def test_train_writes_a_ladder(trained):
+    ladder = load_ladder(trained)
+    assert [network.config.base_dim for network in ladder.networks] == [4, 6, 8]
+    assert ladder.networks[0].config.levels == 1  # 8x8 is halved to 4x4
+    assert [level["training"]["settings"]["seed"] for level in ladder.record["levels"]] == [0, 1, 2]
+    assert ladder.record["data"]["data"] == "digits"
+
+
+def test_measure_prints_and_writes(trained, tmp_path, capsys):
+    words = ["--images", "20", "--draws", "1", "--batch", "2", "--out", str(tmp_path)]
+    assert run("measure", "--ladder", str(trained), *words) == 0
+    assert "gamma, cost in FLOPs" in capsys.readouterr().out
+    scaling = json.loads((tmp_path / "scaling.json").read_text())
+    assert len(scaling["errors"]["loss"]) == 3
+    assert scaling["errors"]["images"] == 20
+    assert (tmp_path / "scaling.png").exists()
+
+
+def test_preset_is_found_by_the_shape_of_the_images(tmp_path, monkeypatch):
+    asked = {}
+
+    def record(configs, source, schedule, folder, settings, device):
+        asked.update(configs=configs, settings=settings)
+        raise ValueError("stop here")
+
+    monkeypatch.setattr("multilevel_diffusion.commands.train_and_measure.train_ladder", record)
+    for data, size, base_dims, steps in [
+        ("digits", "8", [4, 8, 16, 32, 64], [8000, 8000, 8000, 4500, 3500]),
+        ("deadleaves", "32", [4, 8, 16, 32], [6000, 4000, 2500, 2500]),
+    ]:
+        with pytest.raises(ValueError, match="stop here"):
+            run("train", "--data", data, "--size", size, "--out", str(tmp_path), "--seed", "5")
+        assert [config.base_dim for config in asked["configs"]] == base_dims
+        assert [setting.steps for setting in asked["settings"]] == steps
+        assert [setting.seed for setting in asked["settings"]] == list(range(5, 5 + len(steps)))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--data", "cats", "--out", "x"], "\"--data\" is 'cats'"),
+        (["train", "--data", "folder", "--out", "x"], "expected folder:PATH"),
+        (["train", "--data", "digits:here", "--out", "x"], "expected digits"),
+        (["train", "--data", "deadleaves", "--size", "16", "--out", "x"], '"--levels" is missing'),
+        (["train", "--data", "digits", "--out", "x", "--steps", "1", "2"], '"--steps" has 2 numbers for 5'),
+        (["train", "--data", "digits", "--out", "x", "--levels", "4:1"], "\"--levels\" has '4:1'"),
+        (["train", "--data", "digits", "--out", "x", "--levels", "4:1:0"], '"--steps" is missing'),
+        (["measure", "--ladder", "nowhere"], "\"--ladder\" is 'nowhere'"),
+        (["measure", "--ladder", "digits", "--data", "deadleaves"], '"--data" gives images'),
+    ],
+)
+def test_errors_are_one_sentence(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message) as caught:
+        run(*words)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ladders_and_sources_by_name(trained):
+    assert open_ladder("digits").image_shape == open_ladder(str(trained)).image_shape
+    assert open_source("deadleaves", 12).image_shape == (3, 12, 12)

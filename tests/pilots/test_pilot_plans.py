@@ -1,0 +1,236 @@
+"""Laws of what a pilot gives: plans and schedules within budgets and targets, files, and questions it refuses."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import multilevel_sde as mls
+from multilevel_sde.pilots.allocation import shrink
+from multilevel_sde.pilots.curves import Curve
+
+
+def arguments(diffusion, samples, seed=0):
+    if diffusion is None:
+        return {}
+    return {"diffusion": diffusion, "brownian": mls.BrownianPath(seeds=range(seed, seed + samples))}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    problem = mls.problems.scaling_law(2.5, levels=4, diffusion=0.5)
+    return mls.pilot(problem.ladder, problem.y0(12), problem.times(80), candidates=40, **arguments(0.5, 12))
+
+
+LADDER = mls.problems.scaling_law(2.5, levels=4, diffusion=0.5).ladder
+
+
+@settings(max_examples=30)
+@given(share=st.floats(0.0, 1.0))
+def test_a_plan_keeps_within_its_budget(measured, share):
+    low, high = measured.least_budget, 1.5 * 40 * LADDER.costs[-1]
+    budget = low * (high / low) ** share
+    best = measured.plan(budget=budget)
+    assert best.plan.cost(LADDER) <= budget * (1 + 1e-9)
+    assert best.predicted.cost == pytest.approx(best.plan.cost(LADDER), rel=1e-12)
+    assert best.plan.steps in (40, 20, 10)
+    assert len(best.times) == best.plan.steps + 1
+    assert best.levels[-1] == 3
+    left_out = [k for k in range(4) if k not in best.levels]
+    assert best.plan.evaluations[left_out].sum() == 0
+    assert best.plan.evaluations[best.levels[0]] > 0
+
+
+def test_leaving_out_levels_adds_up_their_corrections(measured):
+    # f^3 - f^0 is the sum of three corrections, so its responses' Gram matrix is the sum of all nine blocks.
+    blocks = shrink(measured.gram, 0.05).reshape(3, 40, 3, 40)
+    torch.testing.assert_close(Curve(measured, (0, 3), 40).allocation.gram, blocks.sum((0, 2)), rtol=1e-12, atol=1e-18)
+
+
+@pytest.mark.parametrize(
+    ("errors", "costs", "chosen"),
+    [
+        ((1.0, 1.04, 1.04, 1.2), (100.0, 81.0, 79.0, 10.0), 2),
+        ((1.0, 1.04, 1.04), (100.0, 70.0, 60.0), 2),
+        ((1.0, 1.06, 1.04), (100.0, 10.0, 81.0), 0),
+    ],
+)
+def test_of_plans_about_as_good_a_much_cheaper_one_is_taken(measured, monkeypatch, errors, costs, chosen):
+    some = measured.plan(budget=5 * LADDER.costs[-1])
+    plans = [
+        dataclasses.replace(some, predicted=dataclasses.replace(some.predicted, mse=mse, cost=cost))
+        for mse, cost in zip(errors, costs, strict=True)
+    ]
+    monkeypatch.setattr(mls.Pilot, "plans", lambda self, **arguments: plans)
+    assert measured.plan(budget=100.0) is plans[chosen]
+
+
+def test_more_money_is_never_worse(measured):
+    top = LADDER.costs[-1]
+    errors = [measured.plan(budget=b * top).predicted.mse for b in (2, 4, 8, 16, 32)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 3 * errors[-1]
+
+
+def test_a_target_is_reached_at_about_the_least_cost(measured):
+    for budget in (4.0, 12.0):
+        target = measured.plan(budget=budget * LADDER.costs[-1]).predicted.mse
+        best = measured.plan(target_mse=target)
+        assert best.predicted.mse <= target
+        assert best.predicted.cost <= budget * LADDER.costs[-1] * (1 + 1e-6)
+
+
+def test_a_target_out_of_reach_says_what_is_reachable(measured):
+    ceiling = measured.plan(budget=40 * LADDER.costs[-1]).predicted.mse
+    with pytest.raises(ValueError, match=f'"target_mse" is .*best reachable with 40 candidate steps is {ceiling:.3g}'):
+        measured.plan(target_mse=0.99 * ceiling)
+    with pytest.raises(ValueError, match='"target_mse" is -1'):
+        measured.plan(target_mse=-1.0)
+
+
+def test_budget_or_target_but_not_both(measured):
+    for wrong in ({}, {"budget": 1e4, "target_mse": 0.1}):
+        with pytest.raises(ValueError, match='exactly one of "budget" and "target_mse"'):
+            measured.plan(**wrong)
+    with pytest.raises(ValueError, match=f'"budget" must be at least {measured.least_budget:.6g}'):
+        measured.plan(budget=0.9 * measured.least_budget)
+
+
+@pytest.mark.parametrize("draw", [mls.independent, mls.nested, mls.systematic])
+def test_a_schedule_meets_its_budget(measured, draw):
+    for budget in (0.1, 0.4):
+        table = measured.schedule(budget=budget * 40 * LADDER.costs[-1], draw=draw)
+        assert table.shape == (40, 4)
+        assert mls.expected_cost(LADDER, table, draw) == pytest.approx(budget * 40 * LADDER.costs[-1], rel=0.01)
+
+
+def test_independent_probabilities_follow_response_over_cost(measured):
+    table = measured.schedule(budget=0.15 * 40 * LADDER.costs[-1], draw=mls.independent)
+    pairs = torch.tensor([a + b for a, b in zip(LADDER.costs, LADDER.costs[1:], strict=False)])
+    power = torch.diag(measured.gram).reshape(3, 40).T
+    ratio = table[:, 1:] / (power / pairs).sqrt()
+    ratio = ratio[(table[:, 1:] < 1) & (power > 1e-3 * power.max())]
+    assert len(ratio) > 40
+    torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-2, atol=0)
+
+
+def test_its_own_shape_is_predicted_to_beat_equal_time_per_level(measured):
+    budget = 0.15 * 40 * LADDER.costs[-1]
+    for draw in (mls.independent, mls.systematic):
+        own = measured.predict(measured.schedule(budget=budget, draw=draw), draw)
+        plain = mls.InverseCostSchedule().probabilities(LADDER, measured.times, budget=budget, draw=draw)
+        assert own.mse <= measured.predict(plain, draw).mse * (1 + 1e-9)
+
+
+def test_a_pilot_survives_a_file(measured, tmp_path):
+    measured.save(tmp_path / "pilot.safetensors")
+    loaded = mls.Pilot.load(tmp_path / "pilot.safetensors")
+    for field in dataclasses.fields(measured):
+        mine, theirs = getattr(measured, field.name), getattr(loaded, field.name)
+        if field.name == "gram":
+            torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-12)
+        elif isinstance(mine, torch.Tensor):
+            assert torch.equal(mine, theirs)
+        else:
+            assert mine == theirs
+    assert loaded.plan(budget=5e4).predicted.mse == pytest.approx(measured.plan(budget=5e4).predicted.mse, rel=1e-3)
+    assert [file.name for file in tmp_path.iterdir()] == ["pilot.safetensors"]
+
+
+def test_damaged_and_foreign_files_are_refused(measured, tmp_path):
+    path = tmp_path / "pilot.safetensors"
+    with pytest.raises(FileNotFoundError, match="no pilot file"):
+        mls.Pilot.load(path)
+    measured.save(path)
+    whole = path.read_bytes()
+    for cut in (whole[:-9], whole[:40], b"", b"\x00" * 100):
+        path.write_bytes(cut)
+        with pytest.raises(ValueError, match="damaged"):
+            mls.Pilot.load(path)
+    mls.em_plan(LADDER, measured.times).save(path)
+    with pytest.raises(ValueError, match="not a pilot"):
+        mls.Pilot.load(path)
+    dataclasses.replace(measured, times=measured.times[:-1]).save(path)
+    with pytest.raises(ValueError, match="damaged"):
+        mls.Pilot.load(path)
+
+
+def test_the_numbers_of_a_file_are_protected(measured, tmp_path):
+    path = tmp_path / "pilot.safetensors"
+    measured.save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    unmarked = {key: value for key, value in metadata.items() if key != "sha256"}
+    other = metadata["values"].replace('"samples": ', '"samples": 1')
+    shifted = tensors | {"times": tensors["times"] + 1e-9}
+    halved = tensors | {"gram": tensors["gram"].view(torch.int32)}
+    for content, header in [
+        (tensors, metadata | {"values": other}),
+        (tensors, unmarked),
+        (shifted, metadata),
+        (halved, metadata),
+        (tensors | {"multistep_10": torch.ones(10, 1, dtype=torch.float64)}, metadata),
+    ]:
+        save_file(content, path, header)
+        with pytest.raises(ValueError, match="its checksum does not fit"):
+            mls.Pilot.load(path)
+    for version in ("2", "4"):
+        save_file(tensors, path, metadata | {"version": version})
+        with pytest.raises(ValueError, match="not a pilot of version 3"):
+            mls.Pilot.load(path)
+
+
+def test_the_same_seeds_give_the_same_pilot(measured):
+    problem = mls.problems.scaling_law(2.5, levels=4, diffusion=0.5)
+    again = mls.pilot(problem.ladder, problem.y0(12), problem.times(80), candidates=40, **arguments(0.5, 12))
+    assert torch.equal(again.gram, measured.gram)
+    assert again.calibration == measured.calibration
+    assert again.plan(budget=5e4).plan == measured.plan(budget=5e4).plan
+
+
+def test_a_path_for_more_samples_gives_the_first_ones_their_noise(measured):
+    problem = mls.problems.scaling_law(2.5, levels=4, diffusion=0.5)
+    y0 = problem.y0(20)[:12]
+    many = mls.pilot(problem.ladder, problem.y0(20), problem.times(80), candidates=40, samples=12, **arguments(0.5, 20))
+    few = mls.pilot(problem.ladder, y0, problem.times(80), candidates=40, **arguments(0.5, 12))
+    torch.testing.assert_close(many.gram, few.gram)
+
+
+def test_predictions_refuse_what_does_not_fit(measured):
+    with pytest.raises(ValueError, match="has 2 levels, the pilot measured 4"):
+        measured.predict(torch.ones(40, 2))
+    with pytest.raises(ValueError, match="one must divide the other"):
+        measured.predict(mls.em_plan(LADDER, torch.linspace(0, 1, 28)))
+    per_sample = mls.draw_plan(torch.ones(40, 4), samples=3, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="draws per sample"):
+        measured.predict(per_sample)
+
+
+@pytest.mark.parametrize("budget", [math.nan, 0.0, -1.0])
+def test_budgets_that_are_none_are_refused(measured, budget):
+    for ask in (measured.plan, measured.plans, measured.choice, measured.advise, measured.schedule):
+        with pytest.raises(ValueError, match='"budget"'):
+            ask(budget=budget)
+        with pytest.raises(TypeError, match='"budget" must be a number, got str'):
+            ask(budget="much")
+    with pytest.raises(ValueError, match='"budget" must be a finite cost, got inf'):
+        measured.advise(budget=math.inf)
+
+
+@pytest.mark.parametrize("steps", [0, -4])
+def test_plans_without_steps_are_refused(measured, steps):
+    with pytest.raises(ValueError, match='"steps" must be at least 1'):
+        measured.step_error(steps)
+    with pytest.raises(ValueError, match='"what" has'):
+        measured.responses(steps)
+    with pytest.raises(TypeError, match='"target_mse" must be a number, got str'):
+        measured.plan(target_mse="small")
+
+
+def test_a_budget_without_end_buys_every_step(measured):
+    assert measured.plan(budget=math.inf).plan.cost(LADDER) <= measured.steps * sum(LADDER.costs)
