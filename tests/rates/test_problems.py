@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import multilevel_sde as mls
+from multilevel_sde.noise.diffusion import as_noise
 from multilevel_sde.rates.problem_parts import check_at_least, check_positive
 
 problems = mls.problems
@@ -120,7 +121,7 @@ def test_pathwise_solutions_satisfy_ito_formula():
         rate = (problem.exact(y0, t + h, w) - problem.exact(y0, t - h, w)) / (2 * h)
         time = at(t)
         torch.testing.assert_close(problem.drift(x, time), rate + (up - 2 * x + down) / (2 * h**2), rtol=1e-6, atol=0)
-        unit = mls.diffusion.as_noise(problem.diffusion)(x, time, torch.ones_like(x))
+        unit = as_noise(problem.diffusion)(x, time, torch.ones_like(x))
         torch.testing.assert_close(unit, (up - down) / (2 * h), rtol=1e-7, atol=0)
 
 
