@@ -32,7 +32,7 @@ coverage:
 
 # Ray on a local cluster with a worker killed, and three minutes of sampling with flat memory.
 test-scale: $(STAMP)
-	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests/test_ray.py tests/test_soak.py
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests/diffusion/sampling/test_ray.py tests/benchmarks/test_soak.py
 
 # At least 100 000 bad inputs; prints how many of each kind were tried and what came of them. FUZZ="--seed 1" repeats.
 fuzz: $(STAMP)
@@ -68,7 +68,7 @@ audit: requirements.lock
 
 # Saved in .benchmarks; CPU time, which others on the machine disturb less than the clock.
 bench: $(STAMP)
-	$(TEST_ENV) $(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-only --benchmark-autosave --benchmark-timer=time.process_time
+	$(TEST_ENV) $(BIN)/python -m pytest benchmarks/*/bench_*.py --benchmark-only --benchmark-autosave --benchmark-timer=time.process_time
 
 # Run again and compare with the last saved run.
 bench-compare: bench
@@ -76,7 +76,7 @@ bench-compare: bench
 
 # Sampling for an hour in one process: the memory that it holds must stay the same.
 soak: $(STAMP)
-	$(TEST_ENV) $(BIN)/python benchmarks/soak.py --minutes 60
+	$(TEST_ENV) $(BIN)/python benchmarks/growth/soak.py --minutes 60
 
 clean:
 	rm -rf docs/_build demo-output build dist .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage htmlcov

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import table
+from benchmarks.common import table
 
 SETTINGS = frozenset({"batch", "budget", "budget_fraction", "elements", "images", "levels", "steps"})
 NOT_RESULTS = frozenset({"gamma", "machine", "rounds", "samples", "settings", "turns"})

@@ -26,15 +26,8 @@ CPU = torch.device("cpu")
 TIMES = {"seconds", "waited", "prefetched", "seconds_measured", "reference_seconds", "machine", "scaling"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _importable():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield
-
-
 def module(name: str) -> ModuleType:
-    return import_module(name)
+    return import_module(f"benchmarks.devices.{name}")
 
 
 class After:
@@ -191,7 +184,8 @@ def without_times(value):
 
 
 def run(folder: Path, *more: str) -> list[str]:
-    return [sys.executable, str(BENCHMARKS / "gpu.py"), "--out", str(folder), "--tiny", "--device", "cpu", *more]
+    script = str(BENCHMARKS / "devices" / "gpu.py")
+    return [sys.executable, script, "--out", str(folder), "--tiny", "--device", "cpu", *more]
 
 
 @pytest.mark.slow

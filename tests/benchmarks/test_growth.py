@@ -6,7 +6,6 @@ import tracemalloc
 
 import pytest
 import torch
-from places import BENCHMARKS
 
 import multilevel_sde as mls
 from multilevel_sde.noise import counter
@@ -19,9 +18,7 @@ STATE = 4 * BATCH * SIZE  # bytes
 @pytest.fixture(scope="module")
 def growth():
     """The benchmark, whose counter of live memory is used."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module("bench_growth")
+    return importlib.import_module("benchmarks.growth.bench_growth")
 
 
 @pytest.fixture(autouse=True)

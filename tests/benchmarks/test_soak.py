@@ -1,30 +1,19 @@
 """Sampling goes on in the same memory: the long run's short form, and that the long run would see a leak."""
 
-import importlib.util
 import mmap
-import sys
 
 import pytest
-from places import BENCHMARKS
+
+from benchmarks.growth import soak
 
 
-@pytest.fixture
-def soak(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    spec = importlib.util.spec_from_file_location("soak", BENCHMARKS / "soak.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.modules.pop("common", None)
-
-
-def test_growth_is_between_the_second_and_the_last_fifth(soak):
+def test_growth_is_between_the_second_and_the_last_fifth():
     assert soak.growth([0, 90] + [50, 51] * 4) == 0  # the first fifth does not count
     assert soak.growth([1, 2, 3, 4, 5, 6, 7, 8, 9, 10]) == 6
     assert soak.growth([9, 9, 50, 80, 0, 0, 0, 0, 53, 99]) == 3  # nor does memory that is given back
 
 
-def test_a_leak_is_seen(soak, monkeypatch, capsys):
+def test_a_leak_is_seen(monkeypatch, capsys):
     """Pages of its own, so that nothing that was freed before is used again."""
     kept = []
 
@@ -40,7 +29,7 @@ def test_a_leak_is_seen(soak, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_three_minutes_of_sampling_hold_the_same_memory(soak, capsys):
+def test_three_minutes_of_sampling_hold_the_same_memory(capsys):
     """The hour is `make soak`."""
     status = soak.main(["--minutes", "3"])
     with capsys.disabled():

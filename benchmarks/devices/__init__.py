@@ -1,0 +1,1 @@
+"""How fast is each level on a device, and where do its weights live?"""

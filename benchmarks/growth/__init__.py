@@ -1,0 +1,1 @@
+"""How do time and memory grow, and does memory stay flat for hours?"""

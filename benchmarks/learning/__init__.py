@@ -1,0 +1,1 @@
+"""Do learned probabilities, or freer functions of time, beat the pilot's?"""

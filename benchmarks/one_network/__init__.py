@@ -1,0 +1,1 @@
+"""What are cheap levels worth that come from one network?"""

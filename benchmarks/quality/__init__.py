@@ -1,0 +1,1 @@
+"""How do the samplers' images compare with real ones, at equal cost?"""

@@ -1,0 +1,345 @@
+"""Which sampler ends nearest to the 1000-step path of the largest network, for the same cost and the same noise?
+
+On the shipped ladders of networks (digits 8x8, dead leaves 32x32), for the reverse SDE (DDPM) and the ODE (DDIM), at
+equal costs in evaluations of the largest network (by FLOPs). Single-network samplers run on two grids, uniform in time
+and in log-SNR:
+
+- Euler-Maruyama (that is DDPM and DDIM), and from diffusers DPM-Solver++ 2M and 3M (the SDE variant of 2M for DDPM) and
+  UniPC, given our noise levels, our denoiser and our noise;
+- SA-Solver with predictor and corrector of order 2 and 3, and for the ODE the forward-value sampler.
+
+On the ladder:
+
+- draws from the pilot's schedule, independent and systematic, without and with stored corrections (`mls.remember`);
+- one level at each step, chosen by the pilot (`pilot.choice`);
+- the pilot's plan with impulses, and tracking; SA-Solver on a drawn plan (multilevel SA-Solver);
+- the plan that was fitted for the budget, where the ladder's folder has one.
+
+A random plan is drawn anew for each quarter of the images. Seconds are CPU time on one thread, which other processes on
+the machine disturb less than wall-clock time. The mean error and that of the median image are given: a few images that
+turn into another mode dominate the mean.
+
+    python benchmarks/samplers/bench_samplers.py       # about 25 minutes on an idle core; --ladders digits --modes ddim
+    python benchmarks/samplers/bench_samplers.py --quick --out /tmp/samplers
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from torch import Tensor
+from tqdm import tqdm
+
+import multilevel_sde as mls
+from benchmarks.common import cost_at, machine, publish, table
+from multilevel_diffusion.networks.store import DiffusionLadder, load_ladder, shipped_ladder
+from multilevel_diffusion.process.forward_value import ForwardValue
+from multilevel_diffusion.process.grids import uniform
+from multilevel_diffusion.process.reverse_process import MODES, Process
+from multilevel_diffusion.process.sa_solver import SASolver
+from multilevel_diffusion.sampling.stored import stored_pilot, stored_plan
+from multilevel_sde.files import write_atomically
+from multilevel_sde.pilots.measure_responses import typical
+
+FINE, QUARTERS = 1000, 4
+BUDGETS = (5, 8, 12, 20, 35, 60, 120)
+IMAGES = {"digits": 32, "deadleaves32": 16}
+GRIDS = ("uniform", "log-SNR")
+EM, PILOT, FITTED = "EM, uniform", "ML-EM, pilot's plan", "ML-EM, fitted plan"
+DRAWN = "ML-EM, drawn"
+OURS = (  # in the figure
+    f"{DRAWN} independently",
+    f"{DRAWN} systematically",
+    "one level a step, chosen",
+    "ML-EM, pilot's plan, impulses",
+    PILOT,
+    FITTED,
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one budget; costs in top evaluations, seconds of CPU time an image, errors per pixel."""
+
+    method: str
+    budget: float
+    cost: float
+    seconds: float
+    mse: float
+    standard_error: float
+    median: float
+    typical: float
+    single: bool
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A process on a ladder with its pilot and the images' seeds."""
+
+    stored: DiffusionLadder
+    process: Process
+    pilot: mls.Pilot
+    images: int
+    mode: str
+    device: str = "cpu"
+
+    @property
+    def parts(self) -> list[range]:
+        """Seeds of the quarters."""
+        size = self.images // QUARTERS
+        return [range(first, first + size) for first in range(0, self.images, size)]
+
+    def start(self, seeds: range) -> Tensor:
+        """Return the noise that images start from."""
+        return self.process.start(seeds, self.stored.image_shape, device=self.device)
+
+    def solve(self, times: Tensor, plans: list[mls.Plan]) -> Tensor:
+        """Return the images, one plan a quarter."""
+        out = []
+        for seeds, plan in zip(self.parts, plans, strict=True):
+            start = self.start(seeds)
+            out.append(mls.solve(self.stored.ladder, start, times, plan, **self.process.arguments(seeds)).y)
+        return torch.cat(out)
+
+    def rule(self, rule: mls.StepRule, times: Tensor, plans: list[mls.Plan]) -> Tensor:
+        """Return the images of a step rule, one plan a quarter."""
+        out = []
+        for seeds, plan in zip(self.parts, plans, strict=True):
+            start = self.start(seeds)
+            noise = {name: self.process.arguments(seeds)[name] for name in ("diffusion", "brownian")}
+            out.append(mls.solve(self.stored.ladder, start, times, plan, step=rule, **noise).y)
+        return torch.cat(out)
+
+    def foreign(self, make: Callable[[], Any], times: Tensor) -> Tensor:
+        """Return the images of one of diffusers' schedulers on the top level."""
+        top, schedule, points = self.stored.ladder.drifts[-1], self.stored.schedule, times.tolist()
+        out = []
+        for seeds in self.parts:
+            x, scheduler = self.start(seeds), make()
+            scheduler.set_timesteps(len(points) - 1)
+            # The table of betas is replaced: our noise levels sigma / alpha, our continuous times for the network.
+            scheduler.sigmas = torch.tensor([schedule.sigma(t) / schedule.alpha(t) for t in points])
+            scheduler.set_begin_index(0)
+            brownian = self.process.arguments(seeds)["brownian"]
+            noises = brownian.like(x).increments(times) if brownian is not None else None
+            for (t, s), moment in zip(pairwise(points), times.to(self.device), strict=False):
+                extra = {} if noises is None else {"variance_noise": next(noises) / math.sqrt(t - s)}
+                x = scheduler.step(top(x, moment), t, x, return_dict=False, **extra)[0]
+            out.append(x)
+        return torch.cat(out)
+
+    def row(self, run: Run, single: bool, squared: Tensor, seconds: float) -> Row:
+        """Return what the squared errors of a run's images, (B,), and the seconds it took say about its method."""
+        method, budget, _, plans = run
+        costs = torch.tensor(self.stored.ladder.costs, dtype=torch.float64) / self.stored.ladder.costs[-1]
+        cost = sum(float(plan.evaluations.double() @ costs) for plan in plans) / QUARTERS if plans else budget
+        squared = squared.cpu()
+        error, middle = float(squared.std()) / self.images**0.5, float(squared.median())
+        errors = (float(squared.mean()), error, middle, typical(squared))
+        return Row(method, budget, cost, seconds / self.images, *errors, single=single)
+
+
+Run = tuple[str, float, Callable[[], Tensor], list[mls.Plan]]
+
+
+def single_runs(bench: Bench, budgets: tuple[int, ...]) -> Iterator[Run]:
+    """Yield the samplers of the largest network alone: method, budget, what samples, the plans of the quarters."""
+    ladder, process, ode = bench.stored.ladder, bench.process, bench.process.tau == 0
+    common: dict[str, Any] = {"prediction_type": "sample"}
+    if ode:
+        foreign: dict[str, Callable[[], Any]] = {
+            "DPM++ 2M": lambda: DPMSolverMultistepScheduler(solver_order=2, **common),
+            "DPM++ 3M": lambda: DPMSolverMultistepScheduler(solver_order=3, **common),
+            "UniPC": lambda: UniPCMultistepScheduler(solver_order=3, **common),
+        }
+    else:
+        foreign = {"DPM++ 2M": lambda: DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", **common)}
+    rules: dict[str, mls.StepRule] = {
+        f"SA-Solver {order}/{order}": SASolver(process.schedule, process.tau, predictor=order, corrector=order)
+        for order in (2, 3)
+    }
+    if ode:
+        rules["forward value"] = ForwardValue(process.schedule)
+    for n, place in product(budgets, GRIDS):
+        times = process.grid(n) if place == "uniform" else process.log_snr_grid(n)
+        plans = [mls.em_plan(ladder, times)] * QUARTERS
+        yield f"EM, {place}", n, lambda times=times, plans=plans: bench.solve(times, plans), plans
+        for name, make in foreign.items():
+            yield f"{name}, {place}", n, lambda times=times, make=make: bench.foreign(make, times), []
+        for name, rule in rules.items():
+            rows = [mls.em_plan(ladder, times, step=rule)] * QUARTERS
+            yield f"{name}, {place}", n, lambda rule=rule, t=times, rows=rows: bench.rule(rule, t, rows), rows
+
+
+def ladder_runs(bench: Bench, budgets: tuple[int, ...]) -> Iterator[Run]:
+    """Yield the samplers of the ladder, as `single_runs`."""
+    ladder, pilot = bench.stored.ladder, bench.pilot
+    adams = SASolver(bench.process.schedule, bench.process.tau, predictor=2, corrector=2)
+    for n in budgets:
+        budget = n * ladder.costs[-1]
+        if budget < pilot.steps * ladder.costs[-1]:
+            table = pilot.schedule(budget=budget)
+            generator = torch.Generator().manual_seed(n)
+            for draw, kind in ((mls.independent, "independently"), (mls.systematic, "systematically")):
+                drawn = [mls.draw_plan(table, draw, generator=generator) for _ in range(QUARTERS)]
+                yield f"{DRAWN} {kind}", n, lambda plans=drawn: bench.solve(pilot.times, plans), drawn
+                stored = [mls.remember(plan, table, pilot.memory()) for plan in drawn]
+                name = f"{DRAWN} {kind}, stored corrections"
+                yield name, n, lambda plans=stored: bench.solve(pilot.times, plans), stored
+            yield (
+                f"{DRAWN} systematically, SA-Solver 2/2",
+                n,
+                lambda plans=drawn: bench.rule(adams, pilot.times, plans),
+                drawn,
+            )
+        choice = pilot.choice(budget=budget)
+        plans = [choice.plan] * QUARTERS
+        yield "one level a step, chosen", n, lambda t=choice.times, plans=plans: bench.solve(t, plans), plans
+        for name, memory in (("ML-EM, pilot's plan, impulses", False), (PILOT, True)):
+            best = pilot.plan(budget=budget, memory=memory)
+            plans = [best.plan] * QUARTERS
+            yield name, n, lambda times=best.times, plans=plans: bench.solve(times, plans), plans
+        fitted = stored_plan(bench.stored, bench.mode, n)
+        if fitted is not None:
+            plans = [fitted[0]] * QUARTERS
+            yield FITTED, n, lambda times=fitted[1], plans=plans: bench.solve(times, plans), plans
+
+
+def all_runs(bench: Bench, budgets: tuple[int, ...]) -> list[tuple[Run, bool]]:
+    """Return all runs, and whether each needs the largest network alone."""
+    singles, ladders = single_runs(bench, budgets), ladder_runs(bench, budgets)
+    return [*((run, True) for run in singles), *((run, False) for run in ladders)]
+
+
+def measure(name: str, mode: str, images: int, budgets: tuple[int, ...]) -> dict:
+    """Measure every method on one process of one ladder."""
+    stored = load_ladder(shipped_ladder(name))
+    pilot = stored_pilot(stored, mode)
+    if pilot is None:
+        raise ValueError(f"the ladder {name} has no pilot for {mode}; write one with multilevel_sde.pilot and save")
+    bench = Bench(stored, Process(stored.schedule, MODES[mode], uniform(stored.schedule, FINE)), pilot, images, mode)
+    todo, rows = all_runs(bench, budgets), []
+    fine = bench.process.grid(FINE)
+    with tqdm(total=1 + len(todo), desc=f"{name} {mode}", unit="run") as bar, torch.no_grad():
+        begin = time.process_time()
+        reference = bench.solve(fine, [mls.em_plan(stored.ladder, fine)] * QUARTERS)
+        reference_seconds = (time.process_time() - begin) / images
+        bar.update()
+        for run, single in todo:
+            begin = time.process_time()
+            squared = (run[2]() - reference).double().square().flatten(1).mean(1)
+            rows.append(bench.row(run, single, squared, time.process_time() - begin))
+            bar.update()
+    return {
+        "ladder": name,
+        "mode": mode,
+        "images": images,
+        "gamma": pilot.rates.cost_exponent,
+        "reference_seconds": reference_seconds,
+        "machine": machine(),
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def ratios(result: dict, ours: str, unit: str) -> list[str]:
+    """Return the cost of the best single-network sampler at the errors of one of ours, divided by its cost."""
+    singles = list(dict.fromkeys(row["method"] for row in result["rows"] if row["single"]))
+    head = [unit, "EM, mean", "EM, median", "best single, mean", "best single, median"]
+    rows = []
+    for found in (row for row in result["rows"] if row["method"] == ours):
+        cells = [f"{found[unit]:.3g}"]
+        for methods, key in product(([EM], singles), ("mse", "median")):
+            cost, sign = cost_at(result["rows"], methods, unit, key, found[key])
+            cells.append(f"{sign}{cost / found[unit]:.2f}")
+        rows.append(cells)
+    return table(head, rows)
+
+
+def markdown(result: dict) -> str:
+    """Return the tables of one process."""
+    rows, clock = result["rows"], result.get("clock", "CPU seconds")
+    budgets = sorted({row["budget"] for row in rows})
+    lines = [f"### {result['ladder']}, {result['mode'].upper()}, {result['images']} images", ""]
+    lines += [f"Mean squared error / of the median image / {clock} an image at a cost of about:", ""]
+    body = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        by = {row["budget"]: row for row in rows if row["method"] == method}
+        shown = {b: f"{row['mse']:.2g} / {row['median']:.2g} / {row['seconds']:.2g}" for b, row in by.items()}
+        body.append([method, *[shown.get(b, "") for b in budgets]])
+    lines += [*table(["method", *[f"{b:g}" for b in budgets]], body), ""]
+    for ours in (PILOT, FITTED):
+        if any(row["method"] == ours for row in rows):
+            name = ours.removeprefix("ML-EM, ")
+            lines += [f"Cost of others at the error of the {name}, divided by its cost, by FLOPs:", ""]
+            lines += [*ratios(result, ours, "cost"), "", f"By {clock} an image:", ""]
+            lines += [*ratios(result, ours, "seconds"), ""]
+    return "\n".join(lines)
+
+
+def plot(path: Path, results: list[dict], unit: str = "cost") -> None:
+    """Write the median image's error against cost in evaluations or in "seconds", one panel a process."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(results), 5), layout="constrained")
+    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    ours = [name for name in OURS if any(row["method"] == name for result in results for row in result["rows"])]
+    for axes, result in zip(panels, results, strict=True):
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for row in result["rows"]:
+            curves.setdefault(row["method"], []).append((row[unit], row["median"]))
+        singles = {row["method"] for row in result["rows"] if row["single"]} - {EM}
+        for place, method in enumerate(sorted(singles)):
+            label = "other samplers of the largest network" if place == 0 else None
+            axes.loglog(*zip(*curves[method], strict=True), "-", color="0.75", linewidth=1, label=label)
+        axes.loglog(*zip(*curves[EM], strict=True), "--", color="black", linewidth=1.5, label=EM)
+        for place, method in enumerate(ours):
+            points = curves.get(method, [(math.nan, math.nan)])
+            axes.loglog(*zip(*points, strict=True), "-o", color=f"C{place}", label=method, linewidth=2, ms=4)
+        axes.set_title(f"{result['ladder']}, {result['mode'].upper()}, {result['images']} images")
+        if unit == "cost":
+            axes.set_xlabel("cost in evaluations of the largest network (FLOPs)")
+            axes.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
+        else:
+            axes.set_xlabel(f"{result.get('clock', 'CPU seconds')} an image")
+    panels[0].set_ylabel("squared distance to the reference, median image")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    write_atomically(path, content.getvalue())
+
+
+def main() -> None:
+    """Measure what was asked for, then print and draw all that lies in the folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ladders", nargs="*", choices=IMAGES, default=list(IMAGES), help="none: only redraw [all]")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="[both]")
+    parser.add_argument("--images", type=int, help="a multiple of 4 [32 digits, 16 dead leaves]")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="[results beside this]")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: digits, 8 images, two budgets")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name, mode in product(["digits"] if options.quick else options.ladders, options.modes):
+        images = 8 if options.quick else options.images or IMAGES[name]
+        if images < 8 or images % QUARTERS:
+            parser.error(f'"--images" must be a multiple of {QUARTERS}, at least 8, got {images}')
+        result = measure(name, mode, images, BUDGETS[:2] if options.quick else BUDGETS)
+        write_atomically(options.out / f"samplers_{name}_{mode}.json", (json.dumps(result, indent=1) + "\n").encode())
+    names = [f"{name}_{mode}" for name, mode in product(IMAGES, MODES)]
+    publish(options.out, "samplers", names, markdown, plot)
+
+
+if __name__ == "__main__":
+    main()
