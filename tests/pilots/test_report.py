@@ -189,6 +189,23 @@ def test_a_browser_draws_it_without_complaint(page, tmp_path):
     assert all(width > 350 and height > 200 for _, width, height in sizes)
 
 
+def test_nothing_sticks_out_on_a_phone(page, tmp_path):
+    measure = (
+        "<script>onload=()=>{const root=document.documentElement;parent.document.title=JSON.stringify([innerWidth,"
+        "root.scrollWidth,...[...document.querySelectorAll('svg.figure')].map(s=>s.getBoundingClientRect().right)])}"
+        "</script>"
+    )
+    inner = html.escape(page.read_text().replace("</body>", measure + "</body>"))
+    phone = tmp_path / "phone.html"
+    phone.write_text(f'<iframe width="390" height="2000" style="border: 0" srcdoc="{inner}"></iframe>')
+    command = [*chromium(), f"--user-data-dir={tmp_path}", "--dump-dom", phone.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    width, content, *figures = json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1])
+    assert width == content == 390
+    assert len(figures) == len(FIGURES)
+    assert max(figures) <= 390
+
+
 def test_it_prints_on_paper(page, tmp_path):
     target = tmp_path / "report.pdf"
     command = [*chromium(), f"--user-data-dir={tmp_path}", f"--print-to-pdf={target}", page.as_uri()]

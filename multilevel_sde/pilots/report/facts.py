@@ -92,7 +92,7 @@ def warnings(pilot: Pilot) -> list[str]:
         if above > 0.9 * below:
             found.append(
                 f"The differences do not shrink: level {k + 3} − {k + 2} has mean square {above:.2g}, level {k + 2} − "
-                f"{k + 1} below it {below:.2g}. The dear corrections are needed as often as the cheap ones."
+                f"{k + 1} below it {below:.2g}. The expensive corrections are needed as often as the cheap ones."
             )
     found += _clock_warnings(pilot)
     for k, value in enumerate(pilot.consistency):
@@ -185,10 +185,10 @@ def _finite(value: float) -> float | None:
 
 def _summary(pilot: Pilot) -> str:
     return (
-        f"{pilot.levels} levels, followed along {pilot.samples} trajectories at {pilot.steps} candidate steps. The "
-        f"pilot cost {pilot.cost / pilot.costs[-1]:.4g} evaluations of the top level in all; spread over 10,000 "
-        f"samples at 10 evaluations each, {100 * pilot.share(10_000, 10 * pilot.costs[-1]):.2g}%. Top level: "
-        f"{pilot.costs[-1]:.3g} {pilot.unit}."
+        f"{pilot.levels} levels, followed along {pilot.samples} trajectories at {pilot.steps} candidate steps. "
+        f"An evaluation of the top level costs {pilot.costs[-1]:.3g} {pilot.unit}. "
+        f"The pilot took {pilot.cost / pilot.costs[-1]:.4g} of them in all. Of 10,000 samples at 10 evaluations each "
+        f"that is {100 * pilot.share(10_000, 10 * pilot.costs[-1]):.2g}%."
     )
 
 

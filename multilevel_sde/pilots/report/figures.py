@@ -29,7 +29,7 @@ def draw(name: str, facts: Mapping[str, Any]) -> str:
 
     Arguments:
         name: A key of `FIGURES`.
-        facts: What :func:`multilevel_sde.pilots.report.page.facts` returned.
+        facts: What :func:`multilevel_sde.pilots.report.facts.facts` returned.
 
     Returns:
         An <svg> element to stand inside HTML; the same for the same facts.
@@ -153,7 +153,7 @@ def _colour(level: int) -> str:
 FIGURES: dict[str, tuple[Callable[[Any, Mapping[str, Any]], None], tuple[float, float], str]] = {
     "errors": (
         _errors,
-        (9.0, 4.2),
+        (6.0, 3.7),
         "Mean squared distance to the top level's path on the finest grid, against cost. Where the blue curve lies "
         "left of the orange one, the ladder pays.",
     ),
@@ -165,11 +165,12 @@ FIGURES: dict[str, tuple[Callable[[Any, Mapping[str, Any]], None], tuple[float, 
     "responses": (
         _responses,
         (4.8, 3.3),
-        "What leaving out a correction at one step does to the final state, √G_kk(t, t). Hits go where this is large.",
+        "What leaving out a correction at one step does to the final state, √G_kk(t, t). Plans evaluate corrections "
+        "where this is large.",
     ),
     "hits": (
         _hits,
-        (9.0, 6.6),
+        (6.0, 6.2),
         "Which level runs when, at three budgets. The area of a dot is the weight of that correction; hollow dots have "
         "negative weights.",
     ),
