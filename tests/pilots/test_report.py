@@ -198,7 +198,7 @@ def test_nothing_sticks_out_on_a_phone(page, tmp_path):
     inner = html.escape(page.read_text().replace("</body>", measure + "</body>"))
     phone = tmp_path / "phone.html"
     phone.write_text(f'<iframe width="390" height="2000" style="border: 0" srcdoc="{inner}"></iframe>')
-    command = [*chromium(), f"--user-data-dir={tmp_path}", "--dump-dom", phone.as_uri()]
+    command = [*chromium(), "--hide-scrollbars", f"--user-data-dir={tmp_path}", "--dump-dom", phone.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     width, content, *figures = json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1])
     assert width == content == 390
