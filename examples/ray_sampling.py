@@ -23,11 +23,10 @@ from pathlib import Path
 import ray
 
 import multilevel_sde as mls
-from multilevel_diffusion.commands.train_and_measure import open_ladder
-from multilevel_diffusion.process.reverse_process import MODES
-from multilevel_diffusion.sampling.job import Job
+from multilevel_diffusion.networks.by_name import open_ladder
+from multilevel_diffusion.process import MODES
+from multilevel_diffusion.sampling import Job, batch_for
 from multilevel_diffusion.sampling.job_folder import close_folder, finish, open_folder, stored_job
-from multilevel_diffusion.sampling.samples import batch_for
 
 
 class ShardWriter:

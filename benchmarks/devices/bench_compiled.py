@@ -23,14 +23,13 @@ from torch import Tensor
 
 import multilevel_sde as mls
 from benchmarks.common import table
-from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
-from multilevel_sde.cost import Drift
+from multilevel_diffusion import load_ladder, shipped_ladder
 
 BATCHES = {"digits": (8, 64), "deadleaves32": (4, 16)}
 CALLS = 25
 
 
-def milliseconds(drifts: list[Drift], x: Tensor, t: Tensor, calls: int) -> list[float]:
+def milliseconds(drifts: list[mls.Drift], x: Tensor, t: Tensor, calls: int) -> list[float]:
     """Return the median CPU time of a call of each drift, called in turns."""
     spent: list[list[float]] = [[] for _ in drifts]
     for turn, (times, drift) in product(range(calls + 2), zip(spent, drifts, strict=True)):

@@ -31,7 +31,7 @@ import multilevel_sde as mls
 from benchmarks.common import table
 from benchmarks.devices.gpu_speed import timed
 from benchmarks.devices.gpu_tables import hardware
-from multilevel_diffusion.networks.unet import UNet, UNetConfig
+from multilevel_diffusion.networks import UNet, UNetConfig
 from multilevel_sde.files import write_atomically
 
 CONFIGS = [

@@ -30,12 +30,12 @@ from torch import Tensor
 from benchmarks.devices.gpu_setup import DEFAULT, TINY, Deadline, Leaves, Settings, train_level
 from benchmarks.devices.gpu_speed import measure_levels, measure_solves
 from benchmarks.devices.gpu_tables import measure_samplers, write_report, write_strip
+from multilevel_diffusion import Process, load_ladder, uniform
+from multilevel_diffusion.networks import DiffusionLadder, train_ladder
 from multilevel_diffusion.networks.scaling import Scaling, measure_errors
-from multilevel_diffusion.networks.store import DiffusionLadder, load_ladder
-from multilevel_diffusion.networks.training import train_ladder
-from multilevel_diffusion.process.grids import uniform
-from multilevel_diffusion.process.reverse_process import MODES, Process
-from multilevel_diffusion.sampling.pilots_and_fits import FIRST_SEED, fit, reference, run_pilot
+from multilevel_diffusion.process import MODES
+from multilevel_diffusion.sampling import fit, run_pilot
+from multilevel_diffusion.sampling.pilots_and_fits import FIRST_SEED, reference
 from multilevel_sde.files import write_atomically
 
 __all__ = ["Benchmark", "main"]

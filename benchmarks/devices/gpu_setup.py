@@ -18,11 +18,10 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from tqdm import tqdm
 
+from multilevel_diffusion import CosineSchedule, NoiseSchedule
+from multilevel_diffusion.networks import TrainSettings, UNetConfig
 from multilevel_diffusion.networks.data import DeadLeaves
-from multilevel_diffusion.networks.training_state import Run, TrainSettings
-from multilevel_diffusion.networks.unet import UNetConfig
-from multilevel_diffusion.process.schedule_base import NoiseSchedule
-from multilevel_diffusion.process.schedules import CosineSchedule
+from multilevel_diffusion.networks.training_state import Run
 from multilevel_sde.files import write_atomically
 
 __all__ = ["DEFAULT", "TINY", "Deadline", "Leaves", "Settings", "train_level"]

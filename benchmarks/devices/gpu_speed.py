@@ -19,12 +19,10 @@ from torch import Tensor
 
 import multilevel_sde as mls
 from benchmarks.devices.gpu_setup import Deadline, Settings
+from multilevel_diffusion import Process, load_ladder, stored_pilot, uniform
 from multilevel_diffusion.cheap_levels import half_weights
-from multilevel_diffusion.networks.store import DiffusionLadder, load_ladder
-from multilevel_diffusion.process.grids import uniform
-from multilevel_diffusion.process.reverse_process import MODES, Process
-from multilevel_diffusion.sampling.stored import stored_pilot
-from multilevel_sde.cost import Drift
+from multilevel_diffusion.networks import DiffusionLadder
+from multilevel_diffusion.process import MODES
 from multilevel_sde.files import write_atomically
 
 __all__ = ["Rows", "measure_levels", "measure_solves", "timed"]
@@ -78,7 +76,7 @@ def timed(
     return value, start.elapsed_time(end) / 1000
 
 
-def _tf32(drift: Drift) -> Drift:
+def _tf32(drift: mls.Drift) -> mls.Drift:
     """Return the drift with its convolutions in TF32, which the rest of the benchmark switches off."""
 
     def call(x: Tensor, t: Tensor) -> Tensor:
@@ -88,9 +86,9 @@ def _tf32(drift: Drift) -> Drift:
     return call
 
 
-def _variants(drift: Any, settings: Settings, batch: int, device: torch.device) -> dict[str, Callable[[], Drift]]:
+def _variants(drift: Any, settings: Settings, batch: int, device: torch.device) -> dict[str, Callable[[], mls.Drift]]:
     """Return how a level is evaluated in each way: name -> what makes the drift."""
-    ways: dict[str, Callable[[], Drift]] = {
+    ways: dict[str, Callable[[], mls.Drift]] = {
         "float32": lambda: drift,
         "bfloat16 autocast": lambda: mls.Autocast(drift),
         "bfloat16 weights": lambda: half_weights(drift),
@@ -141,7 +139,7 @@ def _solves(folder: Path, settings: Settings, device: torch.device) -> Iterator[
     Each gets networks of its own from the folder, as offloading takes theirs.
     """
 
-    def every(wrap: Callable[[Any], Drift]) -> Callable[[mls.Plan], Any]:
+    def every(wrap: Callable[[Any], mls.Drift]) -> Callable[[mls.Plan], Any]:
         def make(plan: mls.Plan) -> Any:
             images = load_ladder(folder, device=device)
             costs = mls.GivenCost(images.ladder.costs, images.ladder.unit)

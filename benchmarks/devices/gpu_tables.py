@@ -17,11 +17,9 @@ from benchmarks.common import machine, table
 from benchmarks.devices.gpu_setup import Deadline, Settings
 from benchmarks.devices.gpu_speed import Rows, timed
 from benchmarks.samplers.bench_samplers import EM, FITTED, PILOT, QUARTERS, Bench, all_runs, markdown, plot
-from multilevel_diffusion.networks.store import load_ladder
-from multilevel_diffusion.process.grids import uniform
-from multilevel_diffusion.process.reverse_process import MODES, Process
+from multilevel_diffusion import Process, load_ladder, stored_pilot, uniform
+from multilevel_diffusion.process import MODES
 from multilevel_diffusion.sampling.pictures import save_rows
-from multilevel_diffusion.sampling.stored import stored_pilot
 from multilevel_sde.files import write_atomically
 
 __all__ = ["hardware", "measure_samplers", "write_report", "write_strip"]

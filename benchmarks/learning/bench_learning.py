@@ -19,9 +19,7 @@ import torch
 from torch import Tensor
 
 import multilevel_sde as mls
-from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
-from multilevel_diffusion.process.grids import uniform
-from multilevel_diffusion.process.reverse_process import Process
+from multilevel_diffusion import Process, load_ladder, shipped_ladder, uniform
 from multilevel_sde.files import write_atomically
 
 HELD_OUT, CALIBRATION, PRICE = 10**6, 2 * 10**6, 3 * 10**6  # first seeds; learning starts from 0

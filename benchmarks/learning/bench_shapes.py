@@ -19,10 +19,7 @@ from torch import Tensor
 import multilevel_sde as mls
 from benchmarks.common import table
 from benchmarks.learning.bench_learning import PROCESSES, Judge, Setting
-from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
-from multilevel_diffusion.process.grids import uniform
-from multilevel_diffusion.process.reverse_process import Process
-from multilevel_diffusion.sampling.stored import stored_pilot
+from multilevel_diffusion import Process, load_ladder, shipped_ladder, stored_pilot, uniform
 from multilevel_sde.learning.learned_schedule import _fit_logits
 
 

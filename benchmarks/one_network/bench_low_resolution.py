@@ -20,19 +20,16 @@ from torch import Tensor
 
 import multilevel_sde as mls
 from benchmarks.common import table
-from multilevel_diffusion.cheap_levels import LowResolution, detail_variance
-from multilevel_diffusion.cheap_levels.low_resolution import bilinear, repeat
+from multilevel_diffusion import Process, load_ladder, shipped_ladder, uniform
+from multilevel_diffusion.cheap_levels import LowResolution, bilinear, detail_variance, repeat
+from multilevel_diffusion.networks import DiffusionLadder
 from multilevel_diffusion.networks.data import DeadLeaves, Digits
-from multilevel_diffusion.networks.store import DiffusionLadder, load_ladder, shipped_ladder
-from multilevel_diffusion.process.grids import uniform
-from multilevel_diffusion.process.reverse_process import Process
-from multilevel_sde.cost import Drift
 
 STEPS, IMAGES, FACTOR = 100, 8, 2
 TIMES = (0.7, 0.5, 0.2, 0.05)
 
 
-def variants(stored: DiffusionLadder, real: Tensor) -> dict[str, Drift]:
+def variants(stored: DiffusionLadder, real: Tensor) -> dict[str, mls.Drift]:
     """Return the estimates of x_0 to compare."""
     top, schedule, found = stored.denoisers[-1], stored.schedule, {}
 

@@ -31,6 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import multilevel_sde as mls
+from multilevel_diffusion import Process, load_ladder, shipped_ladder, uniform
 from multilevel_diffusion.cheap_levels import (
     LowResolution,
     MemoryLadder,
@@ -41,11 +42,9 @@ from multilevel_diffusion.cheap_levels import (
     level_menu,
     survey,
 )
+from multilevel_diffusion.networks import DiffusionLadder
 from multilevel_diffusion.networks.data import DeadLeaves, Digits
-from multilevel_diffusion.networks.store import DiffusionLadder, load_ladder, shipped_ladder
-from multilevel_diffusion.process.grids import uniform
-from multilevel_diffusion.process.reverse_process import MODES, Process
-from multilevel_sde.cost import Drift
+from multilevel_diffusion.process import MODES
 from multilevel_sde.files import write_atomically
 
 FINE, PATH_STEPS, CANDIDATES, PILOT_SAMPLES = 1000, 100, 60, 8
@@ -66,12 +65,12 @@ class CpuSeconds:
     calls: int = 25
     unit = "CPU seconds"
 
-    def __call__(self, drifts: Sequence[Drift]) -> list[float]:
+    def __call__(self, drifts: Sequence[mls.Drift]) -> list[float]:
         """Time every drift."""
         return [self._median(drift) for drift in drifts]
 
     @torch.no_grad()
-    def _median(self, drift: Drift) -> float:
+    def _median(self, drift: mls.Drift) -> float:
         t, seconds = torch.tensor(self.t, dtype=torch.float64), []
         for _ in range(self.calls):
             begin = time.process_time()

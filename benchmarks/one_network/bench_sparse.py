@@ -21,13 +21,11 @@ from torch import nn
 from tqdm import tqdm
 
 import multilevel_sde as mls
+from multilevel_diffusion import load_ladder, shipped_ladder
+from multilevel_diffusion.networks import DiffusionLadder, UNet, UNetConfig
 from multilevel_diffusion.networks.data import DeadLeaves
-from multilevel_diffusion.networks.store import DiffusionLadder, load_ladder, shipped_ladder
-from multilevel_diffusion.networks.unet import UNet, UNetConfig
-from multilevel_diffusion.process.reverse_process import MODES
-from multilevel_diffusion.sparse.drift import Reference, SparseDrift, changed_region
-from multilevel_diffusion.sparse.editing import Edit, compare, paint
-from multilevel_sde.cost import Drift
+from multilevel_diffusion.process import MODES
+from multilevel_diffusion.sparse import Edit, Reference, SparseDrift, changed_region, compare, paint
 
 AREAS = (0.01, 0.05, 0.2)
 CORRECTIONS = (3, 6, 12)
@@ -39,7 +37,7 @@ class Case:
     """A network to be timed."""
 
     name: str
-    drift: Drift
+    drift: mls.Drift
     side: int
     tile: int
     batch: int = 1
@@ -55,7 +53,7 @@ def random_unet(side: int) -> UNet:
     return net.eval().requires_grad_(False)
 
 
-def church() -> Drift:
+def church() -> mls.Drift:
     """The architecture of Ho et al. for 256x256 (that of google/ddpm-church-256, with symmetric padding)."""
     model = UNet2DModel(
         sample_size=256,

@@ -17,7 +17,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
-from multilevel_diffusion.diffusers.wrapper import MultilevelUNet
+from multilevel_diffusion.diffusers import MultilevelUNet
 
 STEPS = 10
 FRACTIONS = (1.0, 0.6, 0.3)

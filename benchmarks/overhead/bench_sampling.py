@@ -26,12 +26,10 @@ from tqdm import tqdm
 
 import multilevel_sde as mls
 from benchmarks.common import machine
-from multilevel_diffusion.networks.denoisers import EpsilonDenoiser
-from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
-from multilevel_diffusion.networks.unet import UNet, paper_ladder
-from multilevel_diffusion.process.grids import uniform
-from multilevel_diffusion.process.reverse_process import MODES, Process
-from multilevel_diffusion.process.schedules import CosineSchedule
+from multilevel_diffusion import CosineSchedule, EpsilonDenoiser, Process, load_ladder, shipped_ladder, uniform
+from multilevel_diffusion.networks import UNet
+from multilevel_diffusion.networks.unet import paper_ladder
+from multilevel_diffusion.process import MODES
 from multilevel_sde.files import write_atomically
 
 BUDGETS = (5, 13, 30)

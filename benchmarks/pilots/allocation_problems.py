@@ -9,10 +9,8 @@ from functools import partial
 from torch import Tensor
 
 import multilevel_sde as mls
-from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
-from multilevel_diffusion.process.grids import uniform
-from multilevel_diffusion.process.reverse_process import MODES, Process
-from multilevel_diffusion.sampling.stored import stored_pilot
+from multilevel_diffusion import Process, load_ladder, shipped_ladder, stored_pilot, uniform
+from multilevel_diffusion.process import MODES
 from multilevel_sde.times import thinned
 
 __all__ = ["PROBLEMS", "Problem"]

@@ -57,15 +57,21 @@ from benchmarks.samplers.bench_samplers import (
     ladder_runs,
     single_runs,
 )
+from multilevel_diffusion import Process, load_ladder, shipped_ladder, stored_pilot, uniform
 from multilevel_diffusion.networks.data import DeadLeaves
-from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
-from multilevel_diffusion.process.grids import uniform
-from multilevel_diffusion.process.reverse_process import MODES, Process
-from multilevel_diffusion.quality.digits import digit_classifier, digit_sets, grey_levels
-from multilevel_diffusion.quality.distances import frechet_distance, sliced_wasserstein, two_sample_classifier
-from multilevel_diffusion.quality.features import RandomFeatures, in_batches
-from multilevel_diffusion.quality.intervals import bootstrap, split_halves
-from multilevel_diffusion.sampling.stored import stored_pilot
+from multilevel_diffusion.process import MODES
+from multilevel_diffusion.quality import (
+    RandomFeatures,
+    bootstrap,
+    digit_classifier,
+    digit_sets,
+    frechet_distance,
+    grey_levels,
+    in_batches,
+    sliced_wasserstein,
+    split_halves,
+    two_sample_classifier,
+)
 from multilevel_sde.files import write_atomically
 
 BUDGETS, LONG = (5, 8, 12, 20, 35), (100, FINE)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from benchmarks.quality.bench_quality import open_bench, relative_cost, runs
 from benchmarks.quality.quality_tables import DRAWN_BY_COST, top_alone
 from benchmarks.samplers.bench_samplers import EM, FINE, FITTED, PILOT, single_runs
-from multilevel_diffusion.process.reverse_process import MODES
+from multilevel_diffusion.process import MODES
 from multilevel_diffusion.sampling.pictures import save_rows
 
 BENCHMARKS = Path(__file__).parents[1]

@@ -44,12 +44,10 @@ from tqdm import tqdm
 
 import multilevel_sde as mls
 from benchmarks.common import cost_at, machine, publish, table
-from multilevel_diffusion.networks.store import DiffusionLadder, load_ladder, shipped_ladder
-from multilevel_diffusion.process.forward_value import ForwardValue
-from multilevel_diffusion.process.grids import uniform
-from multilevel_diffusion.process.reverse_process import MODES, Process
-from multilevel_diffusion.process.sa_solver import SASolver
-from multilevel_diffusion.sampling.stored import stored_pilot, stored_plan
+from multilevel_diffusion import ForwardValue, Process, SASolver, load_ladder, shipped_ladder, stored_pilot, uniform
+from multilevel_diffusion.networks import DiffusionLadder
+from multilevel_diffusion.process import MODES
+from multilevel_diffusion.sampling import stored_plan
 from multilevel_sde.files import write_atomically
 from multilevel_sde.pilots.measure_responses import typical
 
