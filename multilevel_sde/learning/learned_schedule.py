@@ -24,7 +24,7 @@ from multilevel_sde.arguments import as_items, as_number
 from multilevel_sde.files import is_sealed, seal, write_atomically
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.plans.drawing import check_probabilities, expected_cost
-from multilevel_sde.plans.draws import Draw, systematic
+from multilevel_sde.plans.draws import Draw
 from multilevel_sde.plans.schedules import Schedule
 from multilevel_sde.times import as_times
 
@@ -59,6 +59,8 @@ def log_times(times: Tensor | Sequence[float], delta: float) -> Tensor:
 class LearnedSchedule(Schedule):
     """p_k(t) = sigmoid(alpha_k log(t + delta) + beta_k) for k = 2 ... K; the lowest level always runs.
 
+    `probabilities` returns them as learned. One shift of all beta_k meets a budget; a scale is a factor for all odds.
+
     Arguments:
         alphas: alpha_2 ... alpha_K.
         betas: beta_2 ... beta_K.
@@ -78,6 +80,8 @@ class LearnedSchedule(Schedule):
         >>> schedule.probabilities(ladder, [0.5, 0.0], budget=3.0)
         tensor([[1.0000, 0.2500]], dtype=torch.float64)
     """
+
+    _complete = True
 
     alphas: tuple[float, ...]
     betas: tuple[float, ...]
@@ -166,40 +170,11 @@ class LearnedSchedule(Schedule):
         """
         return replace(self, betas=tuple(beta + delta_beta for beta in self.betas))
 
-    def probabilities(
-        self,
-        ladder: Ladder,
-        times: Tensor | Sequence[float],
-        *,
-        budget: float | None = None,
-        scale: float | None = None,
-        draw: Draw = systematic,
-    ) -> Tensor:
-        """Return p_k(n), float64 (N, K): as learned, or shifted to meet a budget.
-
-        Arguments:
-            ladder: K levels.
-            times: N + 1 times.
-            budget: Expected cost of one trajectory in the ladder's unit, met by one shift of all beta_k.
-            scale: A factor for all odds p / (1 - p), instead of a budget.
-            draw: The way of drawing that the budget is meant for.
-
-        Raises:
-            ValueError: Both a budget and a scale, a scale that is not positive, or a budget out of reach (the message
-                has the reachable range).
-        """
-        grid = as_times(times)
-        if budget is None:
-            scale = None if scale is None else as_number("scale", scale)
-            if scale is not None and not (math.isfinite(scale) and scale > 0):
-                raise ValueError(f'"scale" must be a positive finite number, got {scale}')
-            return self.shifted(0.0 if scale is None else math.log(scale)).shape(ladder, grid)
-        if scale is not None:
-            raise ValueError(f'give at most one of "budget" and "scale", got budget={budget} and scale={scale}')
-        return self._within(ladder, grid, as_number("budget", budget), draw)
+    def _scaled(self, ladder: Ladder, grid: Tensor, scale: float) -> Tensor:
+        return self.shifted(math.log(scale)).shape(ladder, grid)
 
     def _within(self, ladder: Ladder, grid: Tensor, budget: float, draw: Draw) -> Tensor:
-        steps = len(grid) - 1
+        steps, budget = len(grid) - 1, as_number("budget", budget)
         low, high = steps * ladder.costs[0], steps * ladder.costs[-1]
         if not low < budget <= high * (1 + 1e-12):
             raise ValueError(

@@ -47,6 +47,8 @@ __all__ = ["FixedSchedule", "InverseCostSchedule", "Schedule", "SwitchSchedule",
 class Schedule(ABC):
     """Probabilities known up to one scale: p_k(n) = min(1, scale * shape_k(n)), the lowest level always 1."""
 
+    _complete = False  # whether the shape is a table of probabilities already, for which a scale may be left out
+
     @abstractmethod
     def shape(self, ladder: Ladder, times: Tensor) -> Tensor:
         """Relative probabilities, positive, float64 (N, K); the lowest level's column is not used."""
@@ -66,22 +68,42 @@ class Schedule(ABC):
             ladder: K levels.
             times: N + 1 times.
             budget: Expected cost of one trajectory in the ladder's unit, met to rounding.
-            scale: The factor C in p = min(1, C shape), instead of a budget.
+            scale: The factor C in p = min(1, C shape), instead of a budget. A :class:`LearnedSchedule` multiplies all
+                odds p / (1 - p) instead.
             draw: The way of drawing that the budget is meant for.
+
+        A :class:`FixedSchedule` and a :class:`LearnedSchedule` are probabilities already: without a budget and a scale
+        they are returned as they are.
 
         Raises:
             ValueError: Neither or both of budget and scale; a scale that is not positive; a budget below N evaluations
                 of the lowest level or above N of the top level (the message has the reachable range).
         """
-        if (budget is None) == (scale is None):
-            raise ValueError(f'give exactly one of "budget" and "scale", got budget={budget} and scale={scale}')
-        shape = self.shape(ladder, as_times(times))
-        if scale is None:
-            return scale_to_budget(ladder, shape, budget, draw)
-        scale = as_number("scale", scale)
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f'"scale" must be a positive finite number, got {scale}')
-        return _clip(shape, scale)
+        if (budget is None) == (scale is None) and not (budget is None and self._complete):
+            many = "at most" if self._complete else "exactly"
+            raise ValueError(f'give {many} one of "budget" and "scale", got budget={budget} and scale={scale}')
+        grid = as_times(times)
+        if budget is not None:
+            return self._within(ladder, grid, budget, draw)
+        if scale is not None:
+            return self._scaled(ladder, grid, _positive("scale", scale))
+        return self.shape(ladder, grid).clone()
+
+    def _relative(self, ladder: Ladder, grid: Tensor) -> Tensor:
+        return self.shape(ladder, grid)
+
+    def _scaled(self, ladder: Ladder, grid: Tensor, scale: float) -> Tensor:
+        return _clip(self._relative(ladder, grid), scale)
+
+    def _within(self, ladder: Ladder, grid: Tensor, budget: float, draw: Draw) -> Tensor:
+        return scale_to_budget(ladder, self._relative(ladder, grid), budget, draw)
+
+
+def _positive(name: str, value: float) -> float:
+    number = as_number(name, value)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f'"{name}" must be a positive finite number, got {number}')
+    return number
 
 
 def _clip(shape: Tensor, scale: float) -> Tensor:
@@ -189,9 +211,7 @@ class TheoremSchedule(Schedule):
 
     def __post_init__(self) -> None:
         for name in ("gamma", "beta"):
-            value = as_number(name, getattr(self, name))
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f'"{name}" must be a positive finite number, got {value}')
+            _positive(name, getattr(self, name))
 
     def shape(self, ladder: Ladder, times: Tensor) -> Tensor:
         """T_k^{-(gamma + beta) / (2 gamma)} at every step."""
@@ -200,7 +220,7 @@ class TheoremSchedule(Schedule):
 
 
 class FixedSchedule(Schedule):
-    """Probabilities given as a table, optionally scaled to a budget.
+    """Probabilities given as a table, optionally scaled to a budget; without one they stay as they are.
 
     Arguments:
         table: p_k(n), shape (N, K), or (K,) for the same at every step.
@@ -218,6 +238,8 @@ class FixedSchedule(Schedule):
                 [1.0000, 0.5000]], dtype=torch.float64)
     """
 
+    _complete = True
+
     def __init__(self, table: Tensor, *, truncate: bool = False):
         table = as_tensor("table", table)
         self._table = check_probabilities(table[None] if table.dim() == 1 else table, truncate=truncate)
@@ -233,21 +255,10 @@ class FixedSchedule(Schedule):
             )
         return table
 
-    def probabilities(
-        self,
-        ladder: Ladder,
-        times: Tensor | Sequence[float],
-        *,
-        budget: float | None = None,
-        scale: float | None = None,
-        draw: Draw = systematic,
-    ) -> Tensor:
-        """Return the table as it is, or scaled to a budget or by a scale (zeros stay zero)."""
-        if budget is None and scale is None:
-            return self.shape(ladder, as_times(times)).clone()
+    def _relative(self, ladder: Ladder, grid: Tensor) -> Tensor:
         if bool((self._table == 0).any()):
             raise ValueError('"budget" and "scale" do not apply to a table with zeros; use it as it is')
-        return super().probabilities(ladder, times, budget=budget, scale=scale, draw=draw)
+        return self.shape(ladder, grid)
 
 
 @dataclass(frozen=True)
