@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 
 from multilevel_sde import __version__, commands
-from multilevel_sde.errors import NonFiniteError
 
 __all__ = ["build_parser", "main"]
 
@@ -34,16 +33,16 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"multilevel-sde {__version__}")
-    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error, for a bug report")
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from, for a bug report")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    commands.register(subparsers)
     for entry in sorted(entry_points(group="multilevel_sde.commands"), key=lambda entry: entry.name):
         entry.load()(subparsers)
+    commands.register(subparsers)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; a user's error is one sentence on stderr and status 2.
+    """Run a command; an error is one sentence on stderr and status 2, with --debug a traceback.
 
     Example:
         >>> main(["rates", "--gamma", "-1"])  # doctest: +SKIP
@@ -55,17 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except ModuleNotFoundError as error:
-        if arguments.traceback:
+    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ModuleNotFoundError) as error:
+        if arguments.debug:
             raise
-        print(
-            f"multilevel-sde {arguments.command}: needs the package {error.name!r}; "
-            "install multilevel-sde[plot,diffusion]",
-            file=sys.stderr,
-        )
+        print(f"multilevel-sde {arguments.command}: {_sentence(error)}", file=sys.stderr)
         return 2
-    except (ValueError, TypeError, OSError, NonFiniteError) as error:
-        if arguments.traceback:
-            raise
-        print(f"multilevel-sde {arguments.command}: {error}", file=sys.stderr)
-        return 2
+
+
+def _sentence(error: Exception) -> str:
+    """What a person reads: torch's errors go on for many lines after the first."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"needs the package {error.name!r}; install multilevel-sde[plot,diffusion]"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

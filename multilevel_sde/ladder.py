@@ -100,6 +100,19 @@ class Ladder:
     def __repr__(self) -> str:
         return f"Ladder({len(self)} levels, costs={[float(f'{c:.4g}') for c in self._costs]} {self._unit})"
 
+    def in_evaluations(self, unit: str = "evaluations of the top level") -> Ladder:
+        """Return the ladder with costs in evaluations of its top level, which then costs 1.
+
+        Arguments:
+            unit: What messages call this unit.
+
+        Example:
+            >>> import torch, multilevel_sde as mls
+            >>> mls.Ladder([torch.sin, torch.cos], costs=[3.0, 12.0]).in_evaluations()
+            Ladder(2 levels, costs=[0.25, 1.0] evaluations of the top level)
+        """
+        return Ladder(self._drifts, GivenCost([cost / self._costs[-1] for cost in self._costs], unit))
+
     def top(self) -> Ladder:
         """Return the one-level ladder of f^K."""
         return self.subset([len(self) - 1])
@@ -129,6 +142,6 @@ def _check_costs(costs: tuple[float, ...], levels: int) -> None:
     for level in range(1, levels):
         if costs[level] <= costs[level - 1]:
             raise ValueError(
-                f'"costs" must strictly increase with the level, got {costs[level - 1]:.6g} for level {level - 1} and '
-                f"{costs[level]:.6g} for level {level}; reorder the drifts or drop the one that does not pay"
+                f'"costs" must strictly increase with the level, got {costs[level - 1]:.6g} for level {level} and '
+                f"{costs[level]:.6g} for level {level + 1}; reorder the drifts or drop the one that does not pay"
             )

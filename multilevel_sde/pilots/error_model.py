@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
@@ -88,6 +89,15 @@ class ErrorModel:
     def levels(self) -> int:
         """Number of levels K."""
         return len(self.costs)
+
+    def in_evaluations(self, unit: str = "evaluations of the top level") -> Self:
+        """Return the same measurements with costs in evaluations of the top level: budgets, plans and texts speak so.
+
+        Arguments:
+            unit: What messages call this unit.
+        """
+        top = self.costs[-1]
+        return replace(self, costs=tuple(cost / top for cost in self.costs), cost=self.cost / top, unit=unit)
 
     def share(self, samples: int, budget: float) -> float:
         """The pilot's cost as a part of a run of so many samples at a budget each."""

@@ -224,7 +224,8 @@ class Pilot(ErrorModel):
             )
         else:
             text = (
-                f"This ladder does not pay here: use the best single level, such as f^{self.levels} with {steps} steps."
+                "This ladder does not pay here: use the best single level, such as level "
+                f"{self.levels} with {steps} steps."
             )
         return Advice(pays, text, best, em, single, steps)
 

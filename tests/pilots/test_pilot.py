@@ -195,7 +195,7 @@ def test_a_useless_cheap_level_does_not_pay(diffusion):
         advice = found.advise(budget=budget * 1.5)
         assert not advice.pays
         assert "does not pay" in advice.text
-        assert f"f^2 with {budget} steps" in advice.text
+        assert f"level 2 with {budget} steps" in advice.text
 
 
 def test_rates_are_those_of_the_ladder():

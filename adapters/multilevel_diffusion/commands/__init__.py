@@ -1,8 +1,11 @@
-"""Commands of the adapter: `multilevel-sde demo`, `sample`, `pilot`, `plan`, `train`, `measure`, `edit`.
+"""Commands of the adapter: `multilevel-sde demo`, `sample`, `plan`, `pilot`, `measure`, `train`, `edit`.
 
-Each room has register(subparsers), which adds its commands; what they do is done in the other wings. Add a command as a
-room with a `register` and name it in pyproject.toml, entry points "multilevel_sde.commands".
+A room is a command: `register` adds its options, and a function that runs it imports what it needs when it runs, so
+that `--help` imports no torch. What a command does is done in the other wings. Add one as a room with a `register` and
+put it in its place in `in_order`.
 
 Rooms:
-    demo, sample, pilot_and_plan, train_and_measure, edit
+    demo, sample, plan, pilot, measure, train, edit     one command each.
+    options                                             the options that they share, written once.
+    in_order                                            register(): all of them, as --help lists them.
 """

@@ -13,24 +13,24 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 import multilevel_sde as mls
-from multilevel_diffusion.networks.store import DiffusionLadder, load_ladder, shipped_ladder
-from multilevel_diffusion.process.grids import uniform
-from multilevel_diffusion.process.reverse_process import Process
-from multilevel_diffusion.sampling.pictures import save_grid, save_rows
-from multilevel_diffusion.sampling.samples import Samples, sample
-from multilevel_diffusion.sampling.stored import stored_pilot
-from multilevel_sde.files import write_atomically
-from multilevel_sde.pilots.report.page import write_report
+from multilevel_diffusion.commands.options import add_device, add_out, add_seed, add_threads, prepare
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from multilevel_diffusion.networks.store import DiffusionLadder
+    from multilevel_diffusion.process.reverse_process import Process
+    from multilevel_diffusion.sampling.samples import Samples
 
 __all__ = ["Row", "demo", "register"]
 
 _FINE = 1000
 _MULTILEVEL_STEPS = 100
+_UNIT = "evaluations of the largest network"
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,36 @@ class Row:
 
 
 def register(subparsers) -> None:
-    """Add the command to an argparse subparsers object."""
+    """Add the command to an argparse subparsers object.
+
+    Example:
+        >>> parser = argparse.ArgumentParser()
+        >>> register(parser.add_subparsers())
+        >>> parser.parse_args(["demo"]).images
+        64
+    """
     parser = subparsers.add_parser("demo", help="digits from the shipped ladder, by EM and ML-EM at the same cost")
-    parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder of the pictures [%(default)s]")
     parser.add_argument("--images", type=int, default=64, help="how many images are compared [%(default)s]")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[6.0, 12.0, 24.0], help="in top evaluations")
+    parser.add_argument(
+        "--budgets",
+        type=float,
+        nargs="+",
+        default=[6.0, 12.0, 24.0],
+        help="cost of an image in evaluations of the largest network [6 12 24]",
+    )
     parser.add_argument("--steps", type=int, default=_FINE, help="steps of the reference [%(default)s]")
-    parser.add_argument("--seed", type=int, default=0, help="first image's seed; images take consecutive ones")
-    parser.add_argument("--threads", type=int, default=1, help="8x8 images are too small for more [%(default)s]")
+    add_seed(parser, "seed of the first image; images take consecutive ones")
+    add_out(parser, "demo-output", "folder of the pictures")
+    add_device(parser)
+    add_threads(parser, "images of 8x8 are too small for more than 1")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    torch.set_num_threads(arguments.threads)
-    digits = load_ladder(shipped_ladder("digits"))
+    from multilevel_diffusion.networks.by_name import open_ladder
+
+    arguments.threads = 1 if arguments.threads is None else arguments.threads
+    digits = open_ladder("digits", prepare(arguments))
     print(_level_table(digits, arguments.images))
     demo(digits, arguments.out, arguments.images, arguments.budgets, arguments.steps, arguments.seed)
     return 0
@@ -95,12 +111,17 @@ def demo(
     Raises:
         ValueError: A budget below one evaluation a level needs, or above the reference.
     """
+    from multilevel_diffusion.process.grids import uniform
+    from multilevel_diffusion.process.reverse_process import Process
+    from multilevel_diffusion.sampling.samples import sample
+
     process = Process(digits.schedule, 1.0, uniform(digits.schedule, steps))
     seeds = range(seed, seed + images)
-    ladder = digits.ladder
+    ladder, device = digits.ladder.in_evaluations(_UNIT), _device(digits)
 
     def run(times: Tensor, plan: mls.Plan, label: str) -> Samples:
-        return sample(ladder, process, times, plan, seeds, digits.image_shape, progress=True, label=label)
+        shape = digits.image_shape
+        return sample(ladder, process, times, plan, seeds, shape, device=device, progress=True, label=label)
 
     fine = process.grid(steps)
     started = time.perf_counter()
@@ -114,23 +135,37 @@ def demo(
             "ML-EM, pilot": _planned(pilot, budget),
         }.items():
             result = run(times, plan, f"{name} at {budget:g} evaluations")
-            rows.append(_row(name, budget, result, reference, ladder))
+            rows.append(_row(name, budget, result, reference))
             pictures.append((f"{name}, cost {rows[-1].cost:.1f}, MSE {rows[-1].mse:.4f}", result.images))
-    print(_table(rows, reference, steps, ladder))
-    shown = min(16, images)
-    strips = [(f"reference, cost {steps}", reference.images[:shown])] + [(n, i[:shown]) for n, i in pictures]
-    save_rows(out / "compare.png", strips, "The same seeds by every method; cost in evaluations of the largest network")
-    save_grid(out / "samples.png", pictures[-1][1], scale=6)
-    _plot(out / "error.png", rows)
-    measured = [(row.method, row.cost * ladder.costs[-1], row.mse) for row in rows]
-    write_report(pilot, out / "report.html", title="Pilot of the digits ladder, DDPM", measured=measured)
-    record = {"version": mls.__version__, "seed": seed, "images": images, "rows": [asdict(row) for row in rows]}
-    write_atomically(out / "demo.json", (json.dumps(record, indent=1) + "\n").encode())
+    print(_table(rows, reference, steps))
+    _write(out, rows, pictures, reference, pilot, seed)
     print(
         f"\n{time.perf_counter() - started:.0f} s; look at compare.png, samples.png, error.png and report.html "
         f"in {out}/"
     )
     return rows
+
+
+def _write(out: Path, rows: list[Row], pictures: list, reference: Samples, pilot: mls.Pilot, seed: int) -> None:
+    """The pictures, the pilot's report and the record."""
+    from multilevel_diffusion.sampling.pictures import save_grid, save_rows
+    from multilevel_sde.files import write_atomically
+    from multilevel_sde.pilots.report.page import write_report
+
+    images = reference.images[:16]
+    strips = [(f"reference, cost {reference.cost:g}", images), *((name, made[:16]) for name, made in pictures)]
+    save_rows(out / "compare.png", strips, f"The same seeds by every method; cost in {_UNIT}")
+    save_grid(out / "samples.png", pictures[-1][1], scale=6)
+    _plot(out / "error.png", rows)
+    measured = [(row.method, row.cost * pilot.costs[-1], row.mse) for row in rows]
+    write_report(pilot, out / "report.html", title="Pilot of the digits ladder, DDPM", measured=measured)
+    count = len(reference.images)
+    record = {"version": mls.__version__, "seed": seed, "images": count, "rows": [asdict(row) for row in rows]}
+    write_atomically(out / "demo.json", (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _device(digits: DiffusionLadder) -> torch.device:
+    return next(digits.networks[0].parameters()).device
 
 
 def _euler_maruyama(ladder: mls.Ladder, process: Process, budget: float) -> tuple[Tensor, mls.Plan]:
@@ -140,35 +175,39 @@ def _euler_maruyama(ladder: mls.Ladder, process: Process, budget: float) -> tupl
 
 def _pilot(digits: DiffusionLadder, process: Process) -> mls.Pilot:
     """The stored pilot, or one made now where the demo's finest grid is not the pilot's."""
+    from multilevel_diffusion.sampling.stored import stored_pilot
+
     pilot = stored_pilot(digits, "ddpm")
     if pilot is None or not set(pilot.times.tolist()) <= set(process.fine_times.tolist()):
         seeds = range(1_000_000, 1_000_016)
-        start = process.start(seeds, digits.image_shape)
+        start = process.start(seeds, digits.image_shape, device=_device(digits))
         pilot = mls.pilot(digits.ladder, start, process.fine_times, progress=True, **process.arguments(seeds))
     return pilot
 
 
 def _planned(pilot: mls.Pilot, budget: float) -> tuple[Tensor, mls.Plan]:
-    planned = pilot.plan(budget=budget * pilot.costs[-1])
+    planned = pilot.in_evaluations(_UNIT).plan(budget=budget)
     return planned.times, planned.plan
 
 
 def _inverse_cost(ladder: mls.Ladder, process: Process, budget: float) -> tuple[Tensor, mls.Plan]:
+    import torch
+
     times = process.grid(min(_MULTILEVEL_STEPS, len(process.fine_times) - 1))
-    table = mls.InverseCostSchedule().probabilities(ladder, times, budget=budget * ladder.costs[-1])
+    table = mls.InverseCostSchedule().probabilities(ladder, times, budget=budget)
     return times, mls.draw_plan(table, mls.systematic, generator=torch.Generator().manual_seed(0))
 
 
-def _row(name: str, budget: float, result: Samples, reference: Samples, ladder: mls.Ladder) -> Row:
+def _row(name: str, budget: float, result: Samples, reference: Samples) -> Row:
     squared = (result.images - reference.images).double().square().flatten(1).mean(1)
-    cost = result.cost / ladder.costs[-1]
-    return Row(
-        name, budget, cost, float(squared.mean()), float(squared.median()), result.seconds, result.evaluations.tolist()
-    )
+    mean, median = float(squared.mean()), float(squared.median())
+    return Row(name, budget, result.cost, mean, median, result.seconds, result.evaluations.tolist())
 
 
 def _level_table(digits: DiffusionLadder, batch: int) -> str:
-    seconds = mls.SecondsCost(torch.zeros(batch, *digits.image_shape))(digits.networks)
+    import torch
+
+    seconds = mls.SecondsCost(torch.zeros(batch, *digits.image_shape, device=_device(digits)))(digits.networks)
     lines = [f"{'level':>5} {'parameters':>11} {'MFLOP/image':>12} {'ms/image':>9} {'denoising loss':>15}"]
     for index, (level, time_) in enumerate(zip(digits.record["levels"], seconds, strict=True)):
         lines.append(
@@ -178,21 +217,22 @@ def _level_table(digits: DiffusionLadder, batch: int) -> str:
     return "\n".join(lines)
 
 
-def _table(rows: list[Row], reference: Samples, steps: int, ladder: mls.Ladder) -> str:
+def _table(rows: list[Row], reference: Samples, steps: int) -> str:
     head = f"{'method':<15} {'cost':>8} {'MSE':>9} {'median':>9} {'seconds':>8}  evaluations per level"
     lines = ["", f"distance to {steps} steps of the largest network; cost in its evaluations (FLOPs)", head]
     lines += [
         f"{row.method:<15} {row.cost:>8.2f} {row.mse:>9.5f} {row.median:>9.5f} {row.seconds:>8.2f}  {row.evaluations}"
         for row in rows
     ]
-    cost = reference.cost / ladder.costs[-1]
-    lines.append(f"{'reference':<15} {cost:>8.2f} {0:>9.5f} {0:>9.5f} {reference.seconds:>8.2f}")
+    lines.append(f"{'reference':<15} {reference.cost:>8.2f} {0:>9.5f} {0:>9.5f} {reference.seconds:>8.2f}")
     return "\n".join(lines)
 
 
 def _plot(path: Path, rows: list[Row]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    from multilevel_sde.files import write_atomically
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     read: list[tuple[str, Callable[[Row], float]]] = [("mean", lambda r: r.mse), ("median image", lambda r: r.median)]

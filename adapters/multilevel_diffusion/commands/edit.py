@@ -11,20 +11,25 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 import multilevel_sde as mls
-from multilevel_diffusion.commands.train_and_measure import open_ladder
-from multilevel_diffusion.networks.store import DiffusionLadder
-from multilevel_diffusion.process.grids import uniform
-from multilevel_diffusion.process.reverse_process import MODES, Process
-from multilevel_diffusion.sampling.pictures import save_rows
-from multilevel_diffusion.sampling.samples import sample
-from multilevel_diffusion.sparse.drift import SparseDrift
-from multilevel_diffusion.sparse.editing import Edit, EditRow, compare, paint
-from multilevel_sde.files import write_atomically
+from multilevel_diffusion.commands.options import (
+    add_device,
+    add_ladder,
+    add_mode,
+    add_out,
+    add_seed,
+    add_threads,
+    prepare,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from multilevel_diffusion.networks.store import DiffusionLadder
+    from multilevel_diffusion.sparse.editing import Edit, EditRow
 
 __all__ = ["register"]
 
@@ -42,33 +47,36 @@ def register(subparsers) -> None:
         0.1
     """
     parser = subparsers.add_parser("edit", help="edit images by recomputing around the edit", description=__doc__)
-    parser.add_argument("--ladder", default="deadleaves32", help="folder of a ladder, or a shipped one [%(default)s]")
+    add_ladder(parser, "deadleaves32")
     parser.add_argument("--images", type=int, default=8, help="how many [%(default)s]")
     parser.add_argument("--area", type=float, default=0.05, help="painted part of an image [%(default)s]")
     parser.add_argument("--middle", type=float, default=0.4, help="time to which they are noised [%(default)s]")
     parser.add_argument("--steps", type=int, default=50, help="steps from there to 0 [%(default)s]")
-    parser.add_argument("--mode", choices=MODES, default="ddpm", help="reverse SDE or its ODE [%(default)s]")
+    add_mode(parser)
     parser.add_argument(
         "--corrections", type=int, nargs="+", default=[3, 6, 12], help="dense evaluations beside the sparse ones"
     )
     parser.add_argument("--tile", type=int, default=2, help="side of the recomputed tiles [%(default)s]")
     parser.add_argument("--margin", type=int, default=1, help="pixels by which each resolution widens the edit [1]")
-    parser.add_argument("--seed", type=int, default=0, help="of images, noise, paint and plans [%(default)s]")
-    parser.add_argument("--out", type=Path, default=Path("edit-output"), help="folder [%(default)s]")
-    parser.add_argument("--device", default="cpu", help="where the network runs [%(default)s]")
-    parser.add_argument("--threads", type=int, help="CPU threads; 1 is fastest for images of 32x32")
+    add_seed(parser, "of images, noise, paint and plans")
+    add_out(parser, "edit-output")
+    add_device(parser, "where the network runs")
+    add_threads(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    from multilevel_diffusion.networks.by_name import open_ladder
+    from multilevel_diffusion.process.reverse_process import MODES
+    from multilevel_diffusion.sparse.drift import SparseDrift
+    from multilevel_diffusion.sparse.editing import Edit, compare, paint
+
     if arguments.images < 1:
         raise ValueError(f'"--images" must be at least 1, got {arguments.images}')
-    images = open_ladder(arguments.ladder)
-    images.networks[-1].to(arguments.device)
+    device = prepare(arguments)
+    images = open_ladder(arguments.ladder, device)
     seeds = range(arguments.seed, arguments.seed + arguments.images)
-    original = _generate(images, seeds, arguments.device)
+    original = _generate(images, seeds, device)
     edit = Edit(
         images.denoisers[-1],
         images.schedule,
@@ -90,22 +98,40 @@ def _run(arguments: argparse.Namespace) -> int:
         f"takes {memory['reference'] / 1e6:.0f} MB ({memory['sparse'] / 1e6:.1f} MB are kept for one edit)"
     )
     _draw(arguments.out / "edit.png", edit, results)
+    _record(arguments, edit, rows, memory, sparse.shares())
+    print(f"written to {arguments.out / 'edit.png'} and {arguments.out / 'edit.json'}")
+    return 0
+
+
+def _record(
+    arguments: argparse.Namespace,
+    edit: Edit,
+    rows: list[EditRow],
+    memory: dict[str, int],
+    shares: dict[tuple[int, int], float],
+) -> None:
+    import torch
+
+    from multilevel_sde.files import write_atomically
+
     record = {
         "versions": {"multilevel_sde": mls.__version__, "torch": torch.__version__},
         "arguments": {name: value for name, value in vars(arguments).items() if isinstance(value, str | int | float)},
         "seeds": [edit.seeds[0], edit.seeds[-1] + 1],
         "corrections": arguments.corrections,
         "edited": float(edit.region.double().mean()),
-        "active": {f"{height}x{width}": share for (height, width), share in sparse.shares().items()},
+        "active": {f"{height}x{width}": share for (height, width), share in shares.items()},
         "bytes": memory,
         "rows": [asdict(row) for row in rows],
     }
     write_atomically(arguments.out / "edit.json", (json.dumps(record, indent=1) + "\n").encode())
-    print(f"written to {arguments.out / 'edit.png'} and {arguments.out / 'edit.json'}")
-    return 0
 
 
-def _generate(images: DiffusionLadder, seeds: range, device: str) -> Tensor:
+def _generate(images: DiffusionLadder, seeds: range, device: torch.device) -> Tensor:
+    from multilevel_diffusion.process.grids import uniform
+    from multilevel_diffusion.process.reverse_process import Process
+    from multilevel_diffusion.sampling.samples import sample
+
     process = Process(images.schedule, 1.0, uniform(images.schedule, _GENERATION))
     ladder, times = images.ladder.top(), process.grid(_GENERATION)
     plan, shape = mls.em_plan(ladder, times), images.image_shape
@@ -124,6 +150,8 @@ def _table(rows: list[EditRow]) -> str:
 
 
 def _draw(path: Path, edit: Edit, results: list[tuple[EditRow, Tensor]]) -> None:
+    from multilevel_diffusion.sampling.pictures import save_rows
+
     (_, dense), *others = results
     strips = [("original", edit.original), ("edited", edit.edited), ("dense", dense)]
     strips += [

@@ -10,49 +10,59 @@ import argparse
 import itertools
 import json
 from pathlib import Path
-
-import torch
-from torch import Tensor
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 import multilevel_sde as mls
-from multilevel_diffusion.commands.train_and_measure import open_ladder
-from multilevel_diffusion.networks.store import DiffusionLadder
-from multilevel_diffusion.process.grids import uniform
-from multilevel_diffusion.process.reverse_process import MODES, Process
-from multilevel_diffusion.sampling.distributed import place, process_group
-from multilevel_diffusion.sampling.job import Job
-from multilevel_diffusion.sampling.job_folder import Result, run
-from multilevel_diffusion.sampling.pictures import save_grid
-from multilevel_diffusion.sampling.samples import batch_for
-from multilevel_diffusion.sampling.shards import read_manifest, read_shards, remove_temporary_files
-from multilevel_diffusion.sampling.stored import stored_pilot, stored_plan
-from multilevel_sde.files import write_atomically
+from multilevel_diffusion.commands.options import (
+    add_device,
+    add_ladder,
+    add_mode,
+    add_out,
+    add_seed,
+    add_threads,
+    prepare,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from multilevel_diffusion.networks.store import DiffusionLadder
+    from multilevel_diffusion.process.reverse_process import Process
+    from multilevel_diffusion.sampling.job import Job
+    from multilevel_diffusion.sampling.job_folder import Result
 
 __all__ = ["register"]
 
 _PAGE = 64  # images on a page
+_UNIT = "evaluations of the largest network"
 
 
 def register(subparsers) -> None:
-    """Add the command to an argparse subparsers object."""
+    """Add the command to an argparse subparsers object.
+
+    Example:
+        >>> parser = argparse.ArgumentParser()
+        >>> register(parser.add_subparsers())
+        >>> parser.parse_args(["sample", "--ladder", "digits", "--budget", "20"]).count
+        64
+    """
     parser = subparsers.add_parser("sample", help="sample a ladder: PNG pages and a JSON record", description=__doc__)
-    parser.add_argument("--ladder", required=True, help="folder of a ladder, or the name of a shipped one")
-    parser.add_argument("--method", choices=["em", "ml-em"], default="ml-em", help="[%(default)s]")
-    parser.add_argument("--mode", choices=MODES, default="ddpm", help="reverse SDE or its ODE [%(default)s]")
-    parser.add_argument("--steps", type=int, help="steps; default: the plan's, or the budget's for em, or 200")
-    parser.add_argument("--fine", type=int, default=1000, help="finest grid, on which the noise is defined [1000]")
+    add_ladder(parser)
     parser.add_argument("--budget", type=float, help="cost of an image in evaluations of the largest network")
     parser.add_argument("--plan", type=Path, help="a saved plan instead of a budget")
     parser.add_argument("--count", type=int, default=64, help="images [%(default)s]")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first image; images take consecutive ones")
+    add_seed(parser, "seed of the first image; images take consecutive ones")
+    add_mode(parser)
+    parser.add_argument("--method", choices=["em", "ml-em"], default="ml-em", help="[%(default)s]")
+    parser.add_argument("--steps", type=int, help="steps; default: the plan's, or the budget's for em, or 200")
+    parser.add_argument("--fine", type=int, default=1000, help="finest grid, on which the noise is defined [1000]")
     parser.add_argument("--plan-seed", type=int, default=0, help="seed of a randomly drawn plan [%(default)s]")
     parser.add_argument("--batch", type=int, help="images at a time; default: by memory")
     parser.add_argument("--shard", type=int, help="images in a file of tensors; default: four batches")
     parser.add_argument("--pages", type=int, help="at most so many PNG pages of 64 images; default: all images")
-    parser.add_argument("--out", type=Path, default=Path("samples"), help="folder; a stopped run continues [samples]")
-    parser.add_argument("--device", default="cpu", help="where the networks run; cuda: one GPU a process [%(default)s]")
-    parser.add_argument("--threads", type=int, help="CPU threads of a process; 1 is fastest for images of 8x8")
+    add_out(parser, "samples", "folder; a stopped run continues")
+    add_device(parser, "where the networks run; cuda: one GPU a process")
+    add_threads(parser)
     parser.add_argument(
         "--timeout", type=float, default=1800.0, help="seconds that processes wait for each other [%(default)g]"
     )
@@ -60,16 +70,26 @@ def register(subparsers) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from multilevel_diffusion.networks.by_name import open_ladder
+    from multilevel_diffusion.process.grids import uniform
+    from multilevel_diffusion.process.reverse_process import MODES, Process
+    from multilevel_diffusion.sampling.distributed import place, process_group
+    from multilevel_diffusion.sampling.job import Job
+    from multilevel_diffusion.sampling.job_folder import run
+    from multilevel_diffusion.sampling.samples import batch_for
+    from multilevel_diffusion.sampling.shards import read_manifest
+
     for name, least in (("count", 1), ("pages", 0)):
         if (value := getattr(arguments, name)) is not None and value < least:
             raise ValueError(f'"--{name}" must be at least {least}, got {value}')
-    with process_group(arguments.device, timeout=arguments.timeout) as device:
+    with process_group(prepare(arguments), timeout=arguments.timeout) as device:
         # Threads change the last bits, so a run that continues takes those of the run that it continues.
-        if threads := arguments.threads or ((read_manifest(arguments.out) or {}).get("job") or {}).get("threads"):
-            torch.set_num_threads(threads)
-        images = open_ladder(arguments.ladder)
-        for network in images.networks:
-            network.to(device)
+        before = ((read_manifest(arguments.out) or {}).get("job") or {}).get("threads")
+        if before and arguments.threads is None:
+            torch.set_num_threads(before)
+        images = open_ladder(arguments.ladder, device)
         process = Process(images.schedule, MODES[arguments.mode], uniform(images.schedule, arguments.fine))
         times, plan, how = _choose(arguments, images, process)
         batch = arguments.batch or batch_for(images.image_shape)
@@ -85,6 +105,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace, job: Job, result: Result, how: str) -> None:
     """Write the pages and the record, and say what was done."""
+    from multilevel_diffusion.sampling.shards import remove_temporary_files
+    from multilevel_sde.files import write_atomically
+
     ladder, plan = job.images.ladder, job.plan
     cost = plan.cost(ladder)
     remove_temporary_files(arguments.out, ("samples_*", "record.json"))
@@ -117,6 +140,12 @@ def _report(arguments: argparse.Namespace, job: Job, result: Result, how: str) -
 
 def _write_pages(folder: Path, seeds: range, most: int | None) -> list[str]:
     """Write PNG pages of the images in a folder, and return their names."""
+    import torch
+    from tqdm import tqdm
+
+    from multilevel_diffusion.sampling.pictures import save_grid
+    from multilevel_diffusion.sampling.shards import read_shards
+
     images, names = itertools.chain.from_iterable(images for _, images in read_shards(folder)), []
     for first in tqdm(seeds[::_PAGE][:most], desc="pages", unit="page", delay=2):
         page = torch.stack(list(itertools.islice(images, _PAGE)))
@@ -127,7 +156,11 @@ def _write_pages(folder: Path, seeds: range, most: int | None) -> list[str]:
 
 def _choose(arguments: argparse.Namespace, images: DiffusionLadder, process: Process) -> tuple[Tensor, mls.Plan, str]:
     """The grid, the plan and its name."""
-    ladder, top = images.ladder, images.ladder.costs[-1]
+    import torch
+
+    from multilevel_diffusion.sampling.stored import stored_pilot, stored_plan
+
+    ladder = images.ladder.in_evaluations(_UNIT)
     if arguments.plan is not None:
         if arguments.method == "em" or arguments.budget is not None:
             raise ValueError('"--plan" already says what runs; leave out --method em and --budget')
@@ -141,14 +174,15 @@ def _choose(arguments: argparse.Namespace, images: DiffusionLadder, process: Pro
         return times, mls.em_plan(ladder, times), "Euler-Maruyama on the largest network"
     if arguments.budget is None:
         raise ValueError('"--budget" is missing; give the cost of an image in evaluations of the largest network')
+    usual = arguments.steps is None and arguments.fine == 1000
     fitted = stored_plan(images, arguments.mode, arguments.budget)
-    if fitted is not None and arguments.steps is None and arguments.fine == 1000:
+    if fitted is not None and usual:
         return fitted[1], fitted[0], "ML-EM, a fitted plan"
     pilot = stored_pilot(images, arguments.mode)
-    if pilot is not None and arguments.steps is None and arguments.fine == 1000:
-        planned = pilot.plan(budget=arguments.budget * top)
+    if pilot is not None and usual:
+        planned = pilot.in_evaluations(_UNIT).plan(budget=arguments.budget)
         return planned.times, planned.plan, "ML-EM, the pilot's plan"
     times = process.grid(arguments.steps or min(200, arguments.fine))
-    table = mls.InverseCostSchedule().probabilities(ladder, times, budget=arguments.budget * top)
+    table = mls.InverseCostSchedule().probabilities(ladder, times, budget=arguments.budget)
     generator = torch.Generator().manual_seed(arguments.plan_seed)
     return times, mls.draw_plan(table, mls.systematic, generator=generator), "ML-EM, p = C / T, systematic"

@@ -8,6 +8,7 @@ Rooms:
     training              train(), train_ladder(): resumable to the bit.
     training_state        the state of a training run, its checkpoint, one step.
     store, ladder_json    ladders on disk, and those that the package ships.
+    by_name               what a command line names: a ladder, a source of images, a preset.
     scaling, power        error against cost, and the exponent gamma.
 """
 

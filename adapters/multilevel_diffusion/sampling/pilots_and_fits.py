@@ -45,7 +45,7 @@ def run_pilot(
     steps: int = 1000,
     samples: int = 32,
     candidates: int | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> mls.Pilot:
     """Measure a ladder of networks.
@@ -146,7 +146,7 @@ def fit(
         progress=progress,
         **process.arguments(seeds),
     )
-    proposed = pilot.plans(budget=budget * images.ladder.costs[-1])
+    proposed = pilot.in_evaluations("evaluations of the largest network").plans(budget=budget)
     return mls.fit_plan(images.ladder, start, proposed, target, progress=progress, **process.arguments(seeds))
 
 

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from multilevel_diffusion.commands.train_and_measure import open_ladder, open_source, register
+from multilevel_diffusion.commands.in_order import register
+from multilevel_diffusion.networks.by_name import open_ladder, open_source
 from multilevel_diffusion.networks.store import load_ladder
 
 
@@ -49,7 +50,7 @@ def test_preset_is_found_by_the_shape_of_the_images(tmp_path, monkeypatch):
         asked.update(configs=configs, settings=settings)
         raise ValueError("stop here")
 
-    monkeypatch.setattr("multilevel_diffusion.commands.train_and_measure.train_ladder", record)
+    monkeypatch.setattr("multilevel_diffusion.networks.training.train_ladder", record)
     for data, size, base_dims, steps in [
         ("digits", "8", [4, 8, 16, 32, 64], [8000, 8000, 8000, 4500, 3500]),
         ("deadleaves", "32", [4, 8, 16, 32], [6000, 4000, 2500, 2500]),

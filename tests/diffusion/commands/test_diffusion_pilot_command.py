@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import multilevel_sde as mls
-from multilevel_diffusion.commands.train_and_measure import open_ladder
+from multilevel_diffusion.networks.by_name import open_ladder
 from multilevel_diffusion.sampling.pilots_and_fits import run_pilot
 from multilevel_diffusion.sampling.stored import stored_pilot
 from multilevel_sde.cli import main

@@ -51,7 +51,7 @@ def test_the_seed_reaches_the_plans(tmp_path, monkeypatch):
     def stop(edit, sparse, corrections, plan_seed):
         raise ValueError(f"plans of seed {plan_seed}")
 
-    monkeypatch.setattr("multilevel_diffusion.commands.edit.compare", stop)
+    monkeypatch.setattr("multilevel_diffusion.sparse.editing.compare", stop)
     with pytest.raises(ValueError, match="plans of seed 7"):
         run("--ladder", "digits", "--images", "1", "--steps", "2", "--seed", "7", "--out", str(tmp_path))
 

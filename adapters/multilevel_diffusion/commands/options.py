@@ -1,0 +1,77 @@
+"""The parser lines that commands share, and what they mean when a command runs.
+
+Nothing heavy is imported before a command runs, so that `--help` answers at once: `register` in each room of this wing
+imports argparse and this module only, and the functions that run import the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["add_device", "add_ladder", "add_mode", "add_out", "add_seed", "add_threads", "prepare"]
+
+
+def add_ladder(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add --ladder, required where it has no default."""
+    text = "folder of a ladder, or the name of a shipped one" + ("" if default is None else " [%(default)s]")
+    parser.add_argument("--ladder", required=default is None, default=default, help=text)
+
+
+def add_mode(parser: argparse.ArgumentParser) -> None:
+    """Add --mode: the keys of `multilevel_diffusion.process.reverse_process.MODES`."""
+    parser.add_argument("--mode", choices=["ddpm", "ddim"], default="ddpm", help="reverse SDE or its ODE [%(default)s]")
+
+
+def add_out(parser: argparse.ArgumentParser, default: str, what: str = "folder of the results") -> None:
+    """Add --out, a folder."""
+    parser.add_argument("--out", type=Path, default=Path(default), help=f"{what} [%(default)s]")
+
+
+def add_seed(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add --seed, 0 by default."""
+    parser.add_argument("--seed", type=int, default=0, help=f"{what} [%(default)s]")
+
+
+def add_threads(parser: argparse.ArgumentParser, why: str = "1 is fastest for small images") -> None:
+    """Add --threads."""
+    parser.add_argument("--threads", type=int, help=f"CPU threads; {why} [torch's default]")
+
+
+def add_device(parser: argparse.ArgumentParser, what: str = "where the networks run") -> None:
+    """Add --device, whose default is known when the command runs: see :func:`prepare`."""
+    parser.add_argument("--device", help=f"{what} [cuda where there is one, else cpu]")
+
+
+def prepare(arguments: argparse.Namespace) -> torch.device:
+    """Set the threads that a command was given and return its device.
+
+    Raises:
+        ValueError: There is no such device on this machine, or the number of threads is below 1.
+
+    Example:
+        >>> prepare(argparse.Namespace(device="cpu", threads=None))
+        device(type='cpu')
+    """
+    import torch
+
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise ValueError(f'"--threads" must be at least 1, got {arguments.threads}')
+        torch.set_num_threads(arguments.threads)
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    known = ["cpu", *(["cuda"] if there else []), *(f"cuda:{index}" for index in range(there))]
+    name = arguments.device if arguments.device is not None else "cuda" if there else "cpu"
+    if name in known:
+        return torch.device(name)
+    if name.partition(":")[0] == "cuda":
+        found = "no CUDA device" if not there else "one" if there == 1 else f"{there} of them"
+        raise ValueError(f'"--device" is {name!r}, but torch finds {found} on this machine; use {known[-1]}')
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(f'"--device" is {name!r}, expected a device of this machine, such as {known[-1]}') from None

@@ -1,0 +1,72 @@
+"""`multilevel-sde pilot`: measure a ladder of networks in a short trial run, and report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from multilevel_diffusion.commands.options import add_device, add_ladder, add_mode, add_out, add_threads, prepare
+
+__all__ = ["register"]
+
+_STEPS = 1000
+
+
+def register(subparsers) -> None:
+    """Add the command to an argparse subparsers object.
+
+    Example:
+        >>> parser = argparse.ArgumentParser()
+        >>> register(parser.add_subparsers())
+        >>> parser.parse_args(["pilot", "--ladder", "digits"]).samples
+        32
+    """
+    parser = subparsers.add_parser(
+        "pilot", help="measure a ladder in a short trial run and write a report", description=_run.__doc__
+    )
+    add_ladder(parser)
+    add_mode(parser)
+    parser.add_argument("--steps", type=int, default=_STEPS, help="finest grid, the reference [%(default)s]")
+    parser.add_argument("--samples", type=int, default=32, help="trajectories [%(default)s]")
+    parser.add_argument("--candidates", type=int, help="largest number of steps of a plan [100, for the ODE 56]")
+    parser.add_argument("--save", action="store_true", help="also keep the pilot beside the ladder, as its default")
+    add_out(parser, "pilot")
+    add_device(parser)
+    add_threads(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Measure how large every level's corrections are and what they do to the image; say what plans will cost."""
+    from multilevel_diffusion.networks.by_name import open_ladder
+    from multilevel_diffusion.sampling.pilots_and_fits import run_pilot
+
+    if arguments.samples < 2:
+        raise ValueError(f'"--samples" must be at least 2 (better 16), got {arguments.samples}')
+    if arguments.save and arguments.steps != _STEPS:
+        raise ValueError(f'"--save" keeps the default for {_STEPS} steps, got --steps {arguments.steps}; leave one out')
+    device = prepare(arguments)
+    images = open_ladder(arguments.ladder, device)
+    found = run_pilot(
+        images,
+        arguments.mode,
+        steps=arguments.steps,
+        samples=arguments.samples,
+        candidates=arguments.candidates,
+        device=device,
+        progress=True,
+    )
+    found.save(arguments.out / "pilot.safetensors")
+    found.report(arguments.out / "report.html", title=f"{Path(arguments.ladder).name}, {arguments.mode.upper()}")
+    told = found.in_evaluations("evaluations of the largest network")
+    for share in (0.05, 0.13, 0.35):
+        if (budget := share * told.steps) >= told.least_budget:
+            print(f"budget {budget:.3g}: {told.advise(budget=budget).text}")
+    print(f"the pilot cost {told.cost:.0f} {told.unit}")
+    print(f"pilot.safetensors, report.html and report.json written to {arguments.out}/")
+    if arguments.save:
+        assert images.folder is not None
+        path = images.folder / f"pilot_{arguments.mode}.safetensors"
+        found.save(path)
+        print(f"kept as {path}")
+    return 0

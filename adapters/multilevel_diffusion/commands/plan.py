@@ -1,0 +1,114 @@
+"""`multilevel-sde plan`: turn the measurements of a pilot into a plan file.
+
+The file knows the grid that it is for, part of the uniform grid with 1000 steps, and `multilevel-sde sample --plan`
+takes it from there. `plan --fit` also fits the coefficients (:mod:`multilevel_diffusion.sampling.pilots_and_fits`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from multilevel_diffusion.commands.options import add_device, add_ladder, add_mode, add_threads, prepare
+
+if TYPE_CHECKING:
+    import torch
+
+    import multilevel_sde as mls
+    from multilevel_diffusion.networks.store import DiffusionLadder
+
+__all__ = ["register"]
+
+_STEPS = 1000
+
+
+def register(subparsers) -> None:
+    """Add the command to an argparse subparsers object.
+
+    Example:
+        >>> parser = argparse.ArgumentParser()
+        >>> register(parser.add_subparsers())
+        >>> parser.parse_args(["plan", "--ladder", "digits", "--budget", "10", "-o", "plan.safetensors"]).budget
+        10.0
+    """
+    parser = subparsers.add_parser(
+        "plan", help="write the best plan for a budget, for `sample --plan`", description=_run.__doc__
+    )
+    add_ladder(parser)
+    add_mode(parser)
+    amount = parser.add_mutually_exclusive_group(required=True)
+    amount.add_argument("--budget", type=float, help="cost of an image in evaluations of the largest network")
+    amount.add_argument("--target-mse", type=float, help="mean squared error per pixel to reach instead")
+    parser.add_argument("--pilot", type=Path, help="a saved pilot; default: the ladder's own, or a new one")
+    parser.add_argument(
+        "--fit", action="store_true", help="fit its coefficients to the largest network's path (minutes)"
+    )
+    parser.add_argument("--samples", type=int, default=32, help="trajectories of the fit [%(default)s]")
+    parser.add_argument("--steps", type=int, default=28, help="largest number of steps of the fit [%(default)s]")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="file of the plan, .safetensors")
+    add_device(parser)
+    add_threads(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Write the plan that a pilot predicts to be best at a budget, or cheapest at an error."""
+    from multilevel_diffusion.networks.by_name import open_ladder
+
+    device = prepare(arguments)
+    images = open_ladder(arguments.ladder, device)
+    if arguments.fit:
+        return _fit(arguments, images)
+    found = _pilot(arguments, images, device).in_evaluations("evaluations of the largest network")
+    best = found.plan(budget=arguments.budget, target_mse=arguments.target_mse)
+    best.plan.save(arguments.out, best.times)
+    print(
+        f"{best.plan.steps} steps of {_STEPS}, levels {_numbers(best.levels)}: cost {best.predicted.cost:.3g} "
+        f"{found.unit}, expected mean squared error {best.predicted.mse:.3g}; written to {arguments.out}"
+    )
+    print(
+        f"use it with: multilevel-sde sample --ladder {arguments.ladder} --mode {arguments.mode} --plan {arguments.out}"
+    )
+    return 0
+
+
+def _pilot(arguments: argparse.Namespace, images: DiffusionLadder, device: torch.device) -> mls.Pilot:
+    """The pilot that was named, or the stored one, or a new one."""
+    import multilevel_sde as mls
+    from multilevel_diffusion.sampling.pilots_and_fits import run_pilot
+    from multilevel_diffusion.sampling.stored import stored_pilot
+
+    if arguments.pilot is None:
+        found = stored_pilot(images, arguments.mode)
+        return found or run_pilot(images, arguments.mode, device=device, progress=True)
+    found = mls.Pilot.load(arguments.pilot)
+    if found.costs != images.ladder.costs:
+        raise ValueError(f'"--pilot" {arguments.pilot} measured other networks than "--ladder"; run the pilot again')
+    return found
+
+
+def _fit(arguments: argparse.Namespace, images: DiffusionLadder) -> int:
+    from multilevel_diffusion.process.grids import uniform
+    from multilevel_diffusion.process.reverse_process import MODES, Process
+    from multilevel_diffusion.sampling.pilots_and_fits import fit
+
+    if arguments.budget is None or arguments.pilot is not None:
+        raise ValueError('"--fit" takes a "--budget" and makes its own pilot; leave out --target-mse and --pilot')
+    process = Process(images.schedule, MODES[arguments.mode], uniform(images.schedule, _STEPS))
+    found = fit(images, process, arguments.budget, samples=arguments.samples, steps=arguments.steps, progress=True)
+    found.plan.save(arguments.out, found.times)
+    top = images.ladder.costs[-1]
+    print(
+        f"{found.plan.steps} steps, levels {_numbers(found.levels)}: cost {found.plan.cost(images.ladder) / top:.3g} "
+        f"evaluations of the largest network; squared error on samples kept out {found.held_out[0]:.3g} before the "
+        f"fit, {found.held_out[1]:.3g} after (typical), {found.mean:.3g} (mean); the fit cost {found.cost / top:.0f} "
+        f"evaluations; written to {arguments.out}"
+    )
+    return 0
+
+
+def _numbers(levels: Iterable[int]) -> str:
+    """Levels as a person counts them, from 1."""
+    return ", ".join(str(level + 1) for level in levels)

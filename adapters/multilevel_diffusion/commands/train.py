@@ -1,0 +1,108 @@
+"""`multilevel-sde train`: the networks of a ladder, one after the other."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from multilevel_diffusion.commands.options import add_device, add_seed, add_threads, prepare
+
+if TYPE_CHECKING:
+    from multilevel_diffusion.networks.by_name import Preset
+    from multilevel_diffusion.networks.data import Source
+    from multilevel_diffusion.networks.training_state import TrainSettings
+    from multilevel_diffusion.networks.unet import UNetConfig
+
+__all__ = ["register"]
+
+
+def register(subparsers) -> None:
+    """Add the command to an argparse subparsers object.
+
+    Example:
+        >>> parser = argparse.ArgumentParser()
+        >>> register(parser.add_subparsers())
+        >>> parser.parse_args(["train", "--data", "digits", "--out", "mine"]).size
+        64
+    """
+    parser = subparsers.add_parser("train", help="train the networks of a ladder", description=_run.__doc__)
+    parser.add_argument("--data", required=True, metavar="SPEC", help="digits, deadleaves, folder:PATH or celeba:PATH")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the ladder; a stopped run resumes from it")
+    parser.add_argument("--size", type=int, default=64, help="side of the images (digits are 8x8) [%(default)s]")
+    # The names in multilevel_diffusion.networks.by_name.PRESETS, which a test compares.
+    presets = ["digits", "deadleaves32", "paper"]
+    parser.add_argument("--preset", choices=presets, help="networks and steps known to work together")
+    parser.add_argument(
+        "--levels",
+        nargs="+",
+        metavar="DIM:BOTTOM:MID",
+        help="networks instead of a preset's: base width, bottom depth, depth at the other scales; cheapest first",
+    )
+    parser.add_argument("--halvings", type=int, help="with --levels: how often the side is halved [to 4 pixels]")
+    parser.add_argument("--steps", type=int, nargs="+", help="optimiser steps, one number or one per network")
+    parser.add_argument("--batch", type=int, help="images a step")
+    parser.add_argument("--learning-rate", type=float, help="peak rate of Adam")
+    add_seed(parser, "seed of the first network; each takes the next one")
+    add_device(parser, "where to train")
+    add_threads(parser, "1 makes a run reproducible to the bit")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Train the networks of a ladder, one after the other; started again, it resumes where it was stopped."""
+    from multilevel_diffusion.networks.by_name import PRESETS, open_source, preset_for
+    from multilevel_diffusion.networks.training import train_ladder
+    from multilevel_diffusion.process.schedules import CosineSchedule
+
+    device = prepare(arguments)
+    source = open_source(arguments.data, arguments.size)
+    preset = PRESETS[arguments.preset] if arguments.preset else preset_for(source.image_shape)
+    if arguments.levels:
+        configs = [_parse_level(text, arguments.halvings, source) for text in arguments.levels]
+    elif preset is not None:
+        configs = preset.configs()
+    else:
+        raise ValueError(f'"--levels" is missing and no preset has images {source.image_shape}; give --levels')
+    settings = _settings(arguments, preset, len(configs))
+    ladder = train_ladder(configs, source, CosineSchedule(), arguments.out, settings, device=device)
+    for level, entry in enumerate(ladder.record["levels"], start=1):
+        size = f"{entry['parameters']} parameters, {entry['flops']:.3g} FLOPs"
+        print(f"level {level}: {size}, held-out loss {entry['error']['loss']:.5f}")
+    print(f"ladder written to {arguments.out}")
+    return 0
+
+
+def _settings(arguments: argparse.Namespace, preset: Preset | None, networks: int) -> list[TrainSettings]:
+    """How to train each of the networks."""
+    from multilevel_diffusion.networks.training_state import TrainSettings
+
+    steps = arguments.steps or (preset.steps if preset is not None and not arguments.levels else None)
+    if steps is None:
+        raise ValueError('"--steps" is missing, expected a number with --levels; try 20000')
+    steps = list(steps) * networks if len(steps) == 1 else list(steps)
+    if len(steps) != networks:
+        raise ValueError(f'"--steps" has {len(steps)} numbers for {networks} networks; give one, or one each')
+    return [
+        TrainSettings(
+            steps=count,
+            batch_size=arguments.batch or (preset.batch_size if preset else 128),
+            learning_rate=arguments.learning_rate or (preset.learning_rate if preset else 2e-3),
+            seed=arguments.seed + index,
+        )
+        for index, count in enumerate(steps)
+    ]
+
+
+def _parse_level(text: str, halvings: int | None, source: Source) -> UNetConfig:
+    """Read DIM:BOTTOM:MID."""
+    from multilevel_diffusion.networks.unet import UNetConfig
+
+    try:
+        dim, bottom, mid = (int(number) for number in text.split(":"))
+    except ValueError:
+        raise ValueError(f'"--levels" has {text!r}, expected DIM:BOTTOM:MID such as 32:3:2; write it so') from None
+    channels, size, _ = source.image_shape
+    if halvings is None:
+        halvings = max(n for n in range(size.bit_length()) if size % 2**n == 0 and (n == 0 or size >> n >= 4))
+    return UNetConfig(dim, bottom, mid, levels=halvings, image_size=size, channels=channels)
