@@ -11,12 +11,14 @@ Rooms:
     draws       which corrections are drawn together: independent, nested, systematic. Add a draw here.
     drawing     from probabilities and a draw to a plan; expected cost.
     schedules   probabilities from a formula. Add a schedule here.
+    budgets     relative probabilities scaled to a budget.
     recall      Recall: the coefficients r_k on stored values.
     memory      plans that remember: multistep bases, held corrections, control variates.
     poisson     the limit of small steps: corrections at random times.
     plan_file   the file of a plan, its version and its checksum.
 """
 
+from multilevel_sde.plans.budgets import scale_to_budget
 from multilevel_sde.plans.drawing import draw_plan, em_plan, expected_cost
 from multilevel_sde.plans.draws import Draw, independent, nested, systematic
 from multilevel_sde.plans.memory import hold, multistep, remember
@@ -29,7 +31,6 @@ from multilevel_sde.plans.schedules import (
     Schedule,
     SwitchSchedule,
     TheoremSchedule,
-    scale_to_budget,
 )
 
 __all__ = [
