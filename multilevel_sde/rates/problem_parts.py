@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,13 @@ from multilevel_sde.cost import Drift, GivenCost
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.noise.diffusion import Diffusion
 
-__all__ = ["Counted", "Problem", "check_at_least", "check_positive", "perturbed", "uniform"]
+__all__ = ["Counted", "Mixture", "Problem", "check_at_least", "check_positive", "midpoint_rule", "perturbed"]
+__all__ += ["perturbed_problem", "sine_flow", "uniform"]
+
+_CHUNK = 1 << 15  # integrand values of the quadrature held at a time; they stay in the cache
+
+Initial = Callable[[int, torch.Generator], Tensor]
+Exact = Callable[[Tensor, float, Tensor | None], Tensor]
 
 
 class Counted:
@@ -80,11 +87,11 @@ class Problem:
 
     ladder: Ladder
     drift: Counted
-    initial: Callable[[int, torch.Generator], Tensor]
+    initial: Initial
     diffusion: Diffusion | None = None
     t0: float = 0.0
     t1: float = 1.0
-    exact: Callable[[Tensor, float, Tensor | None], Tensor] | None = None
+    exact: Exact | None = None
     law: Callable[[Tensor, float], tuple[Tensor, Tensor]] | None = None
     log_density: Callable[[Tensor], Tensor] | None = None
 
@@ -114,7 +121,7 @@ class Problem:
         return torch.linspace(self.t0, self.t1, steps + 1, dtype=torch.float64)
 
 
-def uniform(dimension: int, bound: float) -> Callable[[int, torch.Generator], Tensor]:
+def uniform(dimension: int, bound: float) -> Initial:
     """Return initial(samples, generator): uniform in [-bound, bound]^dimension, float64.
 
     Example:
@@ -173,6 +180,91 @@ def _level(drift: Drift, size: float, pair: Tensor, slope: Tensor, phase: float)
         return drift(x, t) + torch.stack([theta.cos(), theta.sin()], dim=-1) @ scaled.to(x)
 
     return level
+
+
+def perturbed_problem(
+    function: Drift, initial: Initial, diffusion: Diffusion | None, ladder: tuple[float, int, int, int], **known: Any
+) -> Problem:
+    """Return the problem of a drift on its perturbed ladder of gamma, levels, dimension and seed.
+
+    Example:
+        >>> perturbed_problem(lambda x, t: -x, uniform(4, 1.0), None, (3.0, 2, 4, 0)).ladder
+        Ladder(2 levels, costs=[8.0, 64.0] units)
+    """
+    drift = Counted(function)
+    return Problem(perturbed(drift, *ladder), drift, initial, diffusion, **known)
+
+
+def sine_flow(rate: float) -> Exact:
+    """Return the solution of dx/dt = -rate sin(x), x(t) = 2 atan(tan(x_0 / 2) e^{-rate t}).
+
+    Example:
+        >>> sine_flow(1.0)(torch.tensor([0.1]), 1.0, None)  # about 0.1 / e
+        tensor([0.0368])
+    """
+    return lambda y0, t, w: 2 * torch.atan(torch.tan(y0 / 2) * math.exp(-rate * t))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """rho_t of :func:`multilevel_sde.rates.problems.gaussian_mixture`, equal Gaussians under dx = -x/2 dt + dW."""
+
+    centres: Tensor
+    std: float
+    horizon: float
+
+    def moments(self, t: float) -> tuple[Tensor, float]:
+        """Scaled centres alpha m_j, (M, dimension), and the variance v."""
+        return self.centres * math.exp(-t / 2), math.exp(-t) * self.std**2 - math.expm1(-t)
+
+    def reverse_drift(self, share: float) -> Drift:
+        """-(x/2 + share grad log rho_t)."""
+
+        def reverse(x: Tensor, t: Tensor) -> Tensor:
+            scaled = self.centres.to(x) * torch.exp(-t / 2).to(x)
+            v = (torch.exp(-t) * self.std**2 - torch.expm1(-t)).to(x)
+            posterior = torch.softmax(-torch.cdist(x, scaled).square() / (2 * v), dim=-1)
+            return -(x / 2 + share * (posterior @ scaled - x) / v)
+
+        return reverse
+
+    def initial(self, samples: int, generator: torch.Generator) -> Tensor:
+        """Draw x_horizon."""
+        scaled, v = self.moments(self.horizon)
+        chosen = torch.randint(len(scaled), (samples,), generator=generator)
+        noise = torch.randn(samples, scaled.shape[1], generator=generator, dtype=torch.float64)
+        return scaled[chosen] + math.sqrt(v) * noise
+
+    def law(self, y0: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """Mean and variance of every component of x_t, whatever y0."""
+        scaled, v = self.moments(t)
+        return scaled.mean(0), scaled.var(0, correction=0) + v
+
+    def flow(self, y0: Tensor, t: float, w: Tensor | None) -> Tensor:
+        """Solution of the ODE for a single Gaussian."""
+        (centre, v), (first, v_first) = self.moments(t), self.moments(self.horizon)
+        return centre + math.sqrt(v / v_first) * (y0 - first)
+
+
+def midpoint_rule(n: int, dimension: int) -> Drift:
+    """Return the drift of :func:`multilevel_sde.rates.problems.quadrature`, its integral by n nodes a side.
+
+    Example:
+        >>> midpoint_rule(1, dimension=3)(torch.ones(1), torch.tensor(0.0))  # -sin(1)
+        tensor([-0.8415])
+    """
+    side = (torch.arange(n, dtype=torch.float64) + 0.5) / n - 0.5
+    shift = torch.zeros(1, dtype=torch.float64)
+    for _ in range(dimension):
+        shift = (shift[:, None] + 2 * side).reshape(-1)
+
+    def rule(x: Tensor, t: Tensor) -> Tensor:
+        total = torch.zeros_like(x)
+        for part in shift.to(x).split(max(1, _CHUNK // max(1, x.numel()))):
+            total -= torch.sin(x[..., None] + part).sum(-1)
+        return total / len(shift)
+
+    return rule
 
 
 def check_positive(**values: float) -> None:

@@ -13,14 +13,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from multilevel_sde.cost import Drift, GivenCost
+from multilevel_sde.cost import GivenCost
 from multilevel_sde.ladder import Ladder
-from multilevel_sde.rates.problem_parts import Counted, Problem, check_at_least, check_positive, perturbed, uniform
+from multilevel_sde.rates.problem_parts import (
+    Counted,
+    Mixture,
+    Problem,
+    check_at_least,
+    check_positive,
+    midpoint_rule,
+    perturbed_problem,
+    sine_flow,
+    uniform,
+)
 
 __all__ = [
     "Counted",
@@ -33,8 +42,6 @@ __all__ = [
     "quadrature",
     "scaling_law",
 ]
-
-_CHUNK = 1 << 15  # integrand values of the quadrature held at a time; they stay in the cache
 
 
 def scaling_law(
@@ -63,13 +70,9 @@ def scaling_law(
         >>> round(float(error.square().mean().sqrt()), 6)
         0.125
     """
-
-    def exact(y0: Tensor, t: float, w: Tensor | None) -> Tensor:
-        return 2 * torch.atan(torch.tan(y0 / 2) * math.exp(-t))
-
-    drift = Counted(lambda x, t: -torch.sin(x))
-    ladder = perturbed(drift, gamma, levels, dimension, seed)
-    return Problem(ladder, drift, uniform(dimension, 2.0), diffusion, exact=None if diffusion else exact)
+    known = {} if diffusion else {"exact": sine_flow(1.0)}
+    sizes = gamma, levels, dimension, seed
+    return perturbed_problem(lambda x, t: -torch.sin(x), uniform(dimension, 2.0), diffusion, sizes, **known)
 
 
 def quadrature(dimension: int, nodes: Sequence[int] = (2, 4, 8), *, components: int = 4) -> Problem:
@@ -98,23 +101,14 @@ def quadrature(dimension: int, nodes: Sequence[int] = (2, 4, 8), *, components: 
     if not nodes or any(n < 1 for n in nodes) or list(nodes) != sorted(set(nodes)):
         raise ValueError(f'"nodes" must be positive and strictly increasing, got {list(nodes)}')
     rate = math.sin(1.0) ** dimension
-
-    def exact(y0: Tensor, t: float, w: Tensor | None) -> Tensor:
-        return 2 * torch.atan(torch.tan(y0 / 2) * math.exp(-rate * t))
-
-    drifts = [Counted(_midpoint_rule(n, dimension)) for n in nodes]
+    drifts = [Counted(midpoint_rule(n, dimension)) for n in nodes]
     ladder = Ladder(drifts, GivenCost([float(n) ** dimension for n in nodes], unit="nodes"))
-    return Problem(ladder, Counted(lambda x, t: -rate * torch.sin(x)), uniform(components, 2.0), exact=exact)
+    drift = Counted(lambda x, t: -rate * torch.sin(x))
+    return Problem(ladder, drift, uniform(components, 2.0), exact=sine_flow(rate))
 
 
 def ornstein_uhlenbeck(
-    theta: float = 1.0,
-    sigma: float = 0.5,
-    *,
-    gamma: float = 3.0,
-    levels: int = 5,
-    dimension: int = 4,
-    seed: int = 0,
+    theta: float = 1.0, sigma: float = 0.5, *, gamma: float = 3.0, levels: int = 5, dimension: int = 4, seed: int = 0
 ) -> Problem:
     r"""dx = -theta x dt + sigma dW on [0, 1].
 
@@ -138,19 +132,12 @@ def ornstein_uhlenbeck(
         variance = sigma**2 * -math.expm1(-2 * theta * t) / (2 * theta)
         return y0 * math.exp(-theta * t), torch.tensor(variance, dtype=y0.dtype)
 
-    drift = Counted(lambda x, t: -theta * x)
-    ladder = perturbed(drift, gamma, levels, dimension, seed)
-    return Problem(ladder, drift, uniform(dimension, 2.0), sigma, law=law)
+    sizes = gamma, levels, dimension, seed
+    return perturbed_problem(lambda x, t: -theta * x, uniform(dimension, 2.0), sigma, sizes, law=law)
 
 
 def geometric_brownian_motion(
-    mu: float = 0.5,
-    sigma: float = 0.5,
-    *,
-    gamma: float = 3.0,
-    levels: int = 5,
-    dimension: int = 4,
-    seed: int = 0,
+    mu: float = 0.5, sigma: float = 0.5, *, gamma: float = 3.0, levels: int = 5, dimension: int = 4, seed: int = 0
 ) -> Problem:
     r"""dx = mu x dt + sigma x dW on [0, 1], x_0 uniform in [1, 2]^d: multiplicative noise.
 
@@ -182,19 +169,12 @@ def geometric_brownian_motion(
     def initial(samples: int, generator: torch.Generator) -> Tensor:
         return 1 + torch.rand(samples, dimension, generator=generator, dtype=torch.float64)
 
-    drift = Counted(lambda x, t: mu * x)
-    ladder = perturbed(drift, gamma, levels, dimension, seed)
-    return Problem(ladder, drift, initial, lambda y, t: sigma * y, exact=exact, law=law)
+    sizes = gamma, levels, dimension, seed
+    return perturbed_problem(lambda x, t: mu * x, initial, lambda y, t: sigma * y, sizes, exact=exact, law=law)
 
 
 def decaying_noise(
-    alpha: float = 0.5,
-    beta: float = 0.5,
-    *,
-    gamma: float = 3.0,
-    levels: int = 5,
-    dimension: int = 4,
-    seed: int = 0,
+    alpha: float = 0.5, beta: float = 0.5, *, gamma: float = 3.0, levels: int = 5, dimension: int = 4, seed: int = 0
 ) -> Problem:
     r"""dx = (beta / sqrt(1 + t) - x / (2 (1 + t))) dt + alpha beta / sqrt(1 + t) dW on [0, 1]: additive noise.
 
@@ -217,9 +197,13 @@ def decaying_noise(
         assert w is not None
         return (y0 + beta * (t + alpha * w)) / math.sqrt(1 + t)
 
-    drift = Counted(lambda x, t: beta / (1 + t).sqrt() - x / (2 * (1 + t)))
-    ladder = perturbed(drift, gamma, levels, dimension, seed)
-    return Problem(ladder, drift, uniform(dimension, 2.0), lambda t: alpha * beta / (1 + t).sqrt(), exact=exact)
+    return perturbed_problem(
+        lambda x, t: beta / (1 + t).sqrt() - x / (2 * (1 + t)),
+        uniform(dimension, 2.0),
+        lambda t: alpha * beta / (1 + t).sqrt(),
+        (gamma, levels, dimension, seed),
+        exact=exact,
+    )
 
 
 def double_well(
@@ -242,12 +226,11 @@ def double_well(
         tensor([-0.5000])
     """
     check_positive(temperature=temperature)
-    drift = Counted(lambda x, t: x - x**3)
-    return Problem(
-        perturbed(drift, gamma, levels, dimension, seed),
-        drift,
+    return perturbed_problem(
+        lambda x, t: x - x**3,
         uniform(dimension, 1.5),
         math.sqrt(2 * temperature),
+        (gamma, levels, dimension, seed),
         t1=4.0,
         log_density=lambda x: -(x.square() - 1).square().sum(-1) / (4 * temperature),
     )
@@ -295,68 +278,14 @@ def gaussian_mixture(
     if centres.dim() != 2:
         raise ValueError(f'"means" must have shape (M, dimension), got {tuple(centres.shape)}')
 
-    mixture = _Mixture(centres, std, horizon)
-    drift = Counted(mixture.reverse_drift(1.0 if stochastic else 0.5))
-    return Problem(
-        perturbed(drift, gamma, levels, centres.shape[1], seed),
-        drift,
+    mixture = Mixture(centres, std, horizon)
+    return perturbed_problem(
+        mixture.reverse_drift(1.0 if stochastic else 0.5),
         mixture.initial,
         1.0 if stochastic else None,
+        (gamma, levels, centres.shape[1], seed),
         t0=horizon,
         t1=0.0,
         exact=mixture.flow if len(centres) == 1 and not stochastic else None,
         law=mixture.law,
     )
-
-
-@dataclass(frozen=True)
-class _Mixture:
-    """rho_t of :func:`gaussian_mixture`."""
-
-    centres: Tensor
-    std: float
-    horizon: float
-
-    def moments(self, t: float) -> tuple[Tensor, float]:
-        """Scaled centres alpha m_j, (M, dimension), and the variance v."""
-        return self.centres * math.exp(-t / 2), math.exp(-t) * self.std**2 - math.expm1(-t)
-
-    def reverse_drift(self, share: float) -> Drift:
-        """-(x/2 + share grad log rho_t)."""
-
-        def reverse(x: Tensor, t: Tensor) -> Tensor:
-            scaled = self.centres.to(x) * torch.exp(-t / 2).to(x)
-            v = (torch.exp(-t) * self.std**2 - torch.expm1(-t)).to(x)
-            posterior = torch.softmax(-torch.cdist(x, scaled).square() / (2 * v), dim=-1)
-            return -(x / 2 + share * (posterior @ scaled - x) / v)
-
-        return reverse
-
-    def initial(self, samples: int, generator: torch.Generator) -> Tensor:
-        scaled, v = self.moments(self.horizon)
-        chosen = torch.randint(len(scaled), (samples,), generator=generator)
-        noise = torch.randn(samples, scaled.shape[1], generator=generator, dtype=torch.float64)
-        return scaled[chosen] + math.sqrt(v) * noise
-
-    def law(self, y0: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        scaled, v = self.moments(t)
-        return scaled.mean(0), scaled.var(0, correction=0) + v
-
-    def flow(self, y0: Tensor, t: float, w: Tensor | None) -> Tensor:
-        (centre, v), (first, v_first) = self.moments(t), self.moments(self.horizon)
-        return centre + math.sqrt(v / v_first) * (y0 - first)
-
-
-def _midpoint_rule(n: int, dimension: int) -> Drift:
-    side = (torch.arange(n, dtype=torch.float64) + 0.5) / n - 0.5
-    shift = torch.zeros(1, dtype=torch.float64)
-    for _ in range(dimension):
-        shift = (shift[:, None] + 2 * side).reshape(-1)
-
-    def rule(x: Tensor, t: Tensor) -> Tensor:
-        total = torch.zeros_like(x)
-        for part in shift.to(x).split(max(1, _CHUNK // max(1, x.numel()))):
-            total -= torch.sin(x[..., None] + part).sum(-1)
-        return total / len(shift)
-
-    return rule
