@@ -11,8 +11,8 @@ class NonFiniteError(ArithmeticError):
     Attributes:
         step: Index n of the step from times[n] to times[n + 1].
         time: times[n].
-        level: The 0-based level whose drift was not finite, or None where the drifts were finite and the update
-            (noise, diffusion, overflow) was not.
+        level: The index of the level, from 0, whose drift was not finite, or None where the drifts were finite and the
+            update (noise, diffusion, overflow) was not.
         samples: Indices along the first dimension of the state that are not finite.
 
     Example:
@@ -21,13 +21,14 @@ class NonFiniteError(ArithmeticError):
         >>> mls.solve(ladder, torch.ones(2), times, mls.em_plan(ladder, times))
         Traceback (most recent call last):
         ...
-        multilevel_sde.errors.NonFiniteError: the drift of level 0 was not finite at step 0, time 0, samples [0, 1]; ...
+        multilevel_sde.errors.NonFiniteError: the drift of level 1 was not finite at step 0, time 0, samples [0, 1]; ...
     """
 
     def __init__(self, step: int, time: float, level: int | None, samples: list[int]):
         self.step, self.time, self.level, self.samples = step, time, level, samples
         shown = f"{samples[:8]}".replace("]", ", ...]") if len(samples) > 8 else f"{samples}"
-        what = "the state was not finite after" if level is None else f"the drift of level {level} was not finite at"
+        who = "the state" if level is None else f"the drift of level {level + 1}"
+        what = f"{who} was not finite {'after' if level is None else 'at'}"
         super().__init__(
             f"{what} step {step}, time {time:.6g}, samples {shown}; check the drift there, or take smaller steps"
         )

@@ -149,8 +149,8 @@ class Offload:
     def _evaluate(self, level: int, rows: _Rows, x: Tensor, t: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
             raise ValueError(
-                f"level {level} is offloaded and cannot be differentiated: its weights are gone when the gradient is "
-                "taken; solve with gradients=False, or leave the level out of the Offload"
+                f"level {level + 1} is offloaded and cannot be differentiated: its weights are gone when the gradient "
+                "is taken; solve with gradients=False, or leave the level out of the Offload"
             )
         with self._lock:
             value = rows.kept(level, x, t)

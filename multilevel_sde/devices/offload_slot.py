@@ -93,10 +93,11 @@ def checked_weights(
     """Return the named weights of every level that is offloaded."""
     if not modules or any(level not in range(len(ladder)) for level in modules):
         raise ValueError(
-            f'"modules" must name levels within 0..{len(ladder) - 1}, got {list(modules)}; for example {{1: network}}'
+            f'"modules" must have indices within 0..{len(ladder) - 1} as keys, got {list(modules)}; for example '
+            "{1: network}"
         )
     if set(files) - set(modules):
-        raise ValueError(f'"files" names the levels {sorted(set(files) - set(modules))}, which "modules" does not')
+        raise ValueError(f'"files" has the keys {sorted(set(files) - set(modules))}, which "modules" has not')
     found: dict[int, dict[str, Tensor]] = {}
     owner: dict[int, int] = {}
     for level, module in modules.items():
@@ -116,7 +117,7 @@ def checked_weights(
                 )
             if owner.setdefault(id(tensor), level) != level:
                 raise ValueError(
-                    f'"modules[{level}]" shares its weight {name} with level {owner[id(tensor)]}; offload one of them'
+                    f'"modules[{level}]" shares its weight {name} with "modules[{owner[id(tensor)]}]"; offload one'
                 )
         found[level] = tensors
     return found

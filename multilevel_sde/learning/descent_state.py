@@ -121,7 +121,7 @@ class Problem:
             for level, (below, value) in enumerate(pairwise(values), start=1):
                 if torch.equal(below, value):
                     raise ValueError(
-                        f'levels {level - 1} and {level} of "ladder" are equal; drop the dearer one with ladder.subset'
+                        f'levels {level} and {level + 1} of "ladder" are equal; drop the dearer one with ladder.subset'
                     )
             direction = torch.ones_like(y)
             for level, drift in enumerate(self.ladder.drifts):
@@ -129,7 +129,7 @@ class Problem:
                 moved = torch.stack([drift(y + 0.01 * direction, t) for t in places])
                 if not bool(slopes.any()) and not torch.equal(moved, values[level]):
                     raise ValueError(
-                        f'the drift of level {level} varies with its state, but "derivative" gives 0 (it detaches '
+                        f'the drift of level {level + 1} varies with its state, but "derivative" gives 0 (it detaches '
                         "its input?); pass derivative=multilevel_sde.central_difference"
                     )
 

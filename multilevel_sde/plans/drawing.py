@@ -34,7 +34,7 @@ def check_probabilities(probabilities: Tensor, *, truncate: bool = False) -> Ten
         >>> check_probabilities(torch.tensor([[1.0, 1.5]]))
         Traceback (most recent call last):
         ...
-        ValueError: "probabilities" must lie in (0, 1], got 1.5 at step 0, level 1
+        ValueError: "probabilities" must lie in (0, 1], got 1.5 at step 0, level 2
     """
     table = as_tensor("probabilities", probabilities).to("cpu", torch.float64)
     if table.dim() != 2 or 0 in table.shape:
@@ -45,7 +45,7 @@ def check_probabilities(probabilities: Tensor, *, truncate: bool = False) -> Ten
         hint = "; a level is dropped only with truncate=True" if table[step, level] == 0 else ""
         raise ValueError(
             f'"probabilities" must lie in (0, 1], got {table[step, level].item():.6g} at step {step}, '
-            f"level {level}{hint}"
+            f"level {level + 1}{hint}"
         )
     if (table[:, 0] != 1).any():
         step = int((table[:, 0] != 1).nonzero()[0, 0])

@@ -226,7 +226,7 @@ def _checked(recall: Recall | None, weights: Tensor) -> Recall | None:
     last, highest, _ = recall.places.max(0).values.tolist()
     if last >= steps or highest >= levels:
         raise ValueError(
-            f'"recall" names step {last} and level {highest}, the plan has steps 0..{steps - 1} and levels '
-            f"0..{levels - 1}"
+            f'"recall" names step {last} and level {highest + 1}, the plan has steps 0..{steps - 1} and '
+            f"levels 1..{levels}"
         )
     return recall

@@ -54,7 +54,7 @@ class Recall:
                 raise TypeError(f'"entries" must have integers for step, level and source, got {n!r}, {k!r}, {m!r}')
             if not (0 <= m < n < _MOST and 0 <= k < _MOST):
                 raise ValueError(
-                    f'"entries" must recall a level of an earlier step, got step {n}, level {k}, source {m}; '
+                    f'"entries" must recall a level of an earlier step, got the entry {tuple(entry)}; '
                     "a value of the step itself is a weight of the plan"
                 )
             found[n, k, m] = found.get((n, k, m), 0.0) + as_number("entries", value)

@@ -175,12 +175,12 @@ def _checked_once(drifts: list[Drift], level: int, drift: Drift) -> Drift:
 
 def _check_value(level: int, y: Tensor, value: Tensor) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"the drift of level {level} must return a Tensor, got {type(value).__name__}")
+        raise TypeError(f"the drift of level {level + 1} must return a Tensor, got {type(value).__name__}")
     for name in ("shape", "dtype", "device"):
         came, expected = getattr(value, name), getattr(y, name)
         if came != expected:
             raise ValueError(
-                f"the drift of level {level} returned {name} {came} for a state of {name} {expected}; "
+                f"the drift of level {level + 1} returned {name} {came} for a state of {name} {expected}; "
                 f"a drift must return a tensor like its state"
             )
 

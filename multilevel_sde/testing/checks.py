@@ -115,15 +115,15 @@ def check_ladder(
     for level, (a, b) in enumerate(itertools.pairwise(costs)):
         if not a < b:
             raise AssertionError(
-                f"measured costs must increase with the level, got {a:.6g} for level {level} and {b:.6g} for level "
-                f"{level + 1} ({model.unit})"
+                f"measured costs must increase with the level, got {a:.6g} for level {level + 1} and {b:.6g} for level "
+                f"{level + 2} ({model.unit})"
             )
     differences = tuple(math.sqrt(total) for total in totals)
     for level, (a, b) in enumerate(itertools.pairwise(differences), start=1):
         if not b < a:
             raise AssertionError(
-                f"differences must shrink with the level, measured {a:.3g} from level {level - 1} to {level} and "
-                f"{b:.3g} from level {level} to {level + 1} (RMS)"
+                f"differences must shrink with the level, measured {a:.3g} from level {level} to {level + 1} and "
+                f"{b:.3g} from level {level + 1} to {level + 2} (RMS)"
             )
     return LadderCheck(costs, model.unit, differences)
 
@@ -139,7 +139,7 @@ def _value(ladder: Ladder, level: int, y: Tensor, t: Tensor, tolerance: float) -
     """Return f^level(y, t) after all checks of one level."""
     drift, given = ladder.drifts[level], y.clone()
     value = drift(given, t)
-    where = f"the drift of level {level} at time {float(t):.6g}"
+    where = f"the drift of level {level + 1} at time {float(t):.6g}"
     if not isinstance(value, Tensor) or (value.shape, value.dtype, value.device) != (y.shape, y.dtype, y.device):
         came = (
             f"{tuple(value.shape)}, {value.dtype}, {value.device}"
@@ -205,7 +205,8 @@ def check_rates(
         squares = [(high - low).square().mean() for low, high in itertools.pairwise(values)]
         variances += torch.stack(squares).cpu() / len(times)
     if not bool((variances > 0).all()):
-        raise ValueError(f'"ladder" has equal levels {int(variances.argmin())} and {int(variances.argmin()) + 1}')
+        level = int(variances.argmin()) + 1
+        raise ValueError(f'"ladder" has equal levels {level} and {level + 1}')
     rates = level_rates(variances, ladder.costs)
     if not abs(rates.cost_exponent - gamma) <= tolerance:
         raise AssertionError(

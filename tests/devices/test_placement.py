@@ -203,16 +203,16 @@ def test_solves_in_several_threads_take_turns():
 def test_gradients_through_an_offloaded_level_are_refused():
     networks, plan = nets(), plan_of()
     offload = mls.Offload(ladder_of(networks), {2: networks[2]})
-    with pytest.raises(ValueError, match="level 2 is offloaded and cannot be differentiated"):
+    with pytest.raises(ValueError, match="level 3 is offloaded and cannot be differentiated"):
         mls.solve(offload.ladder(plan), torch.zeros(1, 1, 6, 6, requires_grad=True), TIMES, plan)
 
 
 def test_offload_says_what_is_wrong(tmp_path):
     networks = nets()
     ladder = ladder_of(networks)
-    with pytest.raises(ValueError, match=r'"modules" must name levels within 0..2, got \[3\]'):
+    with pytest.raises(ValueError, match=r'"modules" must have indices within 0..2 as keys, got \[3\]'):
         mls.Offload(ladder, {3: networks[2]})
-    with pytest.raises(ValueError, match='"modules" must name levels'):
+    with pytest.raises(ValueError, match='"modules" must have indices'):
         mls.Offload(ladder, {})
     with pytest.raises(TypeError, match=r'"modules\[1\]" must be a torch.nn.Module, got function'):
         mls.Offload(ladder, {1: lambda x, t: x})  # type: ignore[dict-item]
@@ -220,9 +220,9 @@ def test_offload_says_what_is_wrong(tmp_path):
         mls.Offload(ladder, {1: nn.Identity()})
     with pytest.raises(ValueError, match=r"require gradients \(first.weight\)"):
         mls.Offload(ladder, {1: Net(2, 0).requires_grad_()})
-    with pytest.raises(ValueError, match=r'"modules\[2\]" shares its weight first.weight with level 1'):
+    with pytest.raises(ValueError, match=r'"modules\[2\]" shares its weight first.weight with "modules\[1\]"'):
         mls.Offload(ladder, {1: networks[1], 2: networks[1]})
-    with pytest.raises(ValueError, match=r'"files" names the levels \[0\]'):
+    with pytest.raises(ValueError, match=r'"files" has the keys \[0\]'):
         mls.Offload(ladder, {1: networks[1]}, files={0: tmp_path / "a"})
     paths = files_of(tmp_path, {1: networks[1], 2: networks[2]})
     with pytest.raises(ValueError, match=r"holds first.weight of shape \(4, 1, 3, 3\), the module has \(8, 1, 3, 3\)"):

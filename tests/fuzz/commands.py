@@ -22,7 +22,7 @@ from multilevel_sde.cli import main
 from multilevel_sde.testing import grids
 
 _WORDS = ["", "x", "nan", "inf", "-inf", "1e400", "-1", "0", "--", "1.5.2", "None", "\u00e9"]
-_LADDERS = ["", "nothing", "/dev/null", ".", "digits/level_0"]
+_LADDERS = ["", "nothing", "/dev/null", ".", "digits/level_1"]
 
 # Options of each command that keep a run short, and what is wrong for others; a value alone is tried for the option.
 _GOOD = {

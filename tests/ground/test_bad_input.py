@@ -24,8 +24,8 @@ def test_a_drift_that_is_not_callable():
 @pytest.mark.parametrize(
     ("costs", "message"),
     [
-        ([4.0, 1.0], '"costs" must strictly increase with the level, got 4 for level 0 and 1 for level 1'),
-        ([2.0, 2.0], '"costs" must strictly increase with the level, got 2 for level 0 and 2 for level 1'),
+        ([4.0, 1.0], '"costs" must strictly increase with the level, got 4 for level 1 and 1 for level 2'),
+        ([2.0, 2.0], '"costs" must strictly increase with the level, got 2 for level 1 and 2 for level 2'),
         ([0.0, 1.0], r'"costs\[0\]" must be a positive finite number, got 0.0'),
         ([-1.0, 1.0], r'"costs\[0\]" must be a positive finite number, got -1.0'),
         ([1.0, NAN], r'"costs\[1\]" must be a positive finite number, got nan'),

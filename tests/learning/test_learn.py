@@ -146,13 +146,13 @@ def test_bad_ladders_and_types():
     with pytest.raises(ValueError, match="one level"):
         mls.learn(early_ladder().top(), seeded, TIMES, **arguments())
     equal = mls.Ladder([lambda x, t: -x, lambda x, t: -x], [1.0, 8.0])
-    with pytest.raises(ValueError, match=r"levels 0 and 1 .* are equal"):
+    with pytest.raises(ValueError, match=r"levels 1 and 2 .* are equal"):
         mls.learn(equal, seeded, TIMES, **arguments())
     hidden = mls.Ladder([lambda x, t: -x, lambda x, t: torch.from_numpy(x.detach().numpy() ** 2)], [1.0, 8.0])
     with pytest.raises((ValueError, RuntimeError), match="central_difference"):
         mls.learn(hidden, seeded, TIMES, **arguments())
     detached = mls.Ladder([lambda x, t: -x, lambda x, t: x.detach() ** 2], [1.0, 8.0])
-    with pytest.raises(ValueError, match="level 1 varies with its state"):
+    with pytest.raises(ValueError, match="level 2 varies with its state"):
         mls.learn(detached, seeded, TIMES, **arguments())
     with pytest.raises(TypeError, match="generator"):
         mls.learn(early_ladder(), seeded, TIMES, **arguments(generator=0))

@@ -14,10 +14,10 @@ import multilevel_sde as mls
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ([[1.0, 1.5]], r'"probabilities" must lie in \(0, 1\], got 1.5 at step 0, level 1$'),
-        ([[1.0, 0.5], [1.0, -0.1]], r"got -0.1 at step 1, level 1$"),
-        ([[1.0, NAN]], "got nan at step 0, level 1$"),
-        ([[1.0, 0.0]], "got 0 at step 0, level 1; a level is dropped only with truncate=True"),
+        ([[1.0, 1.5]], r'"probabilities" must lie in \(0, 1\], got 1.5 at step 0, level 2$'),
+        ([[1.0, 0.5], [1.0, -0.1]], r"got -0.1 at step 1, level 2$"),
+        ([[1.0, NAN]], "got nan at step 0, level 2$"),
+        ([[1.0, 0.0]], "got 0 at step 0, level 2; a level is dropped only with truncate=True"),
         ([1.0, 0.5], r'"probabilities" must have shape \(steps, levels\), got \(2,\)'),
         ([[[1.0]]], r'"probabilities" must have shape \(steps, levels\), got \(1, 1, 1\)'),
         ([[], []], r'"probabilities" must have shape \(steps, levels\), got \(2, 0\)'),
@@ -36,7 +36,7 @@ def test_probabilities(table, message):
     ("table", "message"),
     [
         ([[1.0, 0.0, 0.5]], '"probabilities" at step 0 drop a level but keep one above it'),
-        ([[1.0, 0.5, -0.5]], "got -0.5 at step 0, level 2$"),
+        ([[1.0, 0.5, -0.5]], "got -0.5 at step 0, level 3$"),
         ([[0.0, 0.0, 0.0]], '"probabilities" of the lowest level must be 1, got 0 at step 0'),
     ],
 )
@@ -162,9 +162,8 @@ def test_a_plan_for_other_samples(shape):
 @pytest.mark.parametrize("place", [(1, 0, 1), (1, 0, 2), (1, -1, 0), (1, 0, -1), (0, 0, 0), (-1, 0, -2)])
 def test_a_recall_of_what_is_not_yet_known(place):
     n, k, m = place
-    with refused(
-        f'"entries" must recall a level of an earlier step, got step {n}, level {k}, source {m}; a value of the'
-    ):
+    entry = re.escape(f"({n}, {k}, {m}, 1.0)")
+    with refused(f'"entries" must recall a level of an earlier step, got the entry {entry}; a value of the'):
         mls.Recall([(2, 0, 1, 1.0), (n, k, m, 1.0)])
 
 
@@ -186,8 +185,8 @@ def plan_of(weights, recall=None):
 
 
 def test_a_recall_that_the_plan_has_no_room_for():
-    for entry, named in [((2, 0, 1, 1.0), "step 2 and level 0"), ((1, 2, 0, 1.0), "step 1 and level 2")]:
-        with refused(rf'"recall" names {named}, the plan has steps 0\.\.1 and levels 0\.\.1'):
+    for entry, named in [((2, 0, 1, 1.0), "step 2 and level 1"), ((1, 2, 0, 1.0), "step 1 and level 3")]:
+        with refused(rf'"recall" names {named}, the plan has steps 0\.\.1 and levels 1\.\.2'):
             plan_of([[1.0, 1.0], [1.0, 0.0]], mls.Recall([entry]))
 
 

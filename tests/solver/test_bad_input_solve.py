@@ -49,12 +49,12 @@ def test_times(times, message):
         (
             lambda x: x[:2],
             ValueError,
-            r"drift of level 1 returned shape torch.Size\(\[2\]\).* shape torch.Size\(\[3\]\)",
+            r"drift of level 2 returned shape torch.Size\(\[2\]\).* shape torch.Size\(\[3\]\)",
         ),
-        (lambda x: x.double(), ValueError, "drift of level 1 returned dtype torch.float64 .* dtype torch.float32"),
-        (lambda x: x.to("meta"), ValueError, "drift of level 1 returned device meta .* device cpu"),
-        (lambda x: 0.0, TypeError, "drift of level 1 must return a Tensor, got float"),
-        (lambda x: None, TypeError, "drift of level 1 must return a Tensor, got NoneType"),
+        (lambda x: x.double(), ValueError, "drift of level 2 returned dtype torch.float64 .* dtype torch.float32"),
+        (lambda x: x.to("meta"), ValueError, "drift of level 2 returned device meta .* device cpu"),
+        (lambda x: 0.0, TypeError, "drift of level 2 must return a Tensor, got float"),
+        (lambda x: None, TypeError, "drift of level 2 must return a Tensor, got NoneType"),
     ],
 )
 def test_what_a_drift_returns_is_checked_at_its_first_call(value, error, message):
@@ -67,7 +67,7 @@ def test_a_drift_that_returns_nothing_later_is_named(samples):
     ladder = mls.Ladder([lambda x, t: x, lambda x, t: x if t < 0.3 else None], costs=[1.0, 2.0])
     p = torch.ones(4, 2)
     plan = mls.draw_plan(p, mls.independent, generator=torch.Generator().manual_seed(0), samples=samples)
-    with refused("drift of level 1 must return a Tensor, got NoneType", TypeError):
+    with refused("drift of level 2 must return a Tensor, got NoneType", TypeError):
         mls.solve(ladder, torch.ones(3), torch.linspace(0.0, 1.0, 5), plan)
 
 

@@ -43,7 +43,7 @@ def test_the_error_names_step_time_level_and_samples(watched, value, samples, sh
     error = caught.value
     assert (error.step, error.level, error.samples) == (7, 1, samples)
     assert error.time == pytest.approx(0.35)
-    assert f"level 1 was not finite at step 7, time 0.35, samples {samples}" in str(error)
+    assert f"level 2 was not finite at step 7, time 0.35, samples {samples}" in str(error)
     assert isinstance(error, ArithmeticError)
 
 
@@ -165,5 +165,5 @@ def test_a_drift_that_fails_on_nan_is_not_blamed_for_it(watched):
         return x * (math.nan if t > 0.49 else 1.0)
 
     ladder = mls.Ladder([drift], costs=[1.0])
-    with pytest.raises(mls.NonFiniteError, match="level 0 was not finite at step 10"):
+    with pytest.raises(mls.NonFiniteError, match="level 1 was not finite at step 10"):
         mls.solve(ladder, torch.ones(2), TIMES, mls.em_plan(ladder, TIMES))

@@ -264,7 +264,7 @@ def test_a_nan_is_found_in_the_call_that_made_it():
         calls.append(float(t))
         return -y if len(calls) < 6 else -y * torch.tensor([1.0, math.nan])
 
-    with pytest.raises(mls.NonFiniteError, match=r"level 0 .* step 2, time 0\.6666\d*, samples \[1\]"):
+    with pytest.raises(mls.NonFiniteError, match=r"level 1 .* step 2, time 0\.6666\d*, samples \[1\]"):
         solve(mls.Heun(), ladder_of(drift), torch.ones(2), torch.linspace(0.0, 2.0, 10, dtype=DOUBLE))
     calls.clear()
     y = solve(mls.Heun(), ladder_of(drift), torch.ones(2), uniform(5), check_finite=False).y

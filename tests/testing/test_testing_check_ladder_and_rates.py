@@ -94,7 +94,7 @@ WRONG = {
 def test_a_drift_that_is_no_function_of_its_state_is_named(name):
     drift, message = WRONG[name]
     ladder = ladder_of(lambda x, t: -x, drift)
-    with fails(r"the drift of level 1 at time 0\.25 " + message):
+    with fails(r"the drift of level 2 at time 0\.25 " + message):
         check_ladder(ladder, Y, 0.25, cost=mls.GivenCost(ladder.costs))
 
 
@@ -108,9 +108,9 @@ def test_mixing_below_the_tolerance_passes(size):
 
 
 def test_costs_are_really_measured():
-    with fails("costs must increase with the level, got 64 for level 0 and 64 for level 1 .FLOPs."):
+    with fails("costs must increase with the level, got 64 for level 1 and 64 for level 2 .FLOPs."):
         check_ladder(ladder_of(*matmuls((2, 0.5), (2, 0.0))), Y, 0.0)
-    with fails("costs must increase with the level, got 64 for level 1 and 32 for level 2 .FLOPs."):
+    with fails("costs must increase with the level, got 64 for level 2 and 32 for level 3 .FLOPs."):
         check_ladder(ladder_of(*matmuls((1, 0.5), (2, 0.1), (1, 0.0))), Y, 0.0)
     with refused("no operation that the FLOP counter sees"):
         check_ladder(ladder_of(lambda x, t: -x), Y, 0.0)
@@ -118,7 +118,7 @@ def test_costs_are_really_measured():
 
 def test_differences_really_shrink():
     ladder = ladder_of(*matmuls((1, 0.5), (2, 0.4), (3, 0.0)))
-    with fails(r"differences must shrink .* measured .* from level 0 to 1 and .* from level 1 to 2 \(RMS\)"):
+    with fails(r"differences must shrink .* measured .* from level 1 to 2 and .* from level 2 to 3 \(RMS\)"):
         check_ladder(ladder, Y, 0.0)
     equal = ladder_of(*matmuls((1, 0.5), (2, 0.25), (3, 0.0)))
     assert check_ladder(ladder_of(*matmuls((1, 0.5), (2, 0.2), (3, 0.0))), Y, 0.0).differences[0] > 0
@@ -163,5 +163,5 @@ def test_another_rate_is_named():
 def test_ladders_without_a_rate():
     with refused('"ladder" must have at least 3 levels for a regression, got 2'):
         check_rates(ladder_of(torch.sin, torch.cos), Y, 0.0, gamma=2.0)
-    with refused('"ladder" has equal levels 1 and 2'):
+    with refused('"ladder" has equal levels 2 and 3'):
         check_rates(ladder_of(*matmuls((1, 0.5), (1, 0.1), (1, 0.1))), Y, 0.0, gamma=2.0)

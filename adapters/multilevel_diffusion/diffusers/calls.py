@@ -90,14 +90,14 @@ def warn_of_disagreement(lower: Tensor, upper: Tensor, levels: tuple[int, int]) 
 
     Example:
         >>> import pytest
-        >>> with pytest.warns(UserWarning, match="differ by 200% of its output"):
+        >>> with pytest.warns(UserWarning, match="levels 1 and 2 differ by 200% of its output"):
         ...     warn_of_disagreement(torch.ones(1), -torch.ones(1), (0, 1))
     """
     with torch.no_grad():
         ratio = float((upper - lower).float().norm() / upper.float().norm())
     if ratio > 1:
         warnings.warn(
-            f"levels {levels[0]} and {levels[1]} differ by {ratio:.0%} of its output; a ladder gains nothing from "
-            "levels that predict different things: do they share the prediction type, scaling and training data?",
+            f"levels {levels[0] + 1} and {levels[1] + 1} differ by {ratio:.0%} of its output; a ladder gains nothing "
+            "from levels that predict different things: do they share the prediction type, scaling and training data?",
             stacklevel=2,
         )

@@ -1,13 +1,13 @@
 """Ladders of diffusers models on disk: one ordinary model folder a level, and one small configuration.
 
     unet/config.json           costs, probabilities or the plan's name, draw, seed; written last
-    unet/level_0/              an ordinary diffusers model folder, loadable on its own
-    unet/level_1/
+    unet/level_1/              an ordinary diffusers model folder, loadable on its own
+    unet/level_2/
     unet/plan.safetensors      only with a plan
     unet/pilot.safetensors     only after a pilot
 
 A folder without config.json is no ladder: it is removed first and written last, atomically, so that an interrupted save
-never loads. Weights are safetensors; nothing is unpickled.
+never loads. Weights are safetensors; nothing is unpickled. Format 1 numbered the folders from 0.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["DRAWS", "Settings", "load_ladder", "load_models", "save_ladder"]
 DRAWS: Mapping[str, mls.Draw] = {"independent": mls.independent, "nested": mls.nested, "systematic": mls.systematic}
 """The draws that a file can name."""
 
-_CONFIG, _PLAN, _PILOT, _FORMAT = "config.json", "plan.safetensors", "pilot.safetensors", 1
+_CONFIG, _PLAN, _PILOT, _FORMAT = "config.json", "plan.safetensors", "pilot.safetensors", 2
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def save_ladder(folder: str | os.PathLike[str], models: Sequence[Any], settings:
     target.mkdir(parents=True, exist_ok=True)
     (target / _CONFIG).unlink(missing_ok=True)
     for level, model in enumerate(models):
-        model.save_pretrained(target / f"level_{level}", **options)
+        model.save_pretrained(target / f"level_{level + 1}", **options)
     if settings.plan is not None:
         settings.plan.save(target / _PLAN)
     if settings.pilot is not None:
@@ -171,11 +171,11 @@ def load_ladder(folder: str | os.PathLike[str], **options: Any) -> tuple[list[nn
         FileNotFoundError: There is no ladder, or a level is missing.
         ValueError: It is damaged, not a ladder, or of another format.
     """
-    settings, count = _load_settings(Path(folder))
-    return load_models([Path(folder) / f"level_{level}" for level in range(count)], **options), settings
+    settings, folders = _load_settings(Path(folder))
+    return load_models(folders, **options), settings
 
 
-def _load_settings(folder: Path) -> tuple[Settings, int]:
+def _load_settings(folder: Path) -> tuple[Settings, list[Path]]:
     path = folder / _CONFIG
     if not path.is_file():
         raise FileNotFoundError(f'no ladder at "{folder}" ({_CONFIG} is missing); was its save interrupted?')
@@ -183,8 +183,8 @@ def _load_settings(folder: Path) -> tuple[Settings, int]:
         config = json.loads(path.read_text(encoding="utf-8"))
         if config["_class_name"] != "MultilevelUNet":
             raise ValueError(f"it is a single {config['_class_name']}; pass a list of models, cheapest first")
-        if config["format"] != _FORMAT:
-            raise ValueError(f"format {config['format']}, this release reads {_FORMAT}; upgrade multilevel-sde")
+        if config["format"] not in (1, _FORMAT):
+            raise ValueError(f"format {config['format']}, this release reads 1 and {_FORMAT}; upgrade multilevel-sde")
         table = config["probabilities"]
         settings = Settings(
             mls.GivenCost([float(cost) for cost in config["costs"]], str(config["cost_unit"])),
@@ -196,7 +196,8 @@ def _load_settings(folder: Path) -> tuple[Settings, int]:
         )
         if settings.pilot is not None and settings.pilot.levels != len(settings.costs.costs):
             raise ValueError(f"its pilot is of {settings.pilot.levels} levels; run calibrate again")
-        return settings, len(config["levels"])
+        first = 0 if config["format"] == 1 else 1
+        return settings, [folder / f"level_{number}" for number, _ in enumerate(config["levels"], start=first)]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f'"{path}" is not the configuration of a ladder ({error!r}); save it again') from None
     except ValueError as error:

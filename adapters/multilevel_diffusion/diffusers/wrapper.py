@@ -450,7 +450,7 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
         variant: str | None = None,
         max_shard_size: int | str = "10GB",
     ) -> None:
-        """Write every level to its own model folder level_0, level_1, ... and the rest to config.json, at the end.
+        """Write every level to its own model folder level_1, level_2, ... and the rest to config.json, at the end.
 
         The link to a pipeline is not saved. Arguments are those of diffusers.
 

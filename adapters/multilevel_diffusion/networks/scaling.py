@@ -179,7 +179,7 @@ class Scaling:
         ]
         errors = self.errors
         for level, parameters in enumerate(self.parameters):
-            row = f"{level:>5} {parameters:>11} " + " ".join(f"{self.costs[unit][level]:>11.3g}" for unit in units)
+            row = f"{level + 1:>5} {parameters:>11} " + " ".join(f"{self.costs[unit][level]:>11.3g}" for unit in units)
             row += f" {errors.loss[level]:>9.5f} {errors.loss_error[level]:>8.5f}"
             if level < len(errors.to_next):
                 row += f" {math.sqrt(errors.to_next[level]):>12.5f} {math.sqrt(errors.to_top[level]):>11.5f}"

@@ -1,13 +1,14 @@
 """Ladders on disk: a folder of networks, cheapest first, and what is known about them.
 
     ladder.json             format, schedule, parameterisation, clip, image shape, costs, data, training, errors
-    level_0/config.json     the network's shape and its own schedule, parameterisation and image shape
-    level_0/model.safetensors
-    level_1/...
+    level_1/config.json     the network's shape and its own schedule, parameterisation and image shape
+    level_1/model.safetensors
+    level_2/...
 
 `ladder.json` is written last and holds the checksum of every other file and of itself, so a folder that was copied by
-half, damaged or changed by hand is refused (format 1 had checksums of the weights only). Levels only telescope when
-they estimate the same thing: one schedule, one parameterisation, one image shape. Nothing is unpickled.
+half, damaged or changed by hand is refused (format 1 had checksums of the weights only). It also names the folders,
+which older ladders number from 0. Levels only telescope when they estimate the same thing: one schedule, one
+parameterisation, one image shape. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ def save_ladder(
     shared = {"schedule": schedule.to_dict(), "parameterisation": PARAMETERISATION, "image_shape": list(shape)}
     levels = []
     for index, network in enumerate(networks):
-        name = f"level_{index}"
+        name = f"level_{index + 1}"
         content = to_safetensors({key: value.cpu().contiguous() for key, value in network.state_dict().items()})
         write_atomically(root / name / "model.safetensors", content)
         config = to_json({"format": FORMAT, "network": network.config.to_dict(), **shared})
@@ -234,7 +235,7 @@ def _load_level(root: Path, record: Mapping[str, Any], level: int) -> UNet:
     for key in SHARED:
         if values[key] != record[key]:
             raise ValueError(
-                f'level {level} of "path" has {key} {values[key]}, expected {record[key]} as in ladder.json; '
+                f'level {level + 1} of "path" has {key} {values[key]}, expected {record[key]} as in ladder.json; '
                 "levels of one ladder must share it"
             )
     if record["parameterisation"] != PARAMETERISATION:

@@ -105,7 +105,7 @@ def train(
         initial=run.step * settings.batch_size,
         unit="image",
         unit_scale=True,
-        desc=f"train {folder.name}",
+        desc=f"train {folder.name.replace('_', ' ')}",
         disable=not progress,
     )
     with bar:
@@ -134,8 +134,8 @@ def train_ladder(
 ) -> DiffusionLadder:
     """Train networks one after the other, measure them on held-out images, and store them as a ladder.
 
-    `folder` becomes the ladder; the runs live in `folder/training/level_k`, where they resume from when this is called
-    again. Delete `training` when the ladder is done.
+    `folder` becomes the ladder; the runs live in `folder/training/level_1` and so on, where they resume from when this
+    is called again. Delete `training` when the ladder is done.
 
     Arguments:
         configs: The networks, cheapest first.
@@ -161,17 +161,11 @@ def train_ladder(
     """
     if len(settings) != len(configs):
         raise ValueError(f'"settings" has {len(settings)} entries for {len(configs)} networks; give one per network')
+    place = Path(folder) / "training"
+    first = 0 if (place / "level_0").is_dir() else 1  # begun when folders counted from 0
     runs = [
-        train(
-            config,
-            source,
-            schedule,
-            Path(folder) / "training" / f"level_{level}",
-            setting,
-            device=device,
-            progress=progress,
-        )
-        for level, (config, setting) in enumerate(zip(configs, settings, strict=True))
+        train(config, source, schedule, place / f"level_{level}", setting, device=device, progress=progress)
+        for level, (config, setting) in enumerate(zip(configs, settings, strict=True), start=first)
     ]
     networks = [run.network.to(device) for run in runs]
     errors = measure_errors(networks, schedule, source.held_out(500), device=device, progress=progress)

@@ -9,6 +9,8 @@ from multilevel_diffusion.commands.in_order import register
 from multilevel_diffusion.networks.by_name import open_ladder, open_source
 from multilevel_diffusion.networks.store import load_ladder
 
+LEVELS = ["--levels", "4:1:0", "6:1:0", "8:1:1"]
+
 
 def run(*words: str) -> int:
     parser = argparse.ArgumentParser()
@@ -20,9 +22,14 @@ def run(*words: str) -> int:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    levels = ["--levels", "4:1:0", "6:1:0", "8:1:1"]
-    assert run("train", "--data", "digits", "--out", str(folder), "--steps", "12", "--batch", "4", *levels) == 0
+    assert run("train", "--data", "digits", "--out", str(folder), "--steps", "12", "--batch", "4", *LEVELS) == 0
     return folder
+
+
+def test_levels_are_counted_from_one(trained, capsys):
+    assert run("train", "--data", "digits", "--out", str(trained), "--steps", "12", "--batch", "4", *LEVELS) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:-1]] == ["level 1", "level 2", "level 3"]
 
 
 def test_train_writes_a_ladder(trained):
@@ -36,7 +43,9 @@ def test_train_writes_a_ladder(trained):
 def test_measure_prints_and_writes(trained, tmp_path, capsys):
     words = ["--images", "20", "--draws", "1", "--batch", "2", "--out", str(tmp_path)]
     assert run("measure", "--ladder", str(trained), *words) == 0
-    assert "gamma, cost in FLOPs" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "gamma, cost in FLOPs" in printed
+    assert [line.split()[0] for line in printed.splitlines()[:4]] == ["level", "1", "2", "3"]
     scaling = json.loads((tmp_path / "scaling.json").read_text())
     assert len(scaling["errors"]["loss"]) == 3
     assert scaling["errors"]["images"] == 20

@@ -109,7 +109,7 @@ def test_levels_that_predict_different_things_are_warned_about(unet):
     for parameter in opposite.conv_out.parameters():
         parameter.mul_(-20)
     ladder = MultilevelUNet([opposite, top], plan=mls.Plan(weights > 0, weights), costs=COSTS)
-    with pytest.warns(UserWarning, match="levels 0 and 1 differ by"):
+    with pytest.warns(UserWarning, match="levels 1 and 2 differ by"):
         ladder(torch.ones(1, 3, 8, 8), 5)
 
 
@@ -284,7 +284,7 @@ def test_damaged_ladders_never_load(unet, tmp_path):
         with fails(f'"{path}"'):
             MultilevelUNet.from_pretrained(tmp_path)
     for change in (
-        {"format": 2},
+        {"format": 3},
         {"draw": "lucky"},
         {"costs": "many"},
         {"costs": [2.0, 1.0]},
@@ -298,6 +298,19 @@ def test_damaged_ladders_never_load(unet, tmp_path):
     path.unlink()
     with fails("config.json is missing", FileNotFoundError):
         MultilevelUNet.from_pretrained(tmp_path)
+
+
+def test_folders_are_numbered_from_one_and_those_from_zero_are_read(unet, tmp_path):
+    saved = MultilevelUNet([unet(4), unet(8)], budget_fraction=0.5, costs=COSTS)
+    saved.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "level_1", "level_2"]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1}))
+    for level in range(2):
+        (tmp_path / f"level_{level + 1}").rename(tmp_path / f"level_{level}")
+    read = MultilevelUNet.from_pretrained(tmp_path)
+    for one, other in zip(read.levels, saved.levels, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def test_an_interrupted_save_leaves_no_ladder(unet, tmp_path, monkeypatch):

@@ -57,7 +57,8 @@ def edit(path, **changes):
 
 def replace_weights(folder, level, change):
     """Change the weights of a level in the same way."""
-    weights, record = folder / f"level_{level}" / "model.safetensors", json.loads((folder / "ladder.json").read_text())
+    weights = folder / f"level_{level + 1}" / "model.safetensors"
+    record = json.loads((folder / "ladder.json").read_text())
     content = to_safetensors(change(from_safetensors(weights.read_bytes())))
     weights.write_bytes(content)
     record["levels"][level]["sha256"] = hashlib.sha256(content).hexdigest()
@@ -141,36 +142,36 @@ DAMAGES = {
         "its checksum does not fit",
     ),
     "changed network": (
-        lambda f: (f / "level_1/config.json").write_text((f / "level_1/config.json").read_text() + " "),
+        lambda f: (f / "level_2/config.json").write_text((f / "level_2/config.json").read_text() + " "),
         "config.json is not the file that ladder.json describes",
     ),
     "no levels": (lambda f: edit(f / "ladder.json", levels=[]), "without levels"),
     "missing entry": (lambda f: (f / "ladder.json").write_text('{"format": 1}'), 'no entry "schedule"'),
-    "bare level": (lambda f: edit(f / "ladder.json", levels=[{"folder": "level_0"}]), 'no entry "flops"'),
+    "bare level": (lambda f: edit(f / "ladder.json", levels=[{"folder": "level_1"}]), 'no entry "flops"'),
     "schedules": (
-        lambda f: edit(f / "level_1/config.json", schedule=LinearSchedule().to_dict()),
-        "level 1 of .* has schedule",
+        lambda f: edit(f / "level_2/config.json", schedule=LinearSchedule().to_dict()),
+        "level 2 of .* has schedule",
     ),
     "parameterisations": (
-        lambda f: edit(f / "level_0/config.json", parameterisation="v"),
-        "level 0 of .* has parameterisation v",
+        lambda f: edit(f / "level_1/config.json", parameterisation="v"),
+        "level 1 of .* has parameterisation v",
     ),
-    "shapes": (lambda f: edit(f / "level_1/config.json", image_shape=[1, 16, 16]), "level 1 of .* has image_shape"),
+    "shapes": (lambda f: edit(f / "level_2/config.json", image_shape=[1, 16, 16]), "level 2 of .* has image_shape"),
     "another network": (
-        lambda f: edit(f / "level_0/config.json", network=replace(TINY, base_dim=6).to_dict()),
+        lambda f: edit(f / "level_1/config.json", network=replace(TINY, base_dim=6).to_dict()),
         "does not fit the network",
     ),
     "shape of the network": (
-        lambda f: edit(f / "level_0/config.json", network=replace(TINY, image_size=16).to_dict()),
+        lambda f: edit(f / "level_1/config.json", network=replace(TINY, image_size=16).to_dict()),
         "describes a network for",
     ),
-    "no weights": (lambda f: (f / "level_1/model.safetensors").unlink(), "has no file .*copy the whole"),
+    "no weights": (lambda f: (f / "level_2/model.safetensors").unlink(), "has no file .*copy the whole"),
     "truncated weights": (
-        lambda f: (f / "level_1/model.safetensors").write_bytes((f / "level_1/model.safetensors").read_bytes()[:-100]),
+        lambda f: (f / "level_2/model.safetensors").write_bytes((f / "level_2/model.safetensors").read_bytes()[:-100]),
         "truncated",
     ),
     "swapped weights": (
-        lambda f: shutil.copy(f / "level_0/model.safetensors", f / "level_1/model.safetensors"),
+        lambda f: shutil.copy(f / "level_1/model.safetensors", f / "level_2/model.safetensors"),
         "not the file that ladder.json describes",
     ),
     "nan": (
@@ -193,8 +194,29 @@ def test_what_does_not_fit_is_refused(folder, damage):
     assert "\n" not in str(caught.value)
 
 
+def test_folders_are_numbered_from_one(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["ladder.json", "level_1", "level_2"]
+
+
+@pytest.mark.parametrize("form", [1, 2])
+def test_ladders_that_number_their_folders_from_zero_are_read(folder, form):
+    """What `save_ladder` wrote before it counted from one, in both formats."""
+    expected = load_ladder(folder)
+    record = json.loads((folder / "ladder.json").read_text())
+    for level, entry in enumerate(record["levels"]):
+        (folder / entry["folder"]).rename(folder / f"level_{level}")
+        entry["folder"] = f"level_{level}"
+    del record["sha256"]
+    sealed = seal({**record, "format": form})
+    (folder / "ladder.json").write_text(json.dumps(sealed if form == 2 else {**record, "format": form}))
+    read = load_ladder(folder)
+    for one, other in zip(read.networks, expected.networks, strict=True):
+        assert one.config == other.config
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
 def test_foreign_parameterisation_is_refused(folder):
-    for path in (folder / "ladder.json", folder / "level_0/config.json", folder / "level_1/config.json"):
+    for path in (folder / "ladder.json", folder / "level_1/config.json", folder / "level_2/config.json"):
         edit(path, parameterisation="velocity")
     with pytest.raises(ValueError, match="parameterisation 'velocity', expected 'epsilon'"):
         load_ladder(folder)

@@ -210,8 +210,22 @@ def test_ladder_records_what_was_done(tmp_path):
     assert [level["training"]["settings"]["seed"] for level in ladder.record["levels"]] == [0, 1]
     assert ladder.record["data"] == {"data": "digits", "shift": True}
     assert ladder.record["levels"][0]["error"]["rms_to_top"] > 0
+    assert sorted(path.name for path in (tmp_path / "training").iterdir()) == ["level_1", "level_2"]
     with pytest.raises(ValueError, match='"settings" has 1 entries for 2 networks'):
         train_ladder(configs, Digits(), CosineSchedule(), tmp_path, settings[:1])
+
+
+def test_a_ladder_begun_with_folders_from_zero_goes_on_in_them(tmp_path, monkeypatch):
+    """The second network's run was `level_1` then, which is where the first one's is now."""
+    settings = [replace(SHORT, steps=10, seed=seed) for seed in (0, 1)]
+    configs = [TINY, replace(TINY, bottom_depth=2)]
+    for level in range(2):
+        folder = tmp_path / "training" / f"level_{level}"
+        train(configs[level], Digits(), CosineSchedule(), folder, settings[level], progress=False)
+    monkeypatch.setattr(Run, "advance", lambda self: pytest.fail("it trains again"))
+    ladder = train_ladder(configs, Digits(), CosineSchedule(), tmp_path, settings, progress=False)
+    assert [network.config for network in ladder.networks] == configs
+    assert sorted(path.name for path in (tmp_path / "training").iterdir()) == ["level_0", "level_1"]
 
 
 @pytest.mark.parametrize(
