@@ -45,8 +45,10 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/pyright
 
+# Then: do the pages load anything from elsewhere? They must be readable without a network.
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python docs/self_contained.py docs/_build/html
 
 # The wheel and the sdist, each installed in an empty environment, where the command must sample a shipped ladder.
 package: $(STAMP)
