@@ -1,7 +1,9 @@
-"""What the benchmarks of error against cost share: the machine's description, costs at equal error, tables."""
+"""What the benchmarks share: the options, the machine's description, speed-ups at equal error, tables, files."""
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import math
 import os
@@ -9,12 +11,35 @@ import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from multilevel_sde.files import write_atomically
 
-__all__ = ["cost_at", "machine", "publish", "table"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["cost_at", "machine", "parser_of", "publish", "table", "write_figure", "write_json"]
+
+
+def parser_of(script: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose `--out` is the folder of results beside the script."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(script).parent / "results", help="[results beside this]")
+    return parser
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a result."""
+    write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def write_figure(path: Path, figure: Figure, dpi: int) -> None:
+    """Write a figure as PNG."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi)
+    write_atomically(path, content.getvalue())
 
 
 def machine() -> dict:

@@ -1,4 +1,4 @@
-"""What does loading the next dear level while the cheap one runs save, where the ladder does not fit the device?
+"""What does loading the next expensive level while the cheap one runs save, where the ladder does not fit the device?
 
 A ladder of three untrained UNets for 8x8x3 images: a small one that stays, and two of 44 and 173 MB whose weights are
 kept in host memory or in safetensors files and take turns in the slot of a :class:`multilevel_sde.Offload`. The same
@@ -16,8 +16,6 @@ Files come from the page cache. On a GPU the weights are pinned and copied on a 
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -28,7 +26,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 import multilevel_sde as mls
-from benchmarks.common import table
+from benchmarks.common import parser_of, table, write_json
 from benchmarks.devices.gpu_speed import timed
 from benchmarks.devices.gpu_tables import hardware
 from multilevel_diffusion.networks import UNet, UNetConfig
@@ -50,16 +48,16 @@ def make(
     torch.manual_seed(0)
     nets = [UNet(config).eval().requires_grad_(False) for config in configs]
     ladder = mls.Ladder(nets, mls.FlopCost(torch.zeros(1, *configs[0].image_shape)))
-    dear = dict(enumerate(nets[1:], 1))
+    expensive = dict(enumerate(nets[1:], 1))
     nets[0].to(device)
     if way == WAYS[0]:
-        for net in dear.values():
+        for net in expensive.values():
             net.to(device)
         return ladder, None
-    files = {level: folder / f"{level}.safetensors" for level in dear} if "files" in way else {}
+    files = {level: folder / f"{level}.safetensors" for level in expensive} if "files" in way else {}
     for level, path in files.items():
-        save_file({name: value.contiguous() for name, value in dear[level].state_dict().items()}, path)
-    offload = mls.Offload(ladder, dear, device=device, files=files)
+        save_file({name: value.contiguous() for name, value in expensive[level].state_dict().items()}, path)
+    offload = mls.Offload(ladder, expensive, device=device, files=files)
     return offload.ladder(plan if "ahead" in way else None), offload
 
 
@@ -129,14 +127,13 @@ def markdown(result: dict) -> str:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__file__, __doc__)
     parser.add_argument("--device", default="cpu", help="[%(default)s]")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="[results beside this]")
     parser.add_argument("--quick", action="store_true", help="a smoke run with a small network")
     options = parser.parse_args()
     torch.set_num_threads(1)
     result = measure(torch.device(options.device), QUICK if options.quick else CONFIGS)
-    write_atomically(options.out / "placement.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_json(options.out / "placement.json", result)
     write_atomically(options.out / "placement.md", markdown(result).encode())
     print(markdown(result))
 

@@ -174,7 +174,7 @@ def train_level(
     checkpoint = folder / "training" / f"level_{level}" / "checkpoint.safetensors"
     if checkpoint.is_file():
         run.restore(checkpoint)
-    with tqdm(total=setting.steps, initial=run.step, unit="step", desc=f"train level {level}") as bar:
+    with tqdm(total=setting.steps, initial=run.step, unit="step", desc=f"train level {level + 1}") as bar:
         while run.step < setting.steps:
             run.advance()
             bar.update()

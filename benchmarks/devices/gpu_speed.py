@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 import multilevel_sde as mls
+from benchmarks.common import write_json
 from benchmarks.devices.gpu_setup import Deadline, Settings
 from multilevel_diffusion import Process, load_ladder, stored_pilot, uniform
 from multilevel_diffusion.cheap_levels import half_weights
 from multilevel_diffusion.networks import DiffusionLadder
 from multilevel_diffusion.process import MODES
-from multilevel_sde.files import write_atomically
 
 __all__ = ["Rows", "measure_levels", "measure_solves", "timed"]
 
@@ -46,7 +46,7 @@ class Rows:
             if deadline.passed() and len(self.found) > len(names):  # each call gets further
                 return False
             self.found.append({"name": name, **measure()})
-            write_atomically(self.path, (json.dumps(self.found, indent=1) + "\n").encode())
+            write_json(self.path, self.found)
         return True
 
 
@@ -150,11 +150,13 @@ def _solves(folder: Path, settings: Settings, device: torch.device) -> Iterator[
     def offloaded(ahead: bool, from_files: bool) -> Callable[[mls.Plan], Any]:
         def make(plan: mls.Plan) -> Any:
             images = load_ladder(folder)
-            dear = range(len(images.networks) - 2, len(images.networks))
-            for network in images.networks[: dear[0]]:
+            expensive = range(len(images.networks) - 2, len(images.networks))
+            for network in images.networks[: expensive[0]]:
                 network.to(device)
-            files = {level: folder / f"level_{level}" / "model.safetensors" for level in dear} if from_files else None
-            networks = {level: images.networks[level] for level in dear}
+            files = (
+                {level: folder / f"level_{level}" / "model.safetensors" for level in expensive} if from_files else None
+            )
+            networks = {level: images.networks[level] for level in expensive}
             offload = mls.Offload(images.ladder, networks, device=device, files=files)
             return offload.ladder(plan if ahead else None), offload
 
@@ -167,7 +169,7 @@ def _solves(folder: Path, settings: Settings, device: torch.device) -> Iterator[
         yield "CUDA graphs, bfloat16 weights", every(lambda drift: mls.CudaGraph(half_weights(drift)))
     for place, from_files in (("host memory", False), ("files", True)):
         for when, ahead in (("loaded ahead", True), ("on demand", False)):
-            yield f"two dearest levels in {place}, {when}", offloaded(ahead, from_files)
+            yield f"two most expensive levels in {place}, {when}", offloaded(ahead, from_files)
 
 
 @torch.no_grad()

@@ -13,10 +13,11 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 import multilevel_sde as mls
-from benchmarks.common import machine, table
+from benchmarks.common import machine, table, write_json
 from benchmarks.devices.gpu_setup import Deadline, Settings
 from benchmarks.devices.gpu_speed import Rows, timed
-from benchmarks.samplers.bench_samplers import EM, FITTED, PILOT, QUARTERS, Bench, all_runs, markdown, plot
+from benchmarks.samplers.bench_samplers import QUARTERS, Bench, all_runs
+from benchmarks.samplers.sampler_tables import EM, FITTED, PILOT, markdown, plot
 from multilevel_diffusion import Process, load_ladder, stored_pilot, uniform
 from multilevel_diffusion.process import MODES
 from multilevel_diffusion.sampling.pictures import save_rows
@@ -103,11 +104,11 @@ def write_strip(folder: Path, out: Path, mode: str, settings: Settings, device: 
 
 def _ways(rows: list[dict], keys: list[str]) -> list[str]:
     """Return the lines of a table of timings: seconds in ms, and the error."""
-    head = [*keys, "way", "ms", "error", "times as fast"]
+    head = [*keys, "way", "ms", "error", "speed-up"]
     body, first = [], {}
     for row in rows:
         name = row["name"]
-        place = tuple(name[key] for key in keys)
+        place = tuple(name[key] + (key == "level") for key in keys)  # a person counts levels from 1
         base = first.setdefault(place, row["seconds"])
         speed = f"{base / row['seconds']:.2f}"
         body.append([*map(str, place), name["way"], f"{1000 * row['seconds']:.3g}", f"{row['error']:.2g}", speed])
@@ -157,7 +158,7 @@ def write_report(folder: Path, out: Path, settings: Settings, device: torch.devi
     )
     everything = {"machine": where, "settings": settings.to_dict(), "scaling": scaling, "samplers": results_of}
     everything |= {"levels": levels, "solves": solves}
-    write_atomically(results / "gpu.json", (json.dumps(everything, indent=1) + "\n").encode())
+    write_json(results / "gpu.json", everything)
     gamma = (results / "scaling.txt").read_text()
     described = ", ".join(f"{key} {value}" for key, value in where.items())
     lines = [f"# Dead leaves on {where['device']}", "", described, "", "## Gamma", "", "```text", gamma, "```", ""]

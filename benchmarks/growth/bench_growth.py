@@ -24,7 +24,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import argparse
-import io
 import json
 import statistics
 import subprocess
@@ -43,7 +42,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 import multilevel_sde as mls
-from benchmarks.common import machine, table
+from benchmarks.common import machine, parser_of, table, write_figure, write_json
 from multilevel_sde.files import write_atomically
 
 GIB = (64, 1 << 22)
@@ -243,16 +242,13 @@ def plot(path: Path, rows: list[dict]) -> None:
     panels[0, 0].set_ylabel("CPU time of a solve, ms")
     panels[1, 0].set_ylabel("peak of live tensors, MiB")
     panels[0, 0].legend(frameon=False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100)
-    write_atomically(path, content.getvalue())
+    write_figure(path, figure, dpi=100)
 
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__file__, __doc__)
     parser.add_argument("--parts", type=int, nargs="*", choices=(1, 2, 3), default=[1, 2, 3], help="none: redraw [all]")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="[results beside this]")
     parser.add_argument("--quick", action="store_true", help="a smoke run: small sizes")
     parser.add_argument("--alone", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -265,10 +261,10 @@ def main() -> None:
     result["machine"] = machine()
     if 1 in options.parts:
         result["rows"] = measure(options.quick)
-        write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(path, result)
     for row in large(options.parts, options.quick):
         result["large"] = [old for old in result["large"] if old["run"] != row["run"]] + [row]
-        write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(path, result)
     text = markdown(result)
     write_atomically(options.out / "growth.md", text.encode())
     plot(options.out / "growth.png", result["rows"])

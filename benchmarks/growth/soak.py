@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,9 +22,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from benchmarks.common import machine
+from benchmarks.common import machine, write_json
 from multilevel_sde import cli
-from multilevel_sde.files import write_atomically
 
 BOUND = 4.0  # MiB
 RESULT = Path(__file__).parent / "results" / "soak.json"
@@ -87,7 +85,7 @@ def main(words: Sequence[str] | None = None) -> int:
             "bound": BOUND,
             "machine": machine(),
         }
-        write_atomically(RESULT, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(RESULT, result)
     return 0 if grown <= BOUND else 1
 
 

@@ -10,7 +10,6 @@ reporting use disjoint seeds. A run is resumed from its folder.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +18,8 @@ import torch
 from torch import Tensor
 
 import multilevel_sde as mls
+from benchmarks.common import write_json
 from multilevel_diffusion import Process, load_ladder, shipped_ladder, uniform
-from multilevel_sde.files import write_atomically
 
 HELD_OUT, CALIBRATION, PRICE = 10**6, 2 * 10**6, 3 * 10**6  # first seeds; learning starts from 0
 PROCESSES = {"ddpm": 1.0, "ddim": 0.0}
@@ -220,7 +219,7 @@ def main() -> None:
     if options.out is not None:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
         content = {"settings": settings, "results": results}
-        write_atomically(options.out / "learning.json", (json.dumps(content, indent=1) + "\n").encode())
+        write_json(options.out / "learning.json", content)
 
 
 if __name__ == "__main__":

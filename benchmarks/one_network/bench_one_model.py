@@ -17,20 +17,19 @@ Kept features are also run with features renewed at hits only, drawn independent
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 import multilevel_sde as mls
+from benchmarks.common import parser_of, write_json
 from multilevel_diffusion import Process, load_ladder, shipped_ladder, uniform
 from multilevel_diffusion.cheap_levels import (
     LowResolution,
@@ -135,7 +134,7 @@ class Bench:
 
 
 def measure(name: str, mode: str) -> Iterator[tuple[str, dict]]:
-    """Yield the parts of one process's record, the dear ones ladder by ladder."""
+    """Yield the parts of one process's record, the expensive ones ladder by ladder."""
     images = load_ladder(shipped_ladder(name))
     bench = Bench(name, images, Process(images.schedule, MODES[mode], uniform(images.schedule, FINE)))
     flops, seconds, several, skip = bench.menus()
@@ -279,9 +278,8 @@ def markdown(case: str, record: dict) -> str:
 def main() -> None:
     """Measure what is asked for and not there, then print all that lies in the folder."""
     cases = [f"{name}_{mode}" for name, mode in product(IMAGES, MODES)]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__file__, __doc__)
     parser.add_argument("--cases", nargs="*", choices=cases, default=cases, help="[all]")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="[results beside this]")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for case in arguments.cases:
@@ -289,7 +287,7 @@ def main() -> None:
         if path.exists():
             continue
         record = dict(tqdm(measure(*case.rsplit("_", 1)), desc=case, unit="part"))
-        write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
+        write_json(path, record)
     found = {case: arguments.out / f"one_model_{case}.json" for case in cases}
     tables = [markdown(case, json.loads(path.read_text())) for case, path in found.items() if path.exists()]
     write_atomically(arguments.out / "one_model.md", "\n".join(tables).encode())

@@ -27,8 +27,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
-import argparse
-import io
 import json
 import math
 import statistics
@@ -42,9 +40,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.common import machine, table
+from benchmarks.common import machine, parser_of, table, write_figure, write_json
+from benchmarks.overhead import cases as solves
 from benchmarks.overhead import peers
-from benchmarks.overhead.peers import Case, Runs
+from benchmarks.overhead.cases import Case, Runs
 from multilevel_sde.files import write_atomically
 
 SHAPES = ((1, 1), (128, 5), (512, 256))
@@ -93,9 +92,13 @@ def cases(quick: bool) -> Iterator[tuple[str, Case, Makers]]:
         for shape in SHAPES[:2] if quick else SHAPES:
             for steps in STEPS[:1] if quick else STEPS:
                 case = Case(shape, steps, noisy=kind != ODE, stored=kind in (STORED, LADDER))
-                yield kind, case, (peers.ladder_runs,) if kind == LADDER else (peers.by_hand, peers.ours, *others)
+                yield kind, case, (solves.ladder_runs,) if kind == LADDER else (solves.by_hand, solves.ours, *others)
     for noisy in (False, True):
-        yield f"{SLOW}, {'SDE' if noisy else 'ODE'}", Case((128, 5), 40, noisy, drift=slow), (peers.by_hand, peers.ours)
+        yield (
+            f"{SLOW}, {'SDE' if noisy else 'ODE'}",
+            Case((128, 5), 40, noisy, drift=slow),
+            (solves.by_hand, solves.ours),
+        )
 
 
 def runs_of(case: Case, makers: Makers, missing: set[str], left_out: set[str]) -> Runs:
@@ -262,16 +265,13 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
     panels[0].set_ylabel("CPU time / that of the loop by hand")
     handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=9, frameon=False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    write_atomically(path, content.getvalue())
+    write_figure(path, figure, dpi=110)
 
 
 def main() -> None:
     """Measure what is not measured yet, then write tables and figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__file__, __doc__)
     parser.add_argument("--seconds", type=float, default=6.0, help="for each case, beside warming up [6]")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="[results beside this]")
     parser.add_argument("--quick", action="store_true", help="a smoke run: two small states, 50 steps, short")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -287,7 +287,7 @@ def main() -> None:
             write_atomically(part, json.dumps([asdict(row) for row in rows]).encode())
     result = {"machine": machine(), "rows": [asdict(row) for row in rows]}
     text = markdown(result, rows)
-    write_atomically(options.out / "overhead.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_json(options.out / "overhead.json", result)
     write_atomically(options.out / "overhead.md", text.encode())
     plot(options.out / "overhead.png", rows)
     part.unlink()

@@ -13,24 +13,20 @@ machine disturb that less than wall-clock time. They still disturb it, so the ra
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 import multilevel_sde as mls
-from benchmarks.common import machine
+from benchmarks.common import machine, parser_of, write_json
 from multilevel_diffusion import CosineSchedule, EpsilonDenoiser, Process, load_ladder, shipped_ladder, uniform
 from multilevel_diffusion.networks import UNet
 from multilevel_diffusion.networks.unet import paper_ladder
 from multilevel_diffusion.process import MODES
-from multilevel_sde.files import write_atomically
 
 BUDGETS = (5, 13, 30)
 STEPS = 50
@@ -98,7 +94,7 @@ def linearity(mode: str, batch: int, rounds: int) -> list[dict]:
     x, arguments = process.start(seeds, stored.image_shape), process.arguments(seeds)
     calls = 5
     cases: dict[str, Callable[[], object]] = {
-        f"level {level}": bare(network, x, calls) for level, network in enumerate(stored.networks)
+        f"level {level}": bare(network, x, calls) for level, network in enumerate(stored.networks, 1)
     }
     plans = {}
     for budget in BUDGETS:
@@ -111,7 +107,7 @@ def linearity(mode: str, batch: int, rounds: int) -> list[dict]:
         cases[f"budget {budget}"] = sampled
     runs = alternate(cases, rounds, f"plans, {mode}")
     seconds = {name: statistics.median(values) for name, values in runs.items()}
-    per_call = [seconds[f"level {level}"] / calls for level in range(len(ladder))]
+    per_call = [seconds[f"level {level}"] / calls for level in range(1, len(ladder) + 1)]
     rows = []
     for budget, plan in plans.items():
         networks = sum(int(count) * each for count, each in zip(plan.evaluations, per_call, strict=True))
@@ -150,10 +146,9 @@ def markdown(result: dict) -> str:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__file__, __doc__)
     parser.add_argument("--rounds", type=int, default=11, help="how often each case runs [%(default)s]")
     parser.add_argument("--steps", type=int, default=10, help="steps of a run on one network [%(default)s]")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="[results beside this]")
     options = parser.parse_args()
     torch.set_num_threads(1)
     digits = load_ladder(shipped_ladder("digits")).networks[-1]
@@ -164,7 +159,7 @@ def main() -> None:
     rows += overhead("64x64, smallest of the paper's ladder", larger, 8, options.steps, options.rounds)
     plans = [row for mode in MODES for row in linearity(mode, 64, max(3, options.rounds // 2))]
     result = {"machine": machine(), "rounds": options.rounds, "overhead": rows, "linearity": plans}
-    write_atomically(options.out / "sampling.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_json(options.out / "sampling.json", result)
     print(markdown(result))
 
 

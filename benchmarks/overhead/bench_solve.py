@@ -10,7 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from benchmarks.overhead.peers import Case, by_hand, ladder_runs, ours, torchsde_runs
+from benchmarks.overhead.cases import Case, by_hand, ladder_runs, ours
+from benchmarks.overhead.peers import torchsde_runs
 
 torch.set_num_threads(1)
 

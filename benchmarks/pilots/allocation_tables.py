@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common import cost_at, table
-from multilevel_sde.files import write_atomically
+from benchmarks.common import cost_at, table, write_figure
 
 __all__ = ["draw_figure", "markdown"]
 
@@ -22,7 +20,7 @@ def markdown(results: Sequence[dict]) -> str:
         lines += _problem(result)
     lines += ["### In short", ""]
     lines += table(
-        ["problem", "EM's cost over the plan's", "where the pilot says that it pays", "and it does not"],
+        ["problem", "speed-up of the plan over EM", "where the pilot says that it pays", "and it does not"],
         [_verdict(result) for result in results],
     )
     return "\n".join([*lines, ""])
@@ -58,7 +56,7 @@ def _problem(result: dict) -> list[str]:
         ]
         rows.append([method, *cells])
     lines += [*table(["method", *[f"{b:g}" for b in budgets]], rows), ""]
-    lines += ["Cost of EM at the same mean (median) error, divided by the method's:", ""]
+    lines += ["Speed-up over EM at equal mean (median) error; below 1 EM is faster:", ""]
     rows = []
     for method, found in methods.items():
         if method != "EM":
@@ -123,9 +121,7 @@ def draw_figure(path: Path, results: Sequence[dict]) -> None:
         axes.set_ylabel("mean squared error to the reference")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, columns * 2), fontsize=8, frameon=False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100)
-    write_atomically(path, content.getvalue())
+    write_figure(path, figure, dpi=100)
 
 
 def _style(method: str) -> dict:

@@ -24,7 +24,6 @@ those again with `--again "pilot plan"`.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import tempfile
@@ -40,7 +39,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import multilevel_sde as mls
-from benchmarks.common import machine
+from benchmarks.common import machine, parser_of, write_json
 from benchmarks.pilots.allocation_problems import PROBLEMS, Problem
 from benchmarks.pilots.allocation_tables import draw_figure, markdown
 from multilevel_sde.files import write_atomically
@@ -207,12 +206,12 @@ def run(name: str, sizes: Sizes, out: Path, *, best: bool, again: Sequence[str])
     for method, budget, make in tqdm(todo, desc=name, unit="row"):
         rows.append({"method": method, "budget": budget, **bench.measure(make)})
         result = {"problem": name, "gamma": problem.gamma, "settings": settings, "machine": machine(), "rows": rows}
-        write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(path, result)
 
 
 def main() -> None:
     """Measure what was asked for, then print and draw all that lies in the folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__file__, __doc__)
     parser.add_argument("--problems", nargs="*", choices=PROBLEMS, default=list(PROBLEMS), help="[all]")
     parser.add_argument("--samples", type=int, help="samples that errors are reported on [256]")
     parser.add_argument("--calibration", type=int, help="samples that choose the best of 15 [32]")
@@ -222,7 +221,6 @@ def main() -> None:
     parser.add_argument("--again", nargs="+", default=[], help="beginnings of methods to measure again, if stored")
     parser.add_argument("--busy", action="store_true", help="networks at sizes for a busy core")
     parser.add_argument("--quick", action="store_true", help="a smoke run: two problems, two budgets, few samples")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="[results beside this]")
     options = parser.parse_args()
     torch.set_num_threads(1)
     chosen = ["scaling_law_3", "digits_ddim"] if options.quick else options.problems

@@ -19,7 +19,7 @@ import multilevel_sde as mls
 from multilevel_diffusion import Process, load_ladder, sample, shipped_ladder, stored_pilot, uniform
 from multilevel_diffusion.process import MODES
 from multilevel_diffusion.sampling import run_pilot
-from multilevel_sde.pilots.measure_responses import typical
+from multilevel_sde.pilots.trial import typical
 from multilevel_sde.times import thinned
 
 BUDGETS = (5, 13, 35)

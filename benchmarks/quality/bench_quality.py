@@ -28,7 +28,6 @@ another pilot or number of images are thrown away; after a change of the code of
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import time
@@ -43,21 +42,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 import multilevel_sde as mls
-from benchmarks.common import machine, publish
+from benchmarks.common import machine, parser_of, publish, write_json
 from benchmarks.quality.quality_tables import DRAWN_BY_COST, REAL, draw_figure, markdown, top_alone
-from benchmarks.samplers.bench_samplers import (
-    EM,
-    FINE,
-    FITTED,
-    GRIDS,
-    PILOT,
-    QUARTERS,
-    Bench,
-    Run,
-    ladder_runs,
-    single_runs,
-)
-from multilevel_diffusion import Process, load_ladder, shipped_ladder, stored_pilot, uniform
+from benchmarks.samplers.bench_samplers import FINE, GRIDS, QUARTERS, Bench, Run, ladder_runs, open_bench, single_runs
+from benchmarks.samplers.sampler_tables import EM, FITTED, PILOT
+from multilevel_diffusion import shipped_ladder
 from multilevel_diffusion.networks.data import DeadLeaves
 from multilevel_diffusion.process import MODES
 from multilevel_diffusion.quality import (
@@ -72,7 +61,6 @@ from multilevel_diffusion.quality import (
     split_halves,
     two_sample_classifier,
 )
-from multilevel_sde.files import write_atomically
 
 BUDGETS, LONG = (5, 8, 12, 20, 35), (100, FINE)
 IMAGES = {"digits": 512, "deadleaves32": 96}
@@ -190,7 +178,7 @@ def other_runs(bench: Bench) -> Iterator[Run]:
 
 
 def runs(bench: Bench) -> list[Run]:
-    """Return all samplers, the dearest last."""
+    """Return all samplers, the most expensive last."""
     found = [run for run in single_runs(bench, BUDGETS) if run[0] in SINGLES[bench.mode]]
     found += [run for run in ladder_runs(bench, BUDGETS) if run[0] in LADDER]
     found += other_runs(bench)
@@ -198,15 +186,6 @@ def runs(bench: Bench) -> list[Run]:
         plans = [mls.em_plan(bench.stored.ladder, times := bench.process.grid(steps))] * QUARTERS
         found.append((top_alone(steps), steps, lambda times=times, plans=plans: bench.solve(times, plans), plans))
     return sorted(found, key=lambda run: run[1])
-
-
-def open_bench(name: str, mode: str, images: int) -> Bench:
-    """Return a process on a shipped ladder with its pilot."""
-    stored = load_ladder(shipped_ladder(name))
-    pilot = stored_pilot(stored, mode)
-    if pilot is None:
-        raise ValueError(f"the ladder {name} has no pilot for {mode}; write one with multilevel_sde.pilot and save")
-    return Bench(stored, Process(stored.schedule, MODES[mode], uniform(stored.schedule, FINE)), pilot, images, mode)
 
 
 def relative_cost(bench: Bench, budget: float, plans: list[mls.Plan]) -> float:
@@ -236,13 +215,13 @@ def measure(name: str, mode: str, images: int, path: Path, now: Sequence[int], a
                 cost = round(relative_cost(bench, budget, plans), 4)
                 row = {"method": method, "budget": budget, "cost": cost, "seconds": seconds}
                 result["rows"].append({**row, "measures": judge.measure(found)})
-                write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+                write_json(path, result)
             bar.update()
 
 
 def main() -> None:
     """Measure what was asked for, then print and draw all that lies in the folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__file__, __doc__)
     parser.add_argument("--ladders", nargs="*", choices=IMAGES, default=list(IMAGES), help="none: only redraw [all]")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="[both]")
     parser.add_argument(
@@ -250,7 +229,6 @@ def main() -> None:
     )
     parser.add_argument("--again", nargs="+", default=[], help="methods to measure again, by name")
     parser.add_argument("--images", type=int, help="a multiple of 4 [512 digits, 96 dead leaves]")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="[results beside this]")
     parser.add_argument("--quick", action="store_true", help="a smoke run: 16 digits, one budget")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.quality.bench_quality import open_bench, relative_cost, runs
+from benchmarks.quality.bench_quality import relative_cost, runs
 from benchmarks.quality.quality_tables import DRAWN_BY_COST, top_alone
-from benchmarks.samplers.bench_samplers import EM, FINE, FITTED, PILOT, single_runs
+from benchmarks.samplers.bench_samplers import FINE, open_bench, single_runs
+from benchmarks.samplers.sampler_tables import EM, FITTED, PILOT
 from multilevel_diffusion.process import MODES
 from multilevel_diffusion.sampling.pictures import save_rows
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-from benchmarks.common import table
-from benchmarks.samplers.bench_samplers import EM, FITTED, PILOT
-from multilevel_sde.files import write_atomically
+from benchmarks.common import table, write_figure
+from benchmarks.samplers.sampler_tables import EM, FITTED, PILOT
 
 __all__ = ["DRAWN_BY_COST", "MEASURES", "REAL", "best_of", "draw_figure", "markdown", "top_alone"]
 
@@ -94,9 +92,7 @@ def draw_figure(path: Path, results: list[dict]) -> None:
         fontsize=8,
         frameon=False,
     )
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=90)
-    write_atomically(path, content.getvalue())
+    write_figure(path, figure, dpi=90)
 
 
 def _panel(axes, rows: list[dict], measure: str) -> None:

@@ -25,15 +25,11 @@ turn into another mode dominate the mean.
 
 from __future__ import annotations
 
-import argparse
-import io
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise, product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,28 +39,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 import multilevel_sde as mls
-from benchmarks.common import cost_at, machine, publish, table
+from benchmarks.common import machine, parser_of, publish, write_json
+from benchmarks.samplers.sampler_tables import DRAWN, FITTED, PILOT, markdown, plot
 from multilevel_diffusion import ForwardValue, Process, SASolver, load_ladder, shipped_ladder, stored_pilot, uniform
 from multilevel_diffusion.networks import DiffusionLadder
 from multilevel_diffusion.process import MODES
 from multilevel_diffusion.sampling import stored_plan
-from multilevel_sde.files import write_atomically
-from multilevel_sde.pilots.measure_responses import typical
+from multilevel_sde.pilots.trial import typical
 
 FINE, QUARTERS = 1000, 4
 BUDGETS = (5, 8, 12, 20, 35, 60, 120)
 IMAGES = {"digits": 32, "deadleaves32": 16}
 GRIDS = ("uniform", "log-SNR")
-EM, PILOT, FITTED = "EM, uniform", "ML-EM, pilot's plan", "ML-EM, fitted plan"
-DRAWN = "ML-EM, drawn"
-OURS = (  # in the figure
-    f"{DRAWN} independently",
-    f"{DRAWN} systematically",
-    "one level a step, chosen",
-    "ML-EM, pilot's plan, impulses",
-    PILOT,
-    FITTED,
-)
 
 
 @dataclass(frozen=True)
@@ -221,18 +207,23 @@ def all_runs(bench: Bench, budgets: tuple[int, ...]) -> list[tuple[Run, bool]]:
     return [*((run, True) for run in singles), *((run, False) for run in ladders)]
 
 
-def measure(name: str, mode: str, images: int, budgets: tuple[int, ...]) -> dict:
-    """Measure every method on one process of one ladder."""
+def open_bench(name: str, mode: str, images: int) -> Bench:
+    """Return a process on a shipped ladder with its pilot."""
     stored = load_ladder(shipped_ladder(name))
     pilot = stored_pilot(stored, mode)
     if pilot is None:
         raise ValueError(f"the ladder {name} has no pilot for {mode}; write one with multilevel_sde.pilot and save")
-    bench = Bench(stored, Process(stored.schedule, MODES[mode], uniform(stored.schedule, FINE)), pilot, images, mode)
+    return Bench(stored, Process(stored.schedule, MODES[mode], uniform(stored.schedule, FINE)), pilot, images, mode)
+
+
+def measure(name: str, mode: str, images: int, budgets: tuple[int, ...]) -> dict:
+    """Measure every method on one process of one ladder."""
+    bench = open_bench(name, mode, images)
     todo, rows = all_runs(bench, budgets), []
     fine = bench.process.grid(FINE)
     with tqdm(total=1 + len(todo), desc=f"{name} {mode}", unit="run") as bar, torch.no_grad():
         begin = time.process_time()
-        reference = bench.solve(fine, [mls.em_plan(stored.ladder, fine)] * QUARTERS)
+        reference = bench.solve(fine, [mls.em_plan(bench.stored.ladder, fine)] * QUARTERS)
         reference_seconds = (time.process_time() - begin) / images
         bar.update()
         for run, single in todo:
@@ -244,88 +235,19 @@ def measure(name: str, mode: str, images: int, budgets: tuple[int, ...]) -> dict
         "ladder": name,
         "mode": mode,
         "images": images,
-        "gamma": pilot.rates.cost_exponent,
+        "gamma": bench.pilot.rates.cost_exponent,
         "reference_seconds": reference_seconds,
         "machine": machine(),
         "rows": [asdict(row) for row in rows],
     }
 
 
-def ratios(result: dict, ours: str, unit: str) -> list[str]:
-    """Return the cost of the best single-network sampler at the errors of one of ours, divided by its cost."""
-    singles = list(dict.fromkeys(row["method"] for row in result["rows"] if row["single"]))
-    head = [unit, "EM, mean", "EM, median", "best single, mean", "best single, median"]
-    rows = []
-    for found in (row for row in result["rows"] if row["method"] == ours):
-        cells = [f"{found[unit]:.3g}"]
-        for methods, key in product(([EM], singles), ("mse", "median")):
-            cost, sign = cost_at(result["rows"], methods, unit, key, found[key])
-            cells.append(f"{sign}{cost / found[unit]:.2f}")
-        rows.append(cells)
-    return table(head, rows)
-
-
-def markdown(result: dict) -> str:
-    """Return the tables of one process."""
-    rows, clock = result["rows"], result.get("clock", "CPU seconds")
-    budgets = sorted({row["budget"] for row in rows})
-    lines = [f"### {result['ladder']}, {result['mode'].upper()}, {result['images']} images", ""]
-    lines += [f"Mean squared error / of the median image / {clock} an image at a cost of about:", ""]
-    body = []
-    for method in dict.fromkeys(row["method"] for row in rows):
-        by = {row["budget"]: row for row in rows if row["method"] == method}
-        shown = {b: f"{row['mse']:.2g} / {row['median']:.2g} / {row['seconds']:.2g}" for b, row in by.items()}
-        body.append([method, *[shown.get(b, "") for b in budgets]])
-    lines += [*table(["method", *[f"{b:g}" for b in budgets]], body), ""]
-    for ours in (PILOT, FITTED):
-        if any(row["method"] == ours for row in rows):
-            name = ours.removeprefix("ML-EM, ")
-            lines += [f"Cost of others at the error of the {name}, divided by its cost, by FLOPs:", ""]
-            lines += [*ratios(result, ours, "cost"), "", f"By {clock} an image:", ""]
-            lines += [*ratios(result, ours, "seconds"), ""]
-    return "\n".join(lines)
-
-
-def plot(path: Path, results: list[dict], unit: str = "cost") -> None:
-    """Write the median image's error against cost in evaluations or in "seconds", one panel a process."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2 * len(results), 5), layout="constrained")
-    panels = figure.subplots(1, len(results), squeeze=False)[0]
-    ours = [name for name in OURS if any(row["method"] == name for result in results for row in result["rows"])]
-    for axes, result in zip(panels, results, strict=True):
-        curves: dict[str, list[tuple[float, float]]] = {}
-        for row in result["rows"]:
-            curves.setdefault(row["method"], []).append((row[unit], row["median"]))
-        singles = {row["method"] for row in result["rows"] if row["single"]} - {EM}
-        for place, method in enumerate(sorted(singles)):
-            label = "other samplers of the largest network" if place == 0 else None
-            axes.loglog(*zip(*curves[method], strict=True), "-", color="0.75", linewidth=1, label=label)
-        axes.loglog(*zip(*curves[EM], strict=True), "--", color="black", linewidth=1.5, label=EM)
-        for place, method in enumerate(ours):
-            points = curves.get(method, [(math.nan, math.nan)])
-            axes.loglog(*zip(*points, strict=True), "-o", color=f"C{place}", label=method, linewidth=2, ms=4)
-        axes.set_title(f"{result['ladder']}, {result['mode'].upper()}, {result['images']} images")
-        if unit == "cost":
-            axes.set_xlabel("cost in evaluations of the largest network (FLOPs)")
-            axes.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
-        else:
-            axes.set_xlabel(f"{result.get('clock', 'CPU seconds')} an image")
-    panels[0].set_ylabel("squared distance to the reference, median image")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    write_atomically(path, content.getvalue())
-
-
 def main() -> None:
     """Measure what was asked for, then print and draw all that lies in the folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__file__, __doc__)
     parser.add_argument("--ladders", nargs="*", choices=IMAGES, default=list(IMAGES), help="none: only redraw [all]")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="[both]")
     parser.add_argument("--images", type=int, help="a multiple of 4 [32 digits, 16 dead leaves]")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="[results beside this]")
     parser.add_argument("--quick", action="store_true", help="a smoke run: digits, 8 images, two budgets")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -334,7 +256,7 @@ def main() -> None:
         if images < 8 or images % QUARTERS:
             parser.error(f'"--images" must be a multiple of {QUARTERS}, at least 8, got {images}')
         result = measure(name, mode, images, BUDGETS[:2] if options.quick else BUDGETS)
-        write_atomically(options.out / f"samplers_{name}_{mode}.json", (json.dumps(result, indent=1) + "\n").encode())
+        write_json(options.out / f"samplers_{name}_{mode}.json", result)
     names = [f"{name}_{mode}" for name, mode in product(IMAGES, MODES)]
     publish(options.out, "samplers", names, markdown, plot)
 
