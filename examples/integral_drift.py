@@ -21,7 +21,6 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +31,6 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 import multilevel_sde as mls
-from multilevel_sde.files import write_atomically
 
 PRODUCTS, NOISE, HORIZON = 5, 0.05, 2.0
 SUPPLY = torch.linspace(0.2, 0.5, PRODUCTS, dtype=torch.float64)
@@ -164,12 +162,10 @@ def rule_errors(rules: Sequence[tuple[Tensor, Tensor]], missing: Missing, truth:
 
 def figure(results: dict[str, list[Row]], path: Path) -> None:
     """Draw error against cost for every ladder."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    fig, axes = plt.subplots(1, len(results), figsize=(13, 4.2), sharey=True, layout="constrained")
+    fig = Figure(figsize=(13, 4.2), layout="constrained")
+    axes = fig.subplots(1, len(results), sharey=True)
     for axis, (name, rows) in zip(axes, results.items(), strict=True):
         for method in dict.fromkeys(row.method for row in rows):
             chosen = sorted((row.cost, float(row.errors.mean())) for row in rows if row.method == method)
@@ -178,10 +174,8 @@ def figure(results: dict[str, list[Row]], path: Path) -> None:
         axis.set(title=name, xlabel="nodes for one path")
         axis.legend(fontsize=8)
     axes[0].set(ylabel="mean squared error")
-    buffer = BytesIO()
-    fig.savefig(buffer, dpi=110)
-    write_atomically(path, buffer.getvalue())
-    plt.close(fig)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=110)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -213,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{name}: nodes {[len(weights) for _, weights in rules]}, errors {[float(f'{e:.2g}') for e in errors]}")
         print(f"gamma between them {[round(g, 1) for g in gammas]}, along the path {pilot.rates.cost_exponent:.2f}")
         print(pilot.advise(budget=ladder.costs[-1]).text)
-        print("method          nodes   mean squared error    seconds   the best rule alone: times the nodes for this")
+        print("method          nodes   mean squared error    seconds   speed-up over the best rule alone")
         for row in rows:
             error, spread = float(row.errors.mean()), float(row.errors.std()) / len(row.errors) ** 0.5
             needed = "" if row.method.startswith("rule") else f"{cost_at(frontier(rows), error) / row.cost:10.2f}"

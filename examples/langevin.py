@@ -19,7 +19,6 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +27,6 @@ import torch
 from torch import Tensor
 
 import multilevel_sde as mls
-from multilevel_sde.files import write_atomically
 
 CORE, SMEAR, CHARGE, SCREENING = 0.2, 0.5, 2.0, 0.4  # a, b, A, kappa
 DENSITY, TEMPERATURE = 0.5, 0.7
@@ -235,13 +233,11 @@ def spread(values: Tensor) -> str:
 
 def figure(x: Tensor, rows: Sequence[Row], found: dict, path: Path) -> None:
     """Draw a system, g(r), and error against cost."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.patches import Circle
 
-    fig, (picture, left, right) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    fig = Figure(figsize=(13, 4.2), layout="constrained")
+    picture, left, right = fig.subplots(1, 3)
     box = math.sqrt(x.shape[1] / DENSITY)
     picture.scatter(*(x[0] % box).T, s=14)
     for cutoff in (*CUTOFFS, box / 2):
@@ -256,10 +252,8 @@ def figure(x: Tensor, rows: Sequence[Row], found: dict, path: Path) -> None:
     right.set(title="error of the path", xlabel="cost, in full forces", ylabel="mean squared error", ylim=(1e-6, 1e-2))
     left.legend()
     right.legend(fontsize=7)
-    buffer = BytesIO()
-    fig.savefig(buffer, dpi=110)
-    write_atomically(path, buffer.getvalue())
-    plt.close(fig)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=110)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -282,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows, pilot = path_errors(x, small, 1.0, args.steps, args.budgets)
     print("\n" + pilot.advise(budget=args.budgets[len(args.budgets) // 2] * ladder.costs[-1]).text)
     second = np.median([row.seconds / row.cost for row in rows if row.method == FULL])
-    print("\nmethod            cost   mean squared error   seconds   full force: cost, seconds for this error")
+    print("\nmethod            cost   mean squared error   seconds   speed-up over the full force: by cost, by seconds")
     for row in rows:
         needed = torch.tensor([cost_at(rows, FULL, float(error), b) for b, error in enumerate(row.errors)])
         print(f"{row.method:<15}{row.cost:7.1f}{spread(row.errors):>21}{row.seconds:10.2f}", end="")
