@@ -86,6 +86,8 @@ def publish(
     """Write the tables and the figure of all results `stem_NAME.json` that a folder holds, and print the tables."""
     stored = [folder / f"{stem}_{name}.json" for name in names]
     results = [json.loads(path.read_bytes()) for path in stored if path.is_file()]
+    if not results:
+        raise SystemExit(f"{folder} has no results of {stem}; measure some, or name another folder with --out")
     text = "\n".join(markdown(result) for result in results)
     write_atomically(folder / f"{stem}.md", text.encode())
     draw(folder / f"{stem}.png", results)
