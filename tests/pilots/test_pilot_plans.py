@@ -46,6 +46,19 @@ def test_a_plan_keeps_within_its_budget(measured, share):
     assert best.plan.evaluations[best.levels[0]] > 0
 
 
+def test_a_pilot_in_evaluations_plans_the_same(measured):
+    top = measured.costs[-1]
+    told = measured.in_evaluations("calls")
+    assert (told.costs[-1], told.unit, told.cost) == (1.0, "calls", measured.cost / top)
+    assert told.least_budget == pytest.approx(measured.least_budget / top, rel=1e-12)
+    best, same = measured.plan(budget=7 * top), told.plan(budget=7)
+    assert same.plan.evaluations.tolist() == best.plan.evaluations.tolist()
+    assert same.predicted.cost == pytest.approx(best.predicted.cost / top, rel=1e-12)
+    with pytest.raises(ValueError, match=r'"budget" must be at least .* calls, got 0\.01'):
+        told.plan(budget=0.01)
+    assert "calls; the top level alone" in told.advise(budget=7).text
+
+
 def test_leaving_out_levels_adds_up_their_corrections(measured):
     # f^3 - f^0 is the sum of three corrections, so its responses' Gram matrix is the sum of all nine blocks.
     blocks = shrink(measured.gram, 0.05).reshape(3, 40, 3, 40)

@@ -37,7 +37,7 @@ def process_group(device: torch.device | str = "cpu", *, timeout: float = 1800.0
         The device of this process.
 
     Raises:
-        ValueError: A timeout that is not positive.
+        ValueError: A timeout that is not positive; more processes than GPUs on this machine.
         ConnectionError: The other processes do not answer.
 
     Example:
@@ -55,6 +55,11 @@ def process_group(device: torch.device | str = "cpu", *, timeout: float = 1800.0
     if device.type == "cuda":
         backend = "cpu:gloo,cuda:nccl"
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index)
+        if device.index >= torch.cuda.device_count():
+            raise ValueError(
+                f'"device" is "cuda", but this is process {device.index + 1} of a machine with '
+                f"{torch.cuda.device_count()} of them; start as many processes, or take the device cpu"
+            )
         torch.cuda.set_device(device)
     try:
         distributed.init_process_group(backend, timeout=timedelta(seconds=timeout))

@@ -114,3 +114,13 @@ def test_a_process_alone_is_a_group_of_one(monkeypatch):
     error = pytest.raises(ValueError, match='"timeout" must be a positive number of seconds, got 0')
     with error, process_group("cpu", timeout=0):
         pass
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    error = pytest.raises(ValueError, match='"device" is "cuda", but this is process 2 of a machine with 1 of them')
+    with error, process_group("cuda"):
+        pass
