@@ -22,10 +22,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from multilevel_sde.arguments import as_number
+from multilevel_sde.conditions import Conditions, as_conditions
+from multilevel_sde.times import device_dtype
 
 __all__ = ["CostModel", "Drift", "FlopCost", "GivenCost", "SecondsCost"]
 
-Drift = Callable[[Tensor, Tensor], Tensor]
+Drift = Callable[..., Tensor]  # f(x, t) -> Tensor shaped like x, or f(x, t, **conditions)
 
 
 class CostModel(Protocol):
@@ -80,9 +82,10 @@ class FlopCost:
     Arguments:
         x: An example state; the cost is of one call on it (use a batch of one to price one sample).
         t: The time passed along.
+        conditions: As for :func:`solve`, with one row for each sample of x.
 
     Raises:
-        ValueError: A drift has no countable operation.
+        TypeError, ValueError: A drift has no countable operation; conditions that do not fit x.
 
     Example:
         >>> layer = torch.nn.Linear(8, 8, bias=False)
@@ -92,16 +95,20 @@ class FlopCost:
 
     x: Tensor
     t: float = 0.5
+    conditions: Conditions | None = None
 
     unit = "FLOPs"
 
+    def __post_init__(self) -> None:
+        as_conditions(self.conditions, self.x)
+
     def __call__(self, drifts: Sequence[Drift]) -> list[float]:
         """Count the operations of one call of every drift."""
-        t = torch.tensor(self.t, dtype=torch.float64, device=self.x.device)
+        t, given = _time_on(self.t, self.x), as_conditions(self.conditions, self.x)
         costs = []
         for level, drift in enumerate(drifts):
-            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-                drift(self.x, t)
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                drift(self.x, t, **given)
             if counter.get_total_flops() == 0:
                 raise ValueError(
                     f'"drifts[{level}]" has no operation that the FLOP counter sees (matrix product, convolution, '
@@ -115,17 +122,19 @@ class FlopCost:
 class SecondsCost:
     """Seconds of one evaluation: the median of timed calls after a warm-up.
 
-    On a GPU the calls are timed with events on the state's device. Seconds depend on the batch and on the machine,
-    so measure with the state that will be solved.
+    On a GPU the calls are timed with events on the state's device. Seconds depend on the batch, on the machine and on
+    whether a graph is made, so measure with the state that will be solved, and inside torch.no_grad() what will be
+    solved there.
 
     Arguments:
         x: An example state, batch included.
         t: The time passed along.
         calls: Number of timed calls.
         warmup: Number of calls before them.
+        conditions: As for :func:`solve`, with one row for each sample of x.
 
     Raises:
-        ValueError: `calls` is below 1 or `warmup` below 0.
+        TypeError, ValueError: `calls` is below 1 or `warmup` below 0; conditions that do not fit x.
 
     Example:
         >>> layer = torch.nn.Linear(64, 64)
@@ -138,6 +147,7 @@ class SecondsCost:
     t: float = 0.5
     calls: int = 10
     warmup: int = 3
+    conditions: Conditions | None = None
 
     unit = "seconds"
 
@@ -146,27 +156,31 @@ class SecondsCost:
             raise ValueError(
                 f'"calls" must be at least 1 and "warmup" at least 0, got calls={self.calls}, warmup={self.warmup}'
             )
+        as_conditions(self.conditions, self.x)
 
     def __call__(self, drifts: Sequence[Drift]) -> list[float]:
         """Time every drift."""
         return [self._median(drift) for drift in drifts]
 
-    @torch.no_grad()
     def _median(self, drift: Drift) -> float:
-        t = torch.tensor(self.t, dtype=torch.float64, device=self.x.device)
+        t, given = _time_on(self.t, self.x), as_conditions(self.conditions, self.x)
         for _ in range(self.warmup):
-            drift(self.x, t)
+            drift(self.x, t, **given)
         if self.x.device.type != "cuda":
             seconds = []
             for _ in range(self.calls):
                 start = time.perf_counter()
-                drift(self.x, t)
+                drift(self.x, t, **given)
                 seconds.append(time.perf_counter() - start)
             return statistics.median(seconds)
         events = [torch.cuda.Event(enable_timing=True) for _ in range(self.calls + 1)]
         events[0].record()
         for event in events[1:]:
-            drift(self.x, t)
+            drift(self.x, t, **given)
             event.record()
         torch.cuda.synchronize(self.x.device)
         return statistics.median(a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(events))
+
+
+def _time_on(t: float, x: Tensor) -> Tensor:
+    return torch.tensor(t, dtype=device_dtype(torch.float64, x.device), device=x.device)

@@ -32,3 +32,7 @@ class NonFiniteError(ArithmeticError):
         super().__init__(
             f"{what} step {step}, time {time:.6g}, samples {shown}; check the drift there, or take smaller steps"
         )
+
+    def __reduce__(self) -> tuple[type[NonFiniteError], tuple[int, float, int | None, list[int]]]:
+        """Keep what it was made of: an exception's own way gives the message alone, which hangs a pool of processes."""
+        return type(self), (self.step, self.time, self.level, self.samples)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from multilevel_sde.arguments import as_tensor
 
-__all__ = ["as_times", "places_on", "thinned"]
+__all__ = ["as_times", "device_dtype", "has_float64", "places_on", "thinned"]
 
 
 def as_times(times: Tensor | Sequence[float]) -> Tensor:
@@ -93,3 +94,30 @@ def thinned(count: int, steps: int) -> Tensor:
         tensor([ 0,  2,  5,  8, 10])
     """
     return torch.linspace(0, count, steps + 1, dtype=torch.float64).round().long()
+
+
+@cache
+def has_float64(kind: str) -> bool:
+    """Whether devices of this type hold float64 numbers; Apple's GPUs do not.
+
+    Example:
+        >>> has_float64("cpu")
+        True
+    """
+    if kind in ("cpu", "cuda", "meta"):
+        return True
+    try:
+        torch.zeros((), dtype=torch.float64, device=kind)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def device_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the dtype, or float32 for float64 on a device that has none.
+
+    Example:
+        >>> device_dtype(torch.float64, torch.device("cpu"))
+        torch.float64
+    """
+    return torch.float32 if dtype == torch.float64 and not has_float64(device.type) else dtype

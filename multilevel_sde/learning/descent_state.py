@@ -48,6 +48,10 @@ class DivergedError(ArithmeticError):
             "learning rate, a larger batch, or a start with larger probabilities"
         )
 
+    def __reduce__(self) -> tuple[type[DivergedError], tuple[int, LearnedSchedule | None]]:
+        """Keep what it was made of, on the way from one process to another too."""
+        return type(self), (self.iteration, self.schedule)
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from multilevel_sde.arguments import as_items, as_number
+from multilevel_sde.steps.sums import added
 
 __all__ = ["Recall"]
 
@@ -108,7 +109,7 @@ class Recall:
         def recall(n: int, values: dict[int, Tensor]) -> Tensor | None:
             total = None
             for k, m, value in due.get(n, ()):
-                total = kept[m, k] * value if total is None else total.add_(kept[m, k], alpha=value)
+                total = kept[m, k] * value if total is None else added(total, kept[m, k], value)
             for place in expiring.get(n, ()):
                 del kept[place]
             kept.update({(n, k): value for k, value in values.items() if (n, k) in last})

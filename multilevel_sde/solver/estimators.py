@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from multilevel_sde.plans.plan import Plan
+from multilevel_sde.steps.sums import HALF, added
 
 __all__ = ["Combine", "Estimator", "Telescoping"]
 
@@ -46,7 +47,10 @@ class Telescoping:
         return plan.needed
 
     def start(self, plan: Plan) -> Combine:
-        """Return the weighted sum."""
+        """Return the weighted sum; of values of 16 bits it is formed in float32 and rounded once."""
+        return _in_float32(self._started(plan))
+
+    def _started(self, plan: Plan) -> Combine:
         if plan.recall is None:
             return self._present(plan)
         present, recall = self._present(plan), plan.recall.reader()
@@ -57,7 +61,7 @@ class Telescoping:
             past = recall(n, values)
             if not now:
                 return past if past is not None else torch.zeros_like(next(iter(values.values())))
-            return present(n, now) if past is None else past.add_(present(n, now))
+            return present(n, now) if past is None else added(past, present(n, now))
 
         return both
 
@@ -88,3 +92,23 @@ class Telescoping:
             return estimate
 
         return shared if plan.samples is None else per_sample
+
+
+def _in_float32(combine: Combine) -> Combine:
+    """Return the combination of float32 values where those given have 16 bits, as weights are large and of both signs.
+
+    The first call decides for all: values of a solve are of one dtype.
+    """
+    chosen: Combine | None = None
+
+    def wide(n: int, values: dict[int, Tensor]) -> Tensor:
+        dtype = next(iter(values.values())).dtype
+        return combine(n, {level: value.float() for level, value in values.items()}).to(dtype)
+
+    def first(n: int, values: dict[int, Tensor]) -> Tensor:
+        nonlocal chosen
+        if chosen is None:
+            chosen = wide if next(iter(values.values())).dtype in HALF else combine
+        return chosen(n, values)
+
+    return first

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from multilevel_sde.errors import NonFiniteError
+from multilevel_sde.steps.sums import transformed
 
 __all__ = ["FiniteWatch", "is_finite"]
 
@@ -25,6 +26,7 @@ class FiniteWatch:
 
     Arguments:
         y0: The initial state; its device and size say how often it pays to look.
+        dtype: The dtype in which the states must be finite, if not their own.
 
     Raises:
         NonFiniteError: At a note or a look; see there.
@@ -36,11 +38,11 @@ class FiniteWatch:
         >>> watch.look()
         Traceback (most recent call last):
         ...
-        multilevel_sde.errors.NonFiniteError: the drift of level 1 was not finite at step 1, time 0.5, samples [1]; ...
+        multilevel_sde.errors.NonFiniteError: the drift of level 2 was not finite at step 1, time 0.5, samples [1]; ...
     """
 
-    def __init__(self, y0: Tensor):
-        self.host = _on_host(y0)
+    def __init__(self, y0: Tensor, dtype: torch.dtype | None = None):
+        self.host, self.dtype = _on_host(y0), dtype
         self.every = _GPU_STEPS if not self.host else _SMALL_STEPS if y0.numel() <= _SMALL else 1
         self.seen: list[tuple[int, float, dict[int, Tensor]]] = []
         self.states: list[Tensor] = []
@@ -48,6 +50,8 @@ class FiniteWatch:
 
     def note(self, n: int, t: float, values: dict[int, Tensor], y: Tensor) -> None:
         """Take note of the drifts' values at step n, time t, and of the state y after it; look if it is time to."""
+        if self.dtype is not None:
+            y = y.to(self.dtype)
         if not self.host and y.numel():  # keep one number of each, not the states: the largest; NaN after a NaN
             self.latest = y
             values = {level: _largest(value) for level, value in values.items()}
@@ -67,7 +71,7 @@ class FiniteWatch:
                 bad = [level for level, value in values.items() if not is_finite(value)]
                 finite = (y if self.host else self.latest).detach().isfinite()
                 per_sample = finite.reshape(len(finite), -1).all(1) if finite.dim() else finite.reshape(1)
-                raise NonFiniteError(n, t, bad[0] if bad else None, (~per_sample).nonzero()[:, 0].tolist())
+                raise NonFiniteError(n, float(t), bad[0] if bad else None, (~per_sample).nonzero()[:, 0].tolist())
 
 
 def _on_host(y: Tensor) -> bool:
@@ -90,4 +94,12 @@ def is_finite(x: Tensor) -> bool:
 
 def _sum(states: list[Tensor]) -> float:
     together = states[0] if len(states) == 1 else torch.stack(states)
-    return (together.detach() if together.requires_grad else together).sum().item()
+    total = (together.detach() if together.requires_grad else together).sum()
+    try:
+        return total.item()
+    except RuntimeError:
+        if not transformed():
+            raise
+        raise ValueError(
+            '"check_finite" cannot look at numbers inside torch.vmap; pass check_finite=False, and look at the result'
+        ) from None

@@ -14,24 +14,31 @@ References:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 
 from multilevel_sde.arguments import as_integer, as_items
+from multilevel_sde.conditions import Conditions, as_conditions
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.noise.brownian import Brownian, BrownianPath, increments
-from multilevel_sde.noise.diffusion import Diffusion, as_noise
+from multilevel_sde.noise.diffusion import Diffusion, NoiseTerm, as_noise
 from multilevel_sde.plans.plan import Plan, mean_cost
 from multilevel_sde.solver.estimators import Estimator, Telescoping
+from multilevel_sde.solver.evaluate import detacher, evaluator
 from multilevel_sde.solver.finite import FiniteWatch, is_finite
-from multilevel_sde.solver.loop import Loop, Noise, evaluator
+from multilevel_sde.solver.loop import Loop, Noise
 from multilevel_sde.solver.solution import Solution, Stats
-from multilevel_sde.steps.rules import Step, StepRule, euler_maruyama, plan_rows
-from multilevel_sde.times import as_times
+from multilevel_sde.steps.rules import Heun, Midpoint, Step, StepRule, euler_maruyama, plan_rows
+from multilevel_sde.steps.sums import HALF, transformed
+from multilevel_sde.times import as_times, device_dtype
 
 __all__ = ["solve"]
+
+_DTYPES = (torch.float32, torch.float64, *HALF)
 
 
 def solve(
@@ -44,6 +51,7 @@ def solve(
     diffusion: Diffusion | None = None,
     brownian: Brownian | BrownianPath | None = None,
     estimator: Estimator = Telescoping(),
+    conditions: Conditions | None = None,
     save: bool | Sequence[int] = False,
     gradients: bool | None = None,
     check_finite: bool = True,
@@ -52,9 +60,10 @@ def solve(
     r"""Solve dy = f^K(y, t) dt + g dW along a time grid, evaluating the ladder as the plan says.
 
     Arguments:
-        ladder: K drifts f^k(y, t) -> Tensor shaped like y; t is a 0-d tensor on y's device, of the dtype of `times`.
+        ladder: K drifts f^k(y, t) -> Tensor shaped like y; t is a 0-d tensor on y's device, of the dtype of `times`
+            (float32 for float64 on a device that has none).
         y0: Initial state of any shape, floating point; samples along the first dimension where noise or draws are
-            per sample.
+            per sample. A state of 16 bits is carried in float32: the drifts see it rounded, and so is the result.
         times: N + 1 monotone times, up or down.
         plan: Hits and weights of K levels at N steps; with a step rule at each of its evaluations (see
             :func:`plan_rows`).
@@ -67,7 +76,11 @@ def solve(
         brownian: Callable of an interval (t, s) -> W(s) - W(t), variance abs(s - t); for example :class:`BrownianPath`.
         estimator: How hits become an estimate.
         save: True for all states, or the indices of times to keep; by default only the last state.
-        gradients: Keep the autograd graph; by default where y0 requires a gradient. True trains drift parameters.
+        conditions: What drifts are told about each sample: tensors by name, with one row a sample. Drifts are then
+            called f(y, t, **conditions), with the rows of exactly the samples in y.
+        gradients: By default the graph is that of autograd: with grad mode on it is kept where y0, times or a drift's
+            value requires a gradient, and torch.func works. False takes everything off the graph as it comes, so that
+            drifts may differentiate inside. Memory: see docs/gradients.
         check_finite: Stop at the first NaN or infinity (looked for at every step; with small states and on a GPU every
             32 steps).
         progress: Show a progress bar.
@@ -76,7 +89,8 @@ def solve(
         A :class:`Solution`. Memory does not grow with N unless states are saved or a graph is kept.
 
     Raises:
-        TypeError, ValueError: An argument does not fit the others; a drift returns another shape, dtype or device.
+        TypeError, ValueError: An argument does not fit the others; a drift returns another shape, dtype or device;
+            times that require a gradient with a diffusion or a step that has none.
         NonFiniteError: The state became NaN or infinite.
 
     Example:
@@ -91,26 +105,40 @@ def solve(
         (torch.Size([4]), tensor([100,  13]), 'completed')
     """
     start = time.perf_counter()
-    grid = as_times(times)
+    moving = _require_gradient(times) and gradients is not False
+    grid = _grid(times)
+    given = as_conditions(conditions, _check_state(y0, check_finite))
     _check_arguments(ladder, y0, plan, diffusion, brownian)
     _check_rows(plan, step, grid)
+    if moving:
+        _check_moving(step, diffusion, y0.dtype)
     kept = _kept_indices(save, len(grid))
-    keep_graph = torch.is_grad_enabled() and (y0.requires_grad if gradients is None else gradients)
-    with torch.set_grad_enabled(keep_graph):
-        needed = estimator.needed(plan)
-        evaluate = evaluator(ladder, shared=needed.dim() == 2)
-        watch = FiniteWatch(y0) if check_finite else None
-        noise = None if diffusion is None else _noise(diffusion, increments(brownian, grid, y0))
-        loop = Loop(grid, needed, evaluate, estimator.start(plan), noise, watch, progress)
-        y = y0
-        saved = [y0] if 0 in kept else []
-        try:
-            for n, y in enumerate(loop.states(step, y0), 1):
-                if n in kept:
-                    saved.append(y)
-        finally:  # a drift that raises on NaN is not to blame for the NaN
-            if watch is not None:
-                watch.look()
+    off = detacher() if gradients is False else None
+    half = y0.dtype if y0.dtype in HALF else None
+    y = begin = (y0 if off is None else off(y0)).to(y0.dtype if half is None else torch.float32)
+    needed = estimator.needed(plan)
+    loop = Loop(
+        times if moving else grid,  # type: ignore[arg-type]
+        needed,
+        evaluator(ladder, shared=needed.dim() == 2, conditions=given, seen=half, detached=off),
+        estimator.start(plan),
+        None if diffusion is None else _noise(diffusion, increments(brownian, grid, begin), half, off),
+        FiniteWatch(begin, half) if check_finite else None,
+        progress,
+        off,
+        moving,
+        device_dtype(grid.dtype, y0.device),
+    )
+    saved = [begin] if 0 in kept else []
+    try:
+        for n, y in enumerate(loop.states(step, begin), 1):
+            if n in kept:
+                saved.append(y if half is None else y.to(half))
+    finally:  # a drift that raises on NaN is not to blame for the NaN
+        if loop.watch is not None:
+            loop.watch.look()
+    if half is not None:
+        y, saved = y.to(half), [state.to(half) for state in saved]
     evaluations = needed.sum(0)
     calls = evaluations if needed.dim() == 2 else needed.any(1).sum(0)
     cost, seconds = mean_cost(evaluations, ladder), time.perf_counter() - start
@@ -118,9 +146,53 @@ def solve(
     status = "completed"
     if plan.truncated:
         status += "; biased on purpose: the plan leaves out the top levels at some steps"
-    ys = y[None] if saved[0] is y else torch.stack(saved)  # the last state alone is not copied: it may be large
+    ys = y[None] if len(saved) == 1 and len(grid) - 1 in kept else torch.stack(saved)  # one state is not copied
     at = grid[-1:].clone() if save is False else grid[sorted(kept)]  # an index takes ten times as long
     return Solution(y, ys, at, stats, status)
+
+
+def _require_gradient(times: object) -> bool:
+    """Whether a gradient of the times is wanted, in reverse or forward mode."""
+    if not isinstance(times, Tensor):
+        return False
+    if transformed() and is_functorch_wrapped_tensor(times):
+        return True
+    backwards = times.requires_grad and torch.is_grad_enabled()
+    return backwards or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(times).tangent is not None)
+
+
+def _grid(times: Tensor | Sequence[float]) -> Tensor:
+    try:
+        return as_times(times)
+    except RuntimeError:
+        if not transformed():
+            raise
+        raise ValueError('"times" must be the same for all inside torch.vmap, got one grid for each') from None
+
+
+def _check_moving(step: Step | StepRule, diffusion: Diffusion | None, dtype: torch.dtype) -> None:
+    """Refuse a gradient of times that would be wrong: a step may compute with floats, and W is not differentiable."""
+    known = step is euler_maruyama or type(step) in (Heun, Midpoint)
+    if known and diffusion is None and dtype not in HALF:
+        return
+    what = "a diffusion" if diffusion is not None else "a state of 16 bits" if known else f"the step {step!r}"
+    raise ValueError(
+        f'"times" require a gradient, which there is for ODEs with euler_maruyama, Heun or Midpoint, got {what}; pass '
+        "times.detach()"
+    )
+
+
+def _check_state(y0: Tensor, check_finite: bool) -> Tensor:
+    if not isinstance(y0, Tensor) or y0.dtype not in _DTYPES:
+        what = str(y0.dtype) if isinstance(y0, Tensor) else type(y0).__name__
+        advice = ""
+        if isinstance(y0, Tensor) and y0.is_complex():
+            advice = "; solve for torch.view_as_real(y0), with drifts f(torch.view_as_complex(y), t) made real likewise"
+        raise TypeError(f'"y0" must be a floating-point Tensor of 16, 32 or 64 bits, got {what}{advice}')
+    inside = transformed() and not check_finite  # numbers cannot be looked at inside torch.vmap
+    if not inside and not is_finite(y0):
+        raise ValueError('"y0" must be finite, got NaN or infinity')
+    return y0
 
 
 def _check_arguments(
@@ -130,11 +202,6 @@ def _check_arguments(
     diffusion: Diffusion | None,
     brownian: Brownian | BrownianPath | None,
 ) -> None:
-    if not isinstance(y0, Tensor) or not y0.is_floating_point():
-        what = str(y0.dtype) if isinstance(y0, Tensor) else type(y0).__name__
-        raise TypeError(f'"y0" must be a floating-point Tensor, got {what}')
-    if not is_finite(y0):
-        raise ValueError('"y0" must be finite, got NaN or infinity')
     for name, value, kind in (("ladder", ladder, Ladder), ("plan", plan, Plan)):
         if not isinstance(value, kind):
             raise TypeError(f'"{name}" must be a multilevel_sde.{kind.__name__}, got {type(value).__name__}')
@@ -163,8 +230,20 @@ def _check_rows(plan: Plan, step: Step | StepRule, grid: Tensor) -> None:
     raise ValueError(f'"plan" has {plan.steps} steps, "times" has {rows}; draw the plan for these times')
 
 
-def _noise(diffusion: Diffusion, increments: Iterator[Tensor]) -> Noise:
-    """Return noise(y, t), which takes the next increment; the first result is checked."""
+def _noise(
+    diffusion: Diffusion,
+    increments: Iterator[Tensor],
+    half: torch.dtype | None,
+    detached: Callable[[Tensor], Tensor] | None,
+) -> Noise:
+    """Return noise(y, t), which takes the next increment; the first result is checked.
+
+    Arguments:
+        diffusion: As for :func:`solve`.
+        increments: Of the Brownian path.
+        half: The dtype of the states that a diffusion sees, where it is of 16 bits.
+        detached: Takes noise off its graph, or None.
+    """
     apply, first = as_noise(diffusion), True
 
     def noise(y: Tensor, t: Tensor) -> Tensor:
@@ -175,7 +254,18 @@ def _noise(diffusion: Diffusion, increments: Iterator[Tensor]) -> Noise:
             first = False
         return result
 
-    return noise
+    def rounded(y: Tensor, t: Tensor) -> Tensor:
+        nonlocal first
+        increment = next(increments)
+        # A matrix of 16 bits is not applied to increments of float32.
+        result = apply(y.to(half), t, increment.to(half) if isinstance(diffusion, NoiseTerm) else increment)
+        if first:
+            _check_noise(result, y)
+            first = False
+        return result.to(y.dtype)
+
+    of_state = noise if half is None else rounded
+    return of_state if detached is None else lambda y, t: detached(of_state(y, t))
 
 
 def _check_noise(noise: Tensor, y: Tensor) -> None:

@@ -7,6 +7,7 @@ each.
 Rooms:
     rules   Step, StepRule, Euler-Maruyama, Heun, midpoint; which rows of a plan a rule uses. Add a one-step rule here.
     adams   Adams-Bashforth, from polynomial interpolation of earlier estimates. Add a multistep rule here.
+    sums    Sums of states: in place where nobody else may look.
 """
 
 from multilevel_sde.steps.adams import AdamsBashforth, adams_bashforth_weights

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from multilevel_sde.steps.sums import added
 from multilevel_sde.times import as_times
 
 __all__ = [
@@ -53,8 +54,10 @@ def euler_maruyama(y: Tensor, estimate: Tensor, t: float, s: float, noise: Tenso
         >>> euler_maruyama(torch.tensor([1.0]), torch.tensor([-1.0]), 0.0, 0.1, None)
         tensor([0.9000])
     """
+    if isinstance(s, Tensor):  # times that require a gradient
+        return y + (s - t) * estimate
     following = torch.add(y, estimate, alpha=s - t)
-    return following if noise is None else following.add_(noise)
+    return following if noise is None else added(following, noise)
 
 
 class StepRule(ABC):

@@ -39,7 +39,7 @@ def test_flops_price_a_ladder():
 
 
 @pytest.mark.parametrize("model", [mls.FlopCost, mls.SecondsCost])
-def test_a_measurement_passes_a_0d_time_and_keeps_no_graph(model):
+def test_a_measurement_passes_a_0d_time_in_the_grad_mode_of_the_caller(model):
     weight = torch.ones(2, 2, requires_grad=True)
     seen = []
 
@@ -49,7 +49,28 @@ def test_a_measurement_passes_a_0d_time_and_keeps_no_graph(model):
         return y
 
     model(torch.zeros(1, 2), t=0.25)([drift])
+    assert set(seen) == {(0, 0.25, True)}
+    seen.clear()
+    with torch.no_grad():
+        model(torch.zeros(1, 2), t=0.25)([drift])
     assert set(seen) == {(0, 0.25, False)}
+
+
+@pytest.mark.parametrize("model", [mls.FlopCost, mls.SecondsCost])
+def test_a_measurement_gives_drifts_their_conditions_and_lets_them_differentiate_inside(model):
+    seen = []
+
+    def force(x, t, label):
+        seen.append(label)
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad((x @ torch.ones(2, 2)).square().sum() * label.sum(), x)[0]
+
+    labels = torch.tensor([1.0, 2.0])
+    (cost,) = model(torch.ones(2, 2), conditions={"label": labels})([force])
+    assert cost > 0
+    assert all(label is labels for label in seen)
+    with pytest.raises(ValueError, match=r'"conditions" has "label" of shape \(2,\), expected one row for each of 3'):
+        model(torch.ones(3, 2), conditions={"label": labels})
 
 
 def test_seconds_are_the_median_of_the_calls_after_the_warm_up(monkeypatch):

@@ -81,8 +81,13 @@ def test_only_levels_that_are_called_are_checked():
 
 @pytest.mark.parametrize(("y0", "came"), [([1.0], "list"), (torch.ones(3, dtype=torch.int64), "torch.int64")])
 def test_the_state_is_a_floating_point_tensor(y0, came):
-    with refused(f'"y0" must be a floating-point Tensor, got {came}', TypeError):
+    with refused(f'"y0" must be a floating-point Tensor of 16, 32 or 64 bits, got {came}', TypeError):
         solve(y0=y0)
+
+
+def test_a_complex_state_is_refused_with_advice():
+    with refused(r"got torch.complex64; solve for torch.view_as_real\(y0\)", TypeError):
+        solve(y0=torch.ones(3, dtype=torch.complex64))
 
 
 @pytest.mark.parametrize("value", [NAN, INF])

@@ -99,7 +99,9 @@ def test_a_graph_is_kept_only_where_it_is_asked_for():
     ladder = mls.Ladder([lambda x, t: weight * x], costs=[1.0])
     plan, y0 = mls.em_plan(ladder, TIMES), torch.ones(2)
     wants = torch.ones(2, requires_grad=True)
-    assert not mls.solve(ladder, y0, TIMES, plan).y.requires_grad
+    plain = mls.Ladder([lambda x, t: -x], costs=[1.0])
+    assert not mls.solve(plain, y0, TIMES, plan).y.requires_grad
+    assert mls.solve(ladder, y0, TIMES, plan).y.requires_grad
     assert mls.solve(ladder, wants, TIMES, plan).y.requires_grad
     assert mls.solve(ladder, y0, TIMES, plan, gradients=True).y.requires_grad
     assert not mls.solve(ladder, wants, TIMES, plan, gradients=False).y.requires_grad

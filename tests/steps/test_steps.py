@@ -253,7 +253,9 @@ def test_gradients_go_through_all_estimates(rule):
     y0 = torch.tensor([0.3, -0.8], dtype=DOUBLE, requires_grad=True)
     a = torch.tensor(0.9, dtype=DOUBLE, requires_grad=True)
     assert torch.autograd.gradcheck(end, (y0, a))
-    assert not solve(rule, ladder_of(lambda y, t: a * y), y0.detach(), uniform(4)).y.requires_grad
+    ladder = ladder_of(lambda y, t: a * y)
+    assert solve(rule, ladder, y0.detach(), uniform(4)).y.requires_grad
+    assert not solve(rule, ladder, y0, uniform(4), gradients=False).y.requires_grad
 
 
 def test_a_nan_is_found_in_the_call_that_made_it():

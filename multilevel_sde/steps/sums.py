@@ -1,0 +1,29 @@
+"""Sums of states: in place where nobody else may look, and in float32 where the numbers have 16 bits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["HALF", "added", "transformed"]
+
+HALF = frozenset((torch.float16, torch.bfloat16))  # sums of these are formed in float32, and rounded once
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func (grad, vjp, jvp, vmap) is at work."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def added(total: Tensor, value: Tensor, factor: float = 1.0) -> Tensor:
+    """Return total + factor value, in the memory of `total`, which must be the caller's own.
+
+    A transform of torch.func forbids that where it watches `value` alone, so there the sum is a new tensor.
+
+    Example:
+        >>> added(torch.ones(2), torch.ones(2), 0.5)
+        tensor([1.5000, 1.5000])
+    """
+    if transformed():
+        return torch.add(total, value, alpha=factor)
+    return total.add_(value, alpha=factor)
