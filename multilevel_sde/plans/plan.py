@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import operator
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -165,21 +167,27 @@ class Plan:
             f"Plan({self.steps} steps, {self.levels} levels, {shared}, {memory}evaluations={self.evaluations.tolist()})"
         )
 
-    def save(self, path: str | os.PathLike[str], times: Tensor | None = None) -> None:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        times: Tensor | None = None,
+        made_for: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write the plan atomically as safetensors with a format version.
 
         Arguments:
             path: The file.
             times: The grid that the plan is for, (N + 1,), to be kept with it.
+            made_for: What else the plan was made for, as JSON values; :meth:`load_made_for` gives it back.
 
         Raises:
-            ValueError: Another number of times.
+            ValueError: Another number of times; `made_for` is not what JSON can hold.
             ModuleNotFoundError: safetensors is not installed.
             OSError: The file cannot be written.
         """
         from multilevel_sde.plans.plan_file import write_plan
 
-        write_plan(self, path, times)
+        write_plan(self, path, times, made_for)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -200,7 +208,26 @@ class Plan:
         """
         from multilevel_sde.plans.plan_file import read_plan
 
-        return read_plan(path)
+        return read_plan(path)[:2]
+
+    @classmethod
+    def load_made_for(cls, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Read what a plan was made for, empty where the file does not say.
+
+        Raises:
+            FileNotFoundError, ValueError: As :meth:`load`.
+
+        Example:
+            >>> import tempfile, torch
+            >>> path = tempfile.mkdtemp() + "/plan.safetensors"
+            >>> plan = Plan(torch.ones(2, 1, dtype=torch.bool), torch.ones(2, 1))
+            >>> plan.save(path, made_for={"mode": "ddim"})
+            >>> Plan.load_made_for(path)
+            {'mode': 'ddim'}
+        """
+        from multilevel_sde.plans.plan_file import read_plan
+
+        return read_plan(path).made_for
 
 
 def mean_cost(evaluations: Tensor, ladder: Ladder) -> float:

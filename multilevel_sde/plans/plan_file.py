@@ -1,9 +1,16 @@
-"""The file of a plan: safetensors with a format version and a checksum. Nothing is unpickled."""
+"""The file of a plan: safetensors with a format version, a checksum, and what the plan was made for.
+
+The last is any JSON values that the writer wants to find again, such as a digest of the ladder; the core gives them no
+meaning. Nothing is unpickled.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,21 +20,31 @@ from multilevel_sde.plans.plan import Plan
 from multilevel_sde.plans.recall import Recall
 from multilevel_sde.times import as_times
 
-__all__ = ["read_plan", "write_plan"]
+__all__ = ["StoredPlan", "read_plan", "write_plan"]
 
 _FORMAT = "multilevel_sde.plan"
-_VERSION = 2
-_READABLE = (1, 2)  # version 1 knew no recall
+_VERSION = 3
+_READABLE = (1, 2, 3)  # version 1 knew no recall, version 2 not what the plan was made for
 _ALWAYS = {"hits": torch.bool, "weights": torch.float64}
 _REMEMBERED = {"recall_places": torch.int64, "recall_coefficients": torch.float64}
 _DTYPES = _ALWAYS | _REMEMBERED | {"times": torch.float64}
 
 
-def write_plan(plan: Plan, path: str | os.PathLike[str], times: Tensor | None) -> None:
-    """Write a plan and the grid that it is for, atomically.
+class StoredPlan(NamedTuple):
+    """What a file holds: the plan, its times or None, and what it was made for (empty where that is not known)."""
+
+    plan: Plan
+    times: Tensor | None
+    made_for: dict[str, Any]
+
+
+def write_plan(
+    plan: Plan, path: str | os.PathLike[str], times: Tensor | None, made_for: Mapping[str, Any] | None = None
+) -> None:
+    """Write a plan, the grid that it is for, and what it was made for, atomically.
 
     Raises:
-        ValueError: Another number of times.
+        ValueError: Another number of times; `made_for` is not what JSON can hold.
         ModuleNotFoundError: safetensors is not installed.
         OSError: The file cannot be written.
     """
@@ -41,12 +58,16 @@ def write_plan(plan: Plan, path: str | os.PathLike[str], times: Tensor | None) -
             raise ValueError(f'"times" must be the {plan.steps + 1} times of the plan, got {len(times)}')
         tensors["times"] = as_times(times).detach().to("cpu", torch.float64).contiguous()
     metadata = {"format": _FORMAT, "version": str(_VERSION), "truncated": str(int(plan.truncated))}
-    metadata["sha256"] = _checksum(tensors, metadata["truncated"])
+    try:
+        metadata["made_for"] = json.dumps(dict(made_for or {}), sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'"made_for" must be a mapping that JSON can hold, got {error}') from None
+    metadata["sha256"] = _checksum(tensors, metadata)
     write_atomically(path, save(tensors, metadata))
 
 
-def read_plan(path: str | os.PathLike[str]) -> tuple[Plan, Tensor | None]:
-    """Return the plan in a file, and its times, None where none are in it.
+def read_plan(path: str | os.PathLike[str]) -> StoredPlan:
+    """Return the plan in a file, its times, None where none are in it, and what it was made for.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -72,14 +93,24 @@ def read_plan(path: str | os.PathLike[str]) -> tuple[Plan, Tensor | None]:
         )
     if any(tensor.dtype != _DTYPES[name] for name, tensor in tensors.items()):
         raise ValueError(f'"{path}" holds hits or weights of another dtype; save the plan again')
-    truncated = metadata.get("truncated", "")
-    if metadata.get("sha256") != _checksum(tensors, truncated):
+    if metadata.get("sha256") != _checksum(tensors, metadata):
         raise ValueError(f'"{path}" is damaged, its checksum does not fit; save the plan again')
-    plan = Plan(tensors["hits"], tensors["weights"], truncated=truncated == "1", recall=_recall(path, tensors))
+    truncated = metadata.get("truncated") == "1"
+    plan = Plan(tensors["hits"], tensors["weights"], truncated=truncated, recall=_recall(path, tensors))
     times = as_times(tensors["times"]) if "times" in tensors else None
     if times is not None and len(times) != plan.steps + 1:
         raise ValueError(f'"{path}" holds {len(times)} times for {plan.steps} steps; save the plan again')
-    return plan, times
+    return StoredPlan(plan, times, _made_for(path, metadata))
+
+
+def _made_for(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        found = json.loads(metadata.get("made_for", "{}"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f'"{path}" is damaged: what it was made for is no JSON object; save the plan again')
+    return found
 
 
 def _recall(path: str | os.PathLike[str], tensors: dict[str, Tensor]) -> Recall | None:
@@ -91,5 +122,6 @@ def _recall(path: str | os.PathLike[str], tensors: dict[str, Tensor]) -> Recall 
     return Recall((*place, value) for place, value in zip(places.tolist(), values.tolist(), strict=True))
 
 
-def _checksum(tensors: dict[str, Tensor], truncated: str) -> str:
-    return checksum([truncated], [tensors[name] for name in _DTYPES if name in tensors])
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    texts = [metadata.get("truncated", ""), *([metadata["made_for"]] if "made_for" in metadata else [])]
+    return checksum(texts, [tensors[name] for name in _DTYPES if name in tensors])
