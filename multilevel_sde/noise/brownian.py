@@ -24,6 +24,7 @@ import itertools
 import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -111,6 +112,18 @@ class BrownianPath:
         path = copy.copy(self)
         path.shape = tuple(y.shape[1:]) if self.shape is None else self.shape
         path.dtype, path.device, path._keys = y.dtype, y.device, self._keys.to(y.device)
+        return path
+
+    def subset(self, rows: Sequence[int]) -> Self:
+        """Return the paths of some of the samples.
+
+        Example:
+            >>> path = BrownianPath(seeds=[1, 2, 3], shape=(2,))
+            >>> torch.equal(path.subset([2, 0])(0.0, 1.0), path(0.0, 1.0)[[2, 0]])
+            True
+        """
+        path = copy.copy(self)
+        path.seeds, path._keys = tuple(self.seeds[row] for row in rows), self._keys[list(rows)]
         return path
 
     def __call__(self, t: float, s: float) -> Tensor:

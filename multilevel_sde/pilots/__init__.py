@@ -6,7 +6,10 @@ matrix of the responses, and what the first order leaves out is calibrated by ru
 
 Rooms, in the order of use:
     run_pilot           pilot(): the trial run from its arguments to a Pilot.
-    measure_responses   its runs: the responses along the path, the step errors, the calibration.
+    trial               the problem on the pilot's samples: states, noise, conditions, runs.
+    measure_responses   the walk along the path, and the responses of all corrections.
+    measure_errors      single levels on any number of steps, and plans on samples kept out.
+    grids, peak         grids of any number of steps; what a call needs of memory.
     responses           the Gram matrix of the responses, for any choice of levels and steps.
     error_model         the measurements as a class, and the error that they predict.
     allocation          where to spend a budget: greedy choice of corrections, best weights for them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, NamedTuple
 
 from scipy import stats
@@ -12,21 +13,72 @@ from torch import Tensor
 
 from multilevel_sde.plans.plan import Plan
 
-__all__ = ["Advice", "Calibration", "PilotPlan", "Prediction", "Rate", "Rates", "level_rates", "slope"]
+__all__ = [
+    "Advice",
+    "Calibration",
+    "Form",
+    "PilotPlan",
+    "Prediction",
+    "Rate",
+    "Rates",
+    "Single",
+    "level_rates",
+    "slope",
+]
+
+
+class Form(Enum):
+    """How a plan uses its corrections.
+
+    Attributes:
+        TRACKED: Spent as they fall due, from stored values; the base by the pilot's multistep method.
+        BASE: Each at once; only the base remembers, by the pilot's multistep method.
+        PLAIN: Each at once, and nothing is remembered.
+        ALONE: One level at every step, nothing is corrected.
+    """
+
+    TRACKED = "tracked"
+    BASE = "base"
+    PLAIN = "plain"
+    ALONE = "alone"
+
+
+class Single(NamedTuple):
+    """What one level alone errs.
+
+    Attributes:
+        level: From 0.
+        steps: On so many steps.
+        multistep: By the pilot's multistep method, else one step at a time.
+        error: Typical squared distance to the top level's path on the finest grid.
+        tail: Ratio of the mean to it.
+    """
+
+    level: int
+    steps: int
+    multistep: bool
+    error: float
+    tail: float
 
 
 class Calibration(NamedTuple):
     """What plans made from three quarters of the samples came to on the rest.
 
     Attributes:
+        steps: On so many rows of a plan.
+        form: In this form.
         promised: What the allocation promised, by the shrunk Gram matrix.
         first_order: The first-order error, by the Gram matrix of the plan's own samples.
-        measured: Typical squared distance to the top level's path.
+        measured: Typical squared distance to the top level's path on the finest grid.
+        tail: Ratio of the mean to it.
     """
 
+    steps: int
+    form: Form
     promised: float
     first_order: float
     measured: float
+    tail: float
 
 
 @dataclass(frozen=True)
@@ -59,12 +111,14 @@ class PilotPlan:
         times: The grid.
         levels: The levels that are evaluated, 0-based.
         predicted: What to expect.
+        form: How it uses its corrections.
     """
 
     plan: Plan
     times: Tensor
     levels: tuple[int, ...]
     predicted: Prediction
+    form: Form = Form.PLAIN
 
 
 @dataclass(frozen=True)
@@ -102,18 +156,26 @@ class Advice:
     Attributes:
         pays: Whether the multilevel plan is predicted to need less than 0.9 of the cost of the best single level.
         text: The advice in words.
-        best: The multilevel plan at the budget; EM on the top level where the budget is too small for one.
-        em_cost: Cost at which EM on the top level reaches the same error.
-        single_cost: Cost at which the best single level (the top one included) reaches it.
-        em_steps: Steps of EM on the top level for the same budget.
+        best: The best plan at the budget that ends at the top level; the best single level where none is so cheap.
+        single: The best single level at the budget: any level, any number of steps, by the pilot's method or one step
+            at a time.
+        em_cost: Cost at which the top level alone reaches the error of `best`.
+        single_cost: Cost at which the best single level reaches it, infinite where none does.
+        em_steps: Steps of the top level for the same budget.
     """
 
     pays: bool
     text: str
     best: PilotPlan
+    single: PilotPlan
     em_cost: float
     single_cost: float
     em_steps: int
+
+    @property
+    def use(self) -> PilotPlan:
+        """What is recommended: `best` where it pays, else `single`."""
+        return self.best if self.pays else self.single
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> Rate:

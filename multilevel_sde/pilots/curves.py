@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from itertools import pairwise
 
@@ -9,14 +10,16 @@ import torch
 from torch import Tensor
 
 from multilevel_sde.pilots.allocation import Allocation, allocate
-from multilevel_sde.pilots.answers import PilotPlan
+from multilevel_sde.pilots.answers import Form, PilotPlan, Prediction
 from multilevel_sde.pilots.error_model import ErrorModel
+from multilevel_sde.pilots.grids import refined
 from multilevel_sde.pilots.responses import Responses
 from multilevel_sde.plans.memory import multistep
 from multilevel_sde.plans.plan import Plan
-from multilevel_sde.times import thinned
 
-__all__ = ["Curve", "TopAlone", "adjacent_needs", "allocate_levels", "plan_of"]
+__all__ = ["Alone", "Curve", "adjacent_needs", "allocate_levels", "plan_of"]
+
+_AS_GOOD = 0.02  # errors that differ by less are alike, and the cheaper plan is taken
 
 
 class Curve:
@@ -33,51 +36,118 @@ class Curve:
         parts = [self.pilot.responses(self.steps).merged(low, high) for low, high in pairwise(self.levels)]
         return allocate_levels(parts, costs, self.steps * self.pilot.costs[-1] - self.base_cost)
 
-    def estimate(self, budget: float) -> float:
+    def estimate(self, budget: float, memory: bool = True) -> float:
         """The predicted error at a budget, without correlations between levels: cheap, for choosing among curves."""
         count = self.allocation.count_within(budget - self.base_cost)
-        pilot = self.pilot
-        return pilot.tail * pilot.expected(self.allocation.errors[count]) + pilot.step_error(self.steps)
+        promised, pilot, form = self.allocation.errors[count], self.pilot, self.form(memory)
+        level = pilot.tail * pilot.expected(promised, self.steps, form)
+        return level + pilot.step_tail * pilot.step_error_of(self.steps, form)
+
+    def form(self, memory: bool) -> Form:
+        """The form that its plans take."""
+        if not memory:
+            return Form.PLAIN
+        other = Form.BASE if self.pilot.multistep else Form.PLAIN
+        return self.pilot.preferred(self.steps, [Form.TRACKED, other])
 
     def within(self, budget: float, memory: bool = True) -> PilotPlan:
         """The best plan that costs at most the budget, which must be the base cost or more."""
-        pilot = self.pilot
         count = self.allocation.count_within(budget - self.base_cost)
         few = plan_of(self.allocation.weights(count), self.steps, len(self.levels))
-        weights = torch.zeros(self.steps, pilot.levels, dtype=torch.float64)
+        weights = torch.zeros(self.steps, self.pilot.levels, dtype=torch.float64)
         weights[:, : self.levels[0] + 1] = 1.0
         for place, (low, high) in enumerate(pairwise(self.levels)):
             weights[:, low + 1 : high + 1] = few.weights[:, place + 1 : place + 2]
-        plan = Plan(weights != 0, weights)
-        plan = pilot.remembering(plan) if memory else plan
-        stride = pilot.steps // self.steps
-        predicted = pilot.prediction(pilot.first_order(plan), self.steps, plan.evaluations.double())
-        return PilotPlan(plan, pilot.times[::stride].clone(), self.levels, predicted)
+        plan, pilot, form = Plan(weights != 0, weights), self.pilot, self.form(memory)
+        stride = pilot.rows // self.steps
+        if form is Form.TRACKED:
+            plan = pilot.track(plan)
+        elif form is Form.BASE:
+            plan = multistep(plan, pilot.multistep[self.steps])
+        predicted = pilot.prediction(pilot.first_order(plan), self.steps, plan.evaluations.double(), form)
+        return PilotPlan(plan, pilot.times[::stride].clone(), self.levels, predicted, form)
 
 
-class TopAlone:
-    """The top level alone, by the pilot's method, in as many steps as a budget pays."""
+class Alone:
+    """One level at every step, in as many steps as a budget pays and the pilot has measured.
 
-    def __init__(self, pilot: ErrorModel):
-        self.pilot = pilot
-        self.base_cost = min(pilot.em_errors) * pilot.costs[-1]  # fewer steps were not measured
+    Arguments:
+        pilot: The measurements.
+        level: From 0.
+        multistep: By the pilot's multistep method, else one step at a time.
+    """
 
-    def estimate(self, budget: float) -> float:
-        """The predicted error at a budget."""
-        return self.pilot.step_error(self._steps(budget))
+    def __init__(self, pilot: ErrorModel, level: int, multistep: bool):
+        self.pilot, self.level, self.multistep = pilot, level, multistep
+        known = pilot.measured_alone(level, multistep)
+        self.least, self.most = (min(known), max(known)) if known else (1, 0)
+        self.levels, self.tail = (level,), pilot.single_tail(level)
+
+    @property
+    def price(self) -> float:
+        """What a step costs."""
+        return self.pilot.costs[self.level] * self.pilot.rows / self.pilot.steps
+
+    @property
+    def base_cost(self) -> float:
+        """The least that it costs."""
+        return self.least * self.price
+
+    def estimate(self, budget: float, memory: bool = True) -> float:
+        """The predicted error at a budget; infinite where plans may not remember and this one does."""
+        if self.multistep and not memory:
+            return math.inf
+        return self.tail * self._error(self._steps(budget))
 
     def within(self, budget: float, memory: bool = True) -> PilotPlan:
-        """The plan that costs at most the budget, which must pay one evaluation."""
-        pilot, steps = self.pilot, self._steps(budget)
-        weights = torch.ones(steps, pilot.levels, dtype=torch.float64)
-        plan = Plan(weights > 0, weights)
-        if memory and steps in pilot.multistep:
-            plan = multistep(plan, pilot.multistep[steps])
-        predicted = pilot.prediction(0.0, steps, plan.evaluations.double())
-        return PilotPlan(plan, pilot.times[thinned(pilot.steps, steps)], (pilot.levels - 1,), predicted)
+        """The plan that costs at most the budget, which must pay the fewest steps."""
+        steps = self._steps(budget)
+        grid = refined(self.pilot.fine_times, self.pilot.times, steps)
+        weights = torch.zeros(steps * self.pilot.rows // self.pilot.steps, self.pilot.levels, dtype=torch.float64)
+        weights[:, : self.level + 1] = 1.0
+        plan = Plan(weights > 0, weights, truncated=self.level < self.pilot.levels - 1)
+        plan = multistep(plan, self.pilot.multistep[steps]) if self.multistep else plan
+        return PilotPlan(plan, grid, self.levels, self._predicted(steps), Form.ALONE)
+
+    def cost_of(self, mse: float) -> float:
+        """Cost at which it reaches a mean squared error, infinite where it does not."""
+        known = {n: self.tail * error for n, error in self.pilot.measured_alone(self.level, self.multistep).items()}
+        before: tuple[int, float] | None = None
+        for n, error in known.items():
+            if error <= mse:
+                if before is None or error <= 0:
+                    return n * self.price
+                m, above = before
+                part = math.log(above / mse) / math.log(above / error)
+                return self.price * math.exp(math.log(m) + part * math.log(n / m))
+            before = n, error
+        return math.inf
 
     def _steps(self, budget: float) -> int:
-        return int(min(self.pilot.steps, budget / self.pilot.costs[-1] * (1 + 1e-9)))
+        """The fewest steps that err about as little as all that the budget pays."""
+        most = int(min(self.most, budget / self.price * (1 + 1e-9)))
+        if self.multistep:
+            choices = sorted(n for n in self.pilot.multistep if self.least <= n <= most) or [self.least]
+        else:
+            choices = [max(self.least, most)]
+        least = self._error(choices[-1])
+        if not self.multistep:
+            measured = [n for n in self.pilot.measured_alone(self.level, False) if n < most]
+            choices = [*measured, *choices]
+        return next(n for n in choices if self._error(n) <= (1 + _AS_GOOD) * least)
+
+    def _error(self, steps: int) -> float:
+        return self.pilot.single_error(self.level, steps, self.multistep)
+
+    def _predicted(self, steps: int) -> Prediction:
+        pilot = self.pilot
+        evaluations = torch.zeros(pilot.levels, dtype=torch.float64)
+        evaluations[self.level] = steps * pilot.rows / pilot.steps
+        top = self.level == pilot.levels - 1
+        error = self._error(steps)
+        step = error if top else min(error, pilot.single_error(pilot.levels - 1, steps, self.multistep))
+        above = self.tail * error - pilot.step_tail * step
+        return pilot.expectation(max(0.0, above), 1.0, step, evaluations)
 
 
 def allocate_levels(parts: list[Responses], costs: list[float], budget: float) -> Allocation:

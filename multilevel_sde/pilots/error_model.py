@@ -2,18 +2,20 @@ r"""The measurements of a pilot, and the error that they predict for a plan.
 
 The predicted mean squared error of a plan to the path of the top level on the finest grid is
 
-    tail (level error + step error),    level error = q(e) e,  e = (w - 1)' G (w - 1),
+    level error + step error,    level error = q(e) e,  e = (w - 1)' G (w - 1),
 
-with the plan's weights w, the Gram matrix G of the responses (see :mod:`multilevel_sde.pilots.run_pilot`), q the
-measured ratio of typical to first-order error, interpolated in the logarithm with q(e) e nondecreasing, the typical
-step error, and the tail, the measured ratio of mean to typical error. Plans are made with the off-diagonal of G shrunk
-by 5%, predicted without.
+with the plan's weights w, the Gram matrix G of the responses (see :mod:`multilevel_sde.pilots.run_pilot`), and the step
+error of the top level on the plan's grid. q is the measured ratio of typical to first-order error, on this grid and in
+this form of plans, interpolated in the logarithm with q(e) e nondecreasing. Both are typical errors times a tail, the
+measured ratio of mean to typical error, which levels and steps have each their own. Plans are made with the
+off-diagonal of G shrunk by 5%, predicted without.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self
@@ -23,17 +25,17 @@ import torch
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
-from multilevel_sde.pilots.answers import Calibration, PilotPlan, Prediction, Rates, level_rates
+from multilevel_sde.pilots.answers import Calibration, Form, PilotPlan, Prediction, Rates, Single, level_rates
 from multilevel_sde.pilots.responses import SHRINKAGE, Responses
 from multilevel_sde.pilots.tracking import total_weights, track
 from multilevel_sde.plans.drawing import draw_plan
 from multilevel_sde.plans.draws import Draw, systematic
-from multilevel_sde.plans.memory import multistep
 from multilevel_sde.plans.plan import Plan
 
 __all__ = ["ErrorModel"]
 
 _DRAWS = 64  # draws over which the error of random plans is averaged
+_LEAST = 0.05  # of a measured error at least is the levels': its steps' share is known from other runs only
 _ROUNDING = 1e-9  # of the sum of all mean squared responses: the Gram matrix is kept in float32
 
 
@@ -50,16 +52,14 @@ class ErrorModel:
         gram: Gram matrix of the responses, index k M + n, ((K - 1) M, (K - 1) M).
         variances: V_k(n), (M, K - 1).
         kurtosis: Of each difference; above 100 a few rare states dominate.
-        consistency: |E f^k - E f^{k-1} - E D_k| / |E f^k|, zero to rounding.
-        em_errors: Steps -> squared distance of the top level with so many steps to M steps, typical.
-        fine_error: The same of M steps to the finest grid, estimated from the cheapest level.
-        calibration: What the first-order error of plans came to.
-        tail: Ratio of the mean to the typical squared error.
+        random_levels: Levels, from 0, that gave another value when evaluated twice at the same states.
+        fine_times: The finest grid.
+        singles: What single levels err, by level, steps and method.
+        calibration: What the first-order error of plans came to, by grid and form.
         cost: What the pilot cost in all, in the ladder's unit.
         samples: Its samples.
-        tracks: Whether plans that track the corrections came out better than those that add each at once.
-        multistep: Steps -> coefficients (steps, order) of the base level on so many of the candidates; empty for
-            one-step methods.
+        multistep: Steps -> coefficients (steps, order) of the base level on so many steps; empty for one-step methods.
+        disagreement: Ratio of what two halves of the samples say of the size of all responses, at least 1.
     """
 
     costs: tuple[float, ...]
@@ -70,20 +70,24 @@ class ErrorModel:
     gram: Tensor
     variances: Tensor
     kurtosis: tuple[float, ...]
-    consistency: tuple[float, ...]
-    em_errors: Mapping[int, float]
-    fine_error: float
+    random_levels: tuple[int, ...]
+    fine_times: Tensor
+    singles: tuple[Single, ...]
     calibration: tuple[Calibration, ...]
-    tail: float
     cost: float
     samples: int
-    tracks: bool = True
     multistep: Mapping[int, Tensor] = field(default_factory=dict)
+    disagreement: float = 1.0
 
     @property
     def steps(self) -> int:
         """Number of candidate steps M."""
         return len(self.times) - 1
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of a plan on the candidates: M, times the evaluations of a step for a step rule."""
+        return len(self.coefficients)
 
     @property
     def levels(self) -> int:
@@ -98,6 +102,20 @@ class ErrorModel:
         """
         top = self.costs[-1]
         return replace(self, costs=tuple(cost / top for cost in self.costs), cost=self.cost / top, unit=unit)
+
+    @cached_property
+    def tail(self) -> float:
+        """Ratio of the mean to the typical squared error that levels cause: geometric mean over all calibrations."""
+        return _mean_tail(one.tail for one in self.calibration)
+
+    @cached_property
+    def step_tail(self) -> float:
+        """The same of the errors that steps of the top level cause."""
+        return self.single_tail(self.levels - 1)
+
+    def single_tail(self, level: int) -> float:
+        """The same of a level alone."""
+        return _mean_tail(one.tail for one in self.singles if one.level == level)
 
     def share(self, samples: int, budget: float) -> float:
         """The pilot's cost as a part of a run of so many samples at a budget each."""
@@ -132,40 +150,99 @@ class ErrorModel:
         steps = plans[0].steps
         first_order = sum(self.first_order(plan) for plan in plans) / len(plans)
         evaluations = torch.stack([plan.evaluations for plan in plans]).double().mean(0)
-        return self.prediction(first_order, steps, evaluations)
+        return self.prediction(first_order, steps, evaluations, self._form(plans[0]))
 
     def first_order(self, plan: Plan) -> float:
         """The uncalibrated level error (w - 1)' G (w - 1) of a plan."""
         rounding = _ROUNDING * float(self.gram.diagonal().sum())
-        if plan.steps % self.steps == 0 and plan.steps > self.steps:
+        if plan.steps % self.rows == 0 and plan.steps > self.rows:
             if plan.recall is not None:
-                raise ValueError(f'"plan" remembers and has {plan.steps} steps, the pilot has {self.steps} candidates')
-            shared = plan.weights.reshape(self.steps, -1, self.levels).mean(1)
-            return max(rounding, self.responses(self.steps, 0.0).error(shared))
+                raise ValueError(f'"plan" remembers and has {plan.steps} steps, the pilot has {self.rows} candidates')
+            shared = plan.weights.reshape(self.rows, -1, self.levels).mean(1)
+            return max(rounding, self.responses(self.rows, 0.0).error(shared))
         responses = self.responses(plan.steps, 0.0)
         return max(rounding, responses.error(total_weights(plan, responses)))
 
-    def prediction(self, first_order: float, steps: int, evaluations: Tensor) -> Prediction:
-        """Return what to expect of a plan with this first-order level error and these evaluations of each level."""
-        pairs = [(one.first_order, one.measured) for one in self.calibration]
-        level, step = self.tail * _calibrated(first_order, pairs), self.step_error(steps)
+    def prediction(self, first_order: float, steps: int, evaluations: Tensor, form: Form) -> Prediction:
+        """Return what to expect of a plan with this first-order level error and these evaluations of each level.
+
+        Arguments:
+            first_order: Its first-order level error, zero for the top level alone.
+            steps: Its rows.
+            evaluations: Of each level, (K,).
+            form: How it uses its corrections.
+        """
+        step = self.step_error_of(steps, form)
+        level = _calibrated(first_order, self._measured(steps, form, "first_order"))
+        return self.expectation(level, self.tail, step, evaluations)
+
+    def expectation(self, level: float, tail: float, step: float, evaluations: Tensor) -> Prediction:
+        """Return a prediction from typical level and step errors and the tail of the former."""
         cost = float(evaluations @ torch.tensor(self.costs, dtype=torch.float64))
         seconds = float(evaluations @ torch.tensor(self.seconds, dtype=torch.float64))
-        return Prediction(level + step, level, step, (level + step) / self.tail, cost, seconds)
+        level_mse, step_mse = tail * level, self.step_tail * step
+        return Prediction(level_mse + step_mse, level_mse, step_mse, level + step, cost, seconds)
+
+    def expected(self, promised: float, steps: int, form: Form) -> float:
+        """Return the typical level error of a plan of which an allocation promises so much."""
+        return _calibrated(promised, self._measured(steps, form, "promised"))
 
     def step_error(self, steps: int) -> float:
-        """Predicted mean squared step error of so many steps of the top level, against the finest grid."""
+        """Predicted mean squared error of so many steps of the top level, to the finest grid, by the pilot's method.
+
+        Raises:
+            ValueError: Fewer than one step.
+        """
         if not steps >= 1:
             raise ValueError(f'"steps" must be at least 1, got {steps}')
-        known = sorted((n, e) for n, e in self.em_errors.items() if e > 0)
-        if steps >= self.steps or not known:
-            return self.tail * self.fine_error
-        x, y = np.log([n for n, _ in known]), np.log([e for _, e in known])
-        return self.tail * (float(np.exp(np.interp(math.log(steps), x, y))) + self.fine_error)
+        return self.step_tail * self.single_error(self.levels - 1, steps, bool(self.multistep))
 
-    def expected(self, promised: float) -> float:
-        """Return the typical level error of a plan of which an allocation promises so much."""
-        return _calibrated(promised, [(one.promised, one.measured) for one in self.calibration])
+    def single_error(self, level: int, steps: float, multistep: bool) -> float:
+        """Typical squared error of a level alone, interpolated in the logarithm of the number of steps."""
+        known = self.measured_alone(level, multistep)
+        if not known:
+            return 0.0
+        x, y = np.log(list(known)), np.log(np.maximum(list(known.values()), 1e-300))
+        found = float(np.exp(np.interp(math.log(steps), x, y)))
+        return found if found > 1e-299 else 0.0
+
+    def measured_alone(self, level: int, multistep: bool) -> dict[int, float]:
+        """Steps -> typical squared error of a level alone, as it was measured, in the order of steps."""
+        found = {one.steps: one.error for one in self.singles if (one.level, one.multistep) == (level, multistep)}
+        return dict(sorted(found.items()))
+
+    def step_error_of(self, rows: int, form: Form) -> float:
+        """Typical step error of the top level on the grid of a plan, by the method of the plan's base."""
+        multistep = bool(self.multistep) and form is not Form.PLAIN
+        return self.single_error(self.levels - 1, rows * self.steps / self.rows, multistep)
+
+    def preferred(self, steps: int, forms: Sequence[Form]) -> Form:
+        """The form that erred least in the runs on the nearest grid, every run counting by its ratio."""
+
+        def size(form: Form) -> float:
+            return sum(math.log(max(measured, 1e-300)) for _, measured in self._measured(steps, form, "promised"))
+
+        return min(forms, key=size)
+
+    def _measured(self, steps: int, form: Form, what: str) -> list[tuple[float, float]]:
+        """(what a plan was said to err, what it erred beside its steps) on the grid that is nearest to a plan's."""
+        same = [one for one in self.calibration if one.form is form] or list(self.calibration)
+        near = min((abs(math.log(one.steps / steps)) for one in same), default=0.0)
+        step = self.step_error_of
+        return [
+            (getattr(one, what), max(one.measured - step(one.steps, form), _LEAST * one.measured))
+            for one in same
+            if abs(math.log(one.steps / steps)) <= near + 1e-12
+        ]
+
+    def _form(self, plan: Plan) -> Form:
+        """In which form a plan is: by how far back it remembers."""
+        if plan.recall is None:
+            return Form.PLAIN
+        places = plan.recall.places
+        lag = int((places[:, 0] - places[:, 2]).max())
+        order = next((table.shape[1] for table in self.multistep.values()), 1)
+        return Form.BASE if lag < order else Form.TRACKED
 
     def responses(self, steps: int, shrinkage: float = SHRINKAGE) -> Responses:
         """Return the responses for a plan of so many steps, which must divide the number of candidates.
@@ -174,11 +251,11 @@ class ErrorModel:
             ValueError: It does not.
         """
         if (steps, shrinkage) not in self._responses:
-            if steps < 1 or self.steps % steps:
+            if steps < 1 or self.rows % steps:
                 raise ValueError(
-                    f'"what" has {steps} steps, the pilot has {self.steps} candidates; one must divide the other'
+                    f'"what" has {steps} steps, the pilot has {self.rows} candidates; one must divide the other'
                 )
-            stride = self.steps // steps
+            stride = self.rows // steps
             base = self.multistep.get(self.steps)
             self._responses[steps, shrinkage] = Responses.measured(
                 self.gram, self.coefficients, self.variances, stride, base, shrinkage=shrinkage
@@ -201,12 +278,10 @@ class ErrorModel:
         """
         return track(plan, self.responses(plan.steps), self.multistep.get(plan.steps))
 
-    def remembering(self, plan: Plan) -> Plan:
-        """Return the plan in the form that came out better: :meth:`track`, or only its base with a multistep method."""
-        if self.tracks:
-            return self.track(plan)
-        base = self.multistep.get(plan.steps)
-        return plan if base is None else multistep(plan, base)
+
+def _mean_tail(tails: Iterable[float]) -> float:
+    known = list(tails)
+    return statistics.geometric_mean(known) if known else 1.0
 
 
 def _calibrated(value: float, pairs: Iterable[tuple[float, float]]) -> float:

@@ -21,8 +21,8 @@ from torch import Tensor
 from multilevel_sde.arguments import as_number
 from multilevel_sde.files import write_atomically
 from multilevel_sde.ladder import Ladder
-from multilevel_sde.pilots.answers import Advice, PilotPlan
-from multilevel_sde.pilots.curves import Curve, TopAlone
+from multilevel_sde.pilots.answers import Advice, Form, PilotPlan
+from multilevel_sde.pilots.curves import Alone, Curve
 from multilevel_sde.pilots.error_model import ErrorModel
 from multilevel_sde.pilots.level_choice import choose_levels
 from multilevel_sde.pilots.pilot_file import decode, encode
@@ -33,6 +33,7 @@ from multilevel_sde.plans.schedules import scale_to_budget
 
 __all__ = ["Pilot"]
 
+_PAYS = 0.9  # of the best single level's cost is the most that a plan may cost and be said to pay
 _ALIKE, _CHEAPER = 0.05, 0.8  # predicted errors that differ by less are alike; what saving decides between them
 
 
@@ -83,38 +84,43 @@ class Pilot(ErrorModel):
         affordable = [curve for curve in self._curves if curve.base_cost <= budget * (1 + 1e-9)]
         if not affordable:
             raise ValueError(f'"budget" must be at least {self.least_budget:.6g} {self.unit}, got {budget}')
-        likely = heapq.nsmallest(count, affordable, key=lambda curve: curve.estimate(budget))
+        likely = heapq.nsmallest(count, affordable, key=lambda curve: curve.estimate(budget, memory))
+        likely = [curve for curve in likely if math.isfinite(curve.estimate(budget, memory))]
         return sorted((curve.within(budget, memory) for curve in likely), key=lambda plan: plan.predicted.mse)
 
     def _plan_for(self, target: float, memory: bool) -> PilotPlan:
         target = as_number("target_mse", target)
-        ceiling = self.steps * self.costs[-1]
-        if not target > 0 or self.plan(budget=ceiling).predicted.mse > target:
+        ceiling = self.rows * self.costs[-1]
+        best = self.plan(budget=ceiling, memory=memory).predicted.mse
+        if not target > 0 or best > target:
             raise ValueError(
-                f'"target_mse" is {target}, the best reachable with {self.steps} candidate steps is '
-                f"{self.plan(budget=ceiling).predicted.mse:.3g}; run a pilot with more candidates"
+                f'"target_mse" is {target}, the best reachable with {self.steps} candidate steps is {best:.3g}; '
+                "run a pilot with more candidates"
             )
         low, high = self.least_budget, ceiling
         for _ in range(24):
             middle = math.sqrt(low * high)
-            low, high = (low, middle) if self.plan(budget=middle).predicted.mse <= target else (middle, high)
+            low, high = (
+                (low, middle) if self.plan(budget=middle, memory=memory).predicted.mse <= target else (middle, high)
+            )
         return self.plan(budget=high, memory=memory)
 
     @cached_property
-    def _curves(self) -> list[Curve | TopAlone]:
+    def _curves(self) -> list[Curve | Alone]:
         subsets = [
             (*chosen, self.levels - 1)
             for size in range(1, self.levels)
             for chosen in combinations(range(self.levels - 1), size)
         ]
-        measured = min(self.em_errors, default=self.steps) < self.steps  # else the error of coarser grids is not known
-        strides = [
-            stride
-            for stride in ((1, 2, 4) if measured else (1,))
-            if self.steps % stride == 0 and self.steps // stride >= 8
-        ]
-        alone = [TopAlone(self)] if measured else []
-        return [*alone, *(Curve(self, subset, self.steps // stride) for stride in strides for subset in subsets)]
+        coarse = sorted({one.steps for one in self.calibration} | {self.rows})
+        alone = [one for one in self._alone if one.level == self.levels - 1]
+        return [*alone, *(Curve(self, subset, steps) for steps in coarse for subset in subsets)]
+
+    @cached_property
+    def _alone(self) -> list[Alone]:
+        """Every level alone, by every method that was measured."""
+        measured = sorted({(one.level, one.multistep) for one in self.singles})
+        return [Alone(self, level, by_multistep) for level, by_multistep in measured]
 
     def memory(self, steps: int | None = None) -> Callable[[int, int, int], float]:
         """Return c(level, n, h), the best coefficient of a stored correction, for :func:`multilevel_sde.remember`.
@@ -122,7 +128,7 @@ class Pilot(ErrorModel):
         c = K(n, h) / K(h, h) g(h) / g(n) predicts f^level(n) - f^{level-1}(n) from its value at step h; being the best
         linear prediction it does not depend on the space (x_0, eps, v) in which the correction is stored.
         """
-        responses = self.responses(self.steps if steps is None else steps)
+        responses = self.responses(self.rows if steps is None else steps)
         tables = [predictor(responses.merged(k, k + 1)) for k in range(self.levels - 1)]
         return lambda level, n, h: float(tables[level - 1][n, h])
 
@@ -141,13 +147,13 @@ class Pilot(ErrorModel):
                 chosen = choose_levels(self.responses(steps), self.costs, budget)
                 weights = (torch.arange(self.levels) <= chosen[:, None]).double()
                 plan = Plan(weights != 0, weights, truncated=bool((chosen < self.levels - 1).any()))
-                predicted = self.prediction(self.first_order(plan), steps, plan.evaluations.double())
+                predicted = self.prediction(self.first_order(plan), steps, plan.evaluations.double(), Form.PLAIN)
                 levels = tuple(sorted(set(chosen.tolist())))
-                found.append(PilotPlan(plan, self.times[:: self.steps // steps].clone(), levels, predicted))
+                found.append(PilotPlan(plan, self.times[:: self.rows // steps].clone(), levels, predicted))
         return min(found, key=lambda plan: plan.predicted.mse)
 
     def schedule(self, *, budget: float, draw: Draw = systematic) -> Tensor:
-        """Return probabilities for `pilot.times`, float64 (M, K), whose expected cost is the budget.
+        """Return probabilities for the rows of `pilot.times`, float64 (M, K), whose expected cost is the budget.
 
         For independent draws p_k(n) proportional to sqrt(G_k(n, n) / (T_k + T_{k-1})) is optimal. For systematic
         draws what counts is how fast the responses change: a gap of 1/p steps leaves an error that grows with the mean
@@ -159,7 +165,7 @@ class Pilot(ErrorModel):
         """
         ladder = Ladder([_no_drift] * self.levels, self.costs)
         pairs = torch.tensor([a + b for a, b in pairwise(self.costs)], dtype=torch.float64)
-        blocks = self.gram.reshape(self.levels - 1, self.steps, self.levels - 1, self.steps)
+        blocks = self.gram.reshape(self.levels - 1, self.rows, self.levels - 1, self.rows)
         power = torch.stack([blocks[k, :, k].diagonal() for k in range(self.levels - 1)], dim=1)
         lag = torch.stack([blocks[k, :, k].diagonal(1) for k in range(self.levels - 1)], dim=1)
         change = (power[1:] + power[:-1] - 2 * lag).clamp_min(0)
@@ -169,7 +175,7 @@ class Pilot(ErrorModel):
         if draw is not independent:
             shapes += [((change + floor) / pairs).pow(1 / 3), (1 / pairs).expand_as(power)]
         tables = [
-            scale_to_budget(ladder, torch.cat([torch.ones(self.steps, 1, dtype=torch.float64), shape], 1), budget, draw)
+            scale_to_budget(ladder, torch.cat([torch.ones(self.rows, 1, dtype=torch.float64), shape], 1), budget, draw)
             for shape in shapes
         ]
         return min(tables, key=lambda table: self.predict(table, draw).mse)
@@ -177,57 +183,70 @@ class Pilot(ErrorModel):
     # -- advice ---------------------------------------------------------------------------------------------------
 
     def em_cost(self, mse: float) -> float:
-        """Cost at which the top level alone reaches a mean squared error (infinite if never here)."""
-        known = sorted((n, self.tail * (e + self.fine_error)) for n, e in self.em_errors.items())
-        for (n, e), (m, d) in pairwise(known):
-            if d <= mse <= e:
-                part = (math.log(e) - math.log(mse)) / max(math.log(e) - math.log(d), 1e-12) if d > 0 else 1.0
-                return self.costs[-1] * math.exp(math.log(n) + part * (math.log(m) - math.log(n)))
-        return self.costs[-1] * known[0][0] if mse > known[0][1] else math.inf
+        """Cost at which the top level alone reaches a mean squared error, by the pilot's method; infinite if never."""
+        return Alone(self, self.levels - 1, bool(self.multistep)).cost_of(mse)
 
     def single_cost(self, mse: float) -> float:
-        """Cost at which the best single level reaches a mean squared error."""
-        best = self.em_cost(mse)
-        for level in range(self.levels - 1):
-            weights = torch.zeros(self.levels - 1, self.steps, dtype=torch.float64)
-            weights[level:] = 1.0
-            bias = float(weights.reshape(-1) @ self.gram @ weights.reshape(-1))
-            for steps in sorted(self.em_errors):
-                if bias + self.step_error(steps) <= mse:
-                    best = min(best, steps * self.costs[level])
-                    break
-        return best
+        """Cost at which the best single level reaches a mean squared error, infinite if none does."""
+        return min((one.cost_of(mse) for one in self._alone), default=math.inf)
 
-    def advise(self, *, budget: float) -> Advice:
-        """Say which levels, steps and plan to use at a budget and what it saves, or that the ladder does not pay.
+    def single(self, *, budget: float) -> PilotPlan:
+        """Return the best single level at a budget: any level, number of steps, and method that was measured.
 
         Raises:
-            ValueError: The budget pays neither a plan nor one evaluation of the top level.
+            ValueError: The budget pays no single level; the pilot measured none.
+        """
+        affordable = [one for one in self._alone if one.base_cost <= budget * (1 + 1e-9)]
+        if not affordable:
+            least = min((one.base_cost for one in self._alone), default=math.inf)
+            raise ValueError(f'"budget" must be at least {least:.6g} {self.unit}, got {budget}')
+        plans = [one.within(budget) for one in affordable]
+        return _thrifty(sorted(plans, key=lambda plan: plan.predicted.mse))
+
+    def advise(self, *, budget: float) -> Advice:
+        """Say which levels, steps and plan to use at a budget and what it saves, or which single level is better.
+
+        Raises:
+            ValueError: The budget pays neither a plan nor the fewest steps of a single level.
         """
         budget = as_number("budget", budget)
         if not math.isfinite(budget):
             raise ValueError(f'"budget" must be a finite cost, got {budget}')
-        steps = max(1, int(budget / self.costs[-1] * (1 + 1e-9)))
-        if budget < min(self.least_budget, self.costs[-1]):
-            least = min(self.least_budget, self.costs[-1])
-            raise ValueError(f'"budget" must be at least {least:.6g} {self.unit}, got {budget}')
-        best = self.plan(budget=budget) if budget >= self.least_budget else TopAlone(self).within(budget)
-        em, single = self.em_cost(best.predicted.mse), self.single_cost(best.predicted.mse)
-        pays = len(best.levels) > 1 and best.predicted.cost < 0.9 * single
-        if pays:
-            levels = ", ".join(str(level + 1) for level in best.levels)
-            text = (
-                f"Use levels {levels} with {best.plan.steps} steps: expected mean squared error "
-                f"{best.predicted.mse:.3g} at cost {best.predicted.cost:.3g} {self.unit}; the top level alone "
-                f"needs {em / best.predicted.cost:.2g} times as much"
-                + ("." if single == em else f", the best single level {single / best.predicted.cost:.2g} times.")
+        paid = any(one.base_cost <= budget * (1 + 1e-9) for one in self._alone)
+        best = self.plan(budget=budget) if budget >= self.least_budget or not paid else self.single(budget=budget)
+        single = self.single(budget=budget) if paid else best
+        em, cost = self.em_cost(best.predicted.mse), self.single_cost(best.predicted.mse)
+        pays = len(best.levels) > 1 and best.predicted.cost < _PAYS * cost
+        text = self._use(best, single, cost) if pays else f"This ladder does not pay here: {self._described(single)}."
+        if best.predicted.step_mse > 0.5 * best.predicted.mse and best.plan.steps >= self.rows < self._finest_rows:
+            text += (
+                f" More candidates would help: plans have at most {self.steps} steps, and steps are most of the error."
             )
-        else:
-            text = (
-                "This ladder does not pay here: use the best single level, such as level "
-                f"{self.levels} with {steps} steps."
-            )
-        return Advice(pays, text, best, em, single, steps)
+        return Advice(pays, text, best, single, em, cost, max(1, int(budget / self.costs[-1] * (1 + 1e-9))))
+
+    @property
+    def _finest_rows(self) -> int:
+        return (len(self.fine_times) - 1) * self.rows // self.steps
+
+    def _use(self, best: PilotPlan, single: PilotPlan, cost: float) -> str:
+        levels = ", ".join(str(level + 1) for level in best.levels)
+        rival = (
+            f"no single level reaches that (level {single.levels[0] + 1}: {single.predicted.mse:.3g})"
+            if cost == math.inf
+            else f"the best single level needs {cost / best.predicted.cost:.2g} times as much"
+        )
+        return (
+            f"Use levels {levels} with {best.plan.steps} steps: expected mean squared error "
+            f"{best.predicted.mse:.3g} at cost {best.predicted.cost:.3g} {self.unit}; {rival}."
+        )
+
+    def _described(self, single: PilotPlan) -> str:
+        steps = "step" if len(single.times) == 2 else "steps"
+        how = ", multistep" if single.plan.recall is not None else ""
+        return (
+            f"use level {single.levels[0] + 1} alone with {len(single.times) - 1} {steps}{how}: expected mean squared "
+            f"error {single.predicted.mse:.3g} at cost {single.predicted.cost:.3g} {self.unit}"
+        )
 
     # -- files ----------------------------------------------------------------------------------------------------
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from multilevel_sde.files import checksum
-from multilevel_sde.pilots.answers import Calibration
+from multilevel_sde.pilots.answers import Calibration, Form, Single
 
 __all__ = ["decode", "encode"]
 
-_FORMAT, _VERSION = "multilevel_sde.pilot", 3
-_TENSORS = ("times", "coefficients", "gram", "variances")
-_TUPLES = ("costs", "seconds", "kurtosis", "consistency")
-_SCALARS = ("unit", "fine_error", "tail", "cost", "samples")
+_FORMAT, _VERSION = "multilevel_sde.pilot", 4
+_TENSORS = ("times", "fine_times", "coefficients", "gram", "variances")
+_TUPLES = ("costs", "seconds", "kurtosis", "random_levels")
+_SCALARS = ("unit", "cost", "samples", "disagreement")
 
 
 def encode(fields: Mapping[str, Any]) -> bytes:
@@ -33,9 +33,8 @@ def encode(fields: Mapping[str, Any]) -> bytes:
     tensors: dict[str, Tensor] = {name: fields[name].cpu().contiguous() for name in _TENSORS}
     tensors["gram"] = tensors["gram"].float()
     tensors |= {f"multistep_{steps}": table.cpu().contiguous() for steps, table in fields["multistep"].items()}
-    values = {name: fields[name] for name in (*_TUPLES, *_SCALARS, "calibration")}
-    values["tracks"] = fields["tracks"]
-    values["em_errors"] = list(fields["em_errors"].items())
+    values = {name: fields[name] for name in (*_TUPLES, *_SCALARS, "singles")}
+    values["calibration"] = [[one.steps, one.form.value, *one[2:]] for one in fields["calibration"]]
     written = json.dumps(values)
     metadata = {"format": _FORMAT, "version": str(_VERSION), "values": written, "sha256": _checksum(tensors, written)}
     return save(tensors, metadata)
@@ -70,17 +69,23 @@ def decode(path: str | os.PathLike[str]) -> dict[str, Any]:
         fields |= {name: tuple(values[name]) for name in _TUPLES} | {name: values[name] for name in _SCALARS}
         tables = {name: value for name, value in tensors.items() if name.startswith("multistep_")}
         fields["multistep"] = {int(name.removeprefix("multistep_")): table.double() for name, table in tables.items()}
-        fields["tracks"] = bool(values["tracks"])
-        fields["em_errors"] = {int(steps): float(error) for steps, error in values["em_errors"]}
-        fields["calibration"] = tuple(Calibration(*map(float, one)) for one in values["calibration"])
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        fields["singles"] = tuple(
+            Single(int(k), int(n), bool(m), float(e), float(tail)) for k, n, m, e, tail in values["singles"]
+        )
+        fields["calibration"] = tuple(
+            Calibration(int(steps), Form(form), *map(float, rest)) for steps, form, *rest in values["calibration"]
+        )
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError) and str(path) in str(error):
+            raise
         raise ValueError(f'"{path}" is damaged ({error}); run the pilot again') from None
     _check(path, fields)
     return fields
 
 
 def _check(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
-    steps, levels = len(fields["times"]) - 1, len(fields["costs"])
+    steps, levels = len(fields["coefficients"]), len(fields["costs"])
+    whole, part = divmod(steps, max(1, len(fields["times"]) - 1))
     shapes = {
         "coefficients": (steps,),
         "gram": (steps * (levels - 1),) * 2,
@@ -92,6 +97,7 @@ def _check(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
         for size, table in fields["multistep"].items()
         if len(table) != size or not bool(torch.isfinite(table).all())
     ]
+    wrong += ["times"] if part or not whole else []
     wrong += [name for name in _TENSORS if not bool(torch.isfinite(fields[name]).all())]
     if wrong:
         raise ValueError(f'"{path}" is damaged (its {wrong[0]} does not fit the rest); run the pilot again')

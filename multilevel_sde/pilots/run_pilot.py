@@ -5,7 +5,7 @@ measures for each correction D_k(n) = f^k - f^{k-1}
 
 - its mean square V_k(n) and kurtosis,
 - its response R_k(n): the change of the final state caused by adding D_k(n) once, with the step's own weight, carried
-  to the end on the cheapest level, all perturbations in one batch,
+  to the end on the cheapest level, as many perturbations in one batch as memory allows,
 
       z_{n+1} = step(x_n + z_n, f^K(x_n) + f^1(x_n + z_n) - f^1(x_n)) - x_{n+1},
 
@@ -24,28 +24,41 @@ References:
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from multilevel_sde.cost import SecondsCost
-from multilevel_sde.errors import NonFiniteError
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.noise.brownian import Brownian, BrownianPath
 from multilevel_sde.noise.diffusion import Diffusion
 from multilevel_sde.pilots.answers import Calibration
-from multilevel_sde.pilots.measure_responses import CALIBRATED_COSTS, Multistep, Rig, typical
+from multilevel_sde.pilots.grids import refined
+from multilevel_sde.pilots.measure_errors import (
+    Finals,
+    calibration_budgets,
+    grids_of_plans,
+    kept_out_runs,
+    single_runs,
+    single_steps,
+    target_runs,
+)
+from multilevel_sde.pilots.measure_responses import chunk_for, copies_cost, walk
 from multilevel_sde.pilots.pilot_class import Pilot
-from multilevel_sde.steps.rules import Step, euler_maruyama
+from multilevel_sde.pilots.trial import Multistep, Trial, typical
+from multilevel_sde.steps.rules import Step, StepRule, euler_maruyama, plan_rows
 from multilevel_sde.times import as_times, thinned
 
 __all__ = ["pilot"]
 
 _FOLDS = 4  # parts of the samples, each of which judges plans made from the others
 _TIMED = 4  # calls of every level to time it, one of them to warm up
+_APART = 3.0  # how far two halves of the samples may disagree without a warning
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
 def pilot(
@@ -53,22 +66,27 @@ def pilot(
     y0: Tensor,
     times: Tensor | Sequence[float],
     *,
-    step: Step = euler_maruyama,
+    step: Step | StepRule = euler_maruyama,
     diffusion: Diffusion | None = None,
     brownian: Brownian | BrownianPath | None = None,
+    conditions: Mapping[str, Tensor] | None = None,
     multistep: Multistep | None = None,
     samples: int = 16,
     candidates: int | Tensor = 100,
     limit: float | None = None,
-    progress: bool = False,
+    batch: int | None = None,
+    progress: bool | None = None,
 ) -> Pilot:
     """Measure a ladder along a few trajectories.
+
+    The samples are spread evenly over the batch by index, each with its own noise and conditions.
 
     Arguments:
         ladder: At least 2 levels.
         y0: Initial states, at least 2 samples along the first dimension.
         times: The finest grid, whose path of the top level is the target.
-        step, diffusion, brownian: As for :func:`solve`.
+        step, diffusion, brownian, conditions: As for :func:`solve`. A step rule asks for several estimates in a step;
+            the rows of its plans are those of :func:`multilevel_sde.plan_rows`, on the candidates only.
         multistep: A function of a grid (N + 1,) that gives the coefficients (N, order) of a linear multistep method
             with which base levels are integrated, as for :func:`multilevel_sde.multistep`; for Euler steps
             `functools.partial(mls.adams_bashforth_weights, order=2)`. By default each step uses its own value only.
@@ -77,14 +95,20 @@ def pilot(
             largest number of steps of a plan.
         limit: Largest total cost in the ladder's unit; fewer candidates are taken to meet it. The pilot is meant to be
             reused: its cost is `pilot.cost`, and `pilot.share(n, budget)` is its part of a run of n samples.
-        progress: Show a progress bar.
+        batch: Largest number of rows in one call of the cheapest drift on perturbed copies; by default as many as need
+            256 MiB, by the measured need of one call.
+        progress: Show a progress bar with the expected time; by default where the pilot takes more than two seconds.
 
     Returns:
         A :class:`Pilot`, which predicts, plans and advises.
 
+    Warns:
+        UserWarning: A drift that gives another value when evaluated again; two halves of the samples that disagree by
+            more than a factor 3.
+
     Raises:
         ValueError: Fewer than 2 levels or samples; equal levels; a limit that 8 candidates exceed.
-        NonFiniteError: A difference is not finite.
+        NonFiniteError: A level is not finite on the path; it names level, step, time and samples.
 
     Example:
         >>> import torch, multilevel_sde as mls
@@ -98,48 +122,49 @@ def pilot(
         (True, True)
     """
     fine = as_times(times).double()
-    y0 = _checked(ladder, y0, samples)
-    grid = _candidate_grid(ladder, len(y0), fine, candidates, limit)
-    count = len(grid) - 1
-    rig = Rig(ladder, y0, step, diffusion, brownian, multistep, progress)
-    with torch.no_grad():
-        walk = rig.walk(grid)
-        gram, grams = _grams(walk.responses, min(_FOLDS, len(y0)))
-        if not bool(gram.isfinite().all()):
-            raise NonFiniteError(0, float(fine[0]), None, [])
+    _check(ladder, y0, samples, step, multistep)
+    trial = Trial(ladder, y0, step, diffusion, brownian, conditions, samples, multistep)
+    copies = chunk_for(trial, batch)
+    grid = _candidate_grid(trial, fine, candidates, limit, copies)
+    count, expected = len(grid) - 1, _expected_cost(trial, fine, len(grid) - 1, copies)
+    name = f"pilot, about {expected / ladder.costs[-1]:.3g} evaluations of the top level a sample"
+    with tqdm(desc=name, total=expected / ladder.costs[-1], disable=progress is False, delay=2, bar_format=_BAR) as bar:
+        trial.bar = bar
+        track = walk(trial, grid, copies)
+        gram, grams = _grams(track.responses, min(_FOLDS, len(trial)))
         if float(torch.diag(gram).max()) == 0:
             raise ValueError('"ladder" has levels that are equal along the path; there is nothing to correct')
-        tracked, added = rig.calibrate(grid, walk, grams)
-        tracks = _size(tracked) <= _size(added)
-        runs = tracked if tracks else added
-        em_errors = rig.step_errors(grid, walk.final)
-        fine_error = rig.fine_error(fine, grid, walk.final)
-    seen = [*[errors for *_, errors in runs], *em_errors.values()]
-    tails = [float(errors.mean()) / typical(errors) for errors in seen if typical(errors) > 0]
-    seconds = SecondsCost(y0, t=float(grid[count // 2]), calls=_TIMED - 1, warmup=1)(ladder.drifts)
-    rig.cost += _TIMED * sum(ladder.costs) * len(y0)
+        finals = Finals(trial, fine, grid)
+        finals.known[len(ladder) - 1, count, False] = track.final
+        target = finals.target()
+        singles = list(single_runs(finals, target))
+        runs = list(kept_out_runs(trial, grid, track, grams, target))
+    timer = SecondsCost(trial.y0, t=float(grid[count // 2]), calls=_TIMED - 1, warmup=1, **_given(trial))
+    seconds = timer(ladder.drifts)
+    trial.charge(_TIMED * sum(ladder.costs) * len(trial))
+    longer = sorted({one.steps for one, _ in singles if one.multistep and one.steps > count})
+    known = [*range(1, count + 1), *longer] if multistep else []
     return Pilot(
         costs=ladder.costs,
         unit=ladder.unit,
-        seconds=tuple(value / len(y0) for value in seconds),
+        seconds=tuple(value / len(trial) for value in seconds),
         times=grid,
-        coefficients=walk.coefficients,
+        fine_times=fine,
+        coefficients=track.coefficients,
         gram=gram,
-        variances=walk.variances,
-        kurtosis=tuple(walk.kurtosis.tolist()),
-        consistency=tuple(walk.consistency.tolist()),
-        em_errors={steps: typical(errors) for steps, errors in em_errors.items()} | {count: 0.0},
-        fine_error=fine_error,
-        calibration=tuple(Calibration(promised, first, typical(errors)) for promised, first, errors in runs),
-        tail=statistics.geometric_mean(tails) if tails else 1.0,
-        cost=rig.cost,
-        samples=len(y0),
-        tracks=tracks,
-        multistep={n: rig.base(grid[thinned(count, n)]) for n in range(2, count + 1)} if multistep else {},
+        variances=track.variances,
+        kurtosis=tuple(track.kurtosis.tolist()),
+        random_levels=track.random_levels,
+        singles=tuple(one._replace(error=typical(errors), tail=_tail(errors)) for one, errors in singles),
+        calibration=tuple(Calibration(*run[:4], typical(run[4]), _tail(run[4])) for run in runs),
+        cost=trial.cost,
+        samples=len(trial),
+        multistep={n: trial.base(refined(fine, grid, n)) for n in known},
+        disagreement=_disagreement(track.responses),
     )
 
 
-def _checked(ladder: Ladder, y0: Tensor, samples: int) -> Tensor:
+def _check(ladder: Ladder, y0: Tensor, samples: int, step: Step | StepRule, multistep: Multistep | None) -> None:
     if len(ladder) < 2:
         raise ValueError('"ladder" has one level; a pilot needs at least 2, one of them cheaper')
     if y0.dim() == 0 or min(len(y0), samples) < 2:
@@ -147,54 +172,82 @@ def _checked(ladder: Ladder, y0: Tensor, samples: int) -> Tensor:
         raise ValueError(
             f'"samples" must be at least 2 (better 16), got samples={samples} and {given} initial states in "y0"'
         )
-    return y0[:samples].detach()
+    if isinstance(step, StepRule) and multistep is not None:
+        raise ValueError('"multistep" belongs to steps with one estimate, got a StepRule as "step"; leave out one')
 
 
-def _size(runs: list[tuple[float, float, Tensor]]) -> float:
-    """How large the errors of the runs are, each counting by its ratio."""
-    return sum(math.log(max(typical(errors), 1e-300)) for *_, errors in runs)
+def _given(trial: Trial) -> dict[str, Any]:
+    return {"conditions": trial.conditions} if trial.conditions else {}
 
 
-def _candidate_grid(
-    ladder: Ladder, samples: int, fine: Tensor, candidates: int | Tensor, limit: float | None
-) -> Tensor:
-    if not isinstance(candidates, Tensor):
-        return fine[thinned(len(fine) - 1, _candidates_within(ladder, samples, len(fine) - 1, candidates, limit))]
-    grid = as_times(candidates).double()
-    if len(grid) < 9 or not bool(torch.isin(grid, fine).all()) or not torch.equal(grid[[0, -1]], fine[[0, -1]]):
-        raise ValueError(
-            '"candidates" must be a number, or a grid of at least 8 steps made of times of "times" with its first and '
-            f"its last; got {len(grid) - 1} steps from {float(grid[0]):.6g} to {float(grid[-1]):.6g}"
+def _tail(errors: Tensor) -> float:
+    usual = typical(errors)
+    return float(errors.mean()) / usual if usual > 0 else 1.0
+
+
+def _disagreement(responses: Tensor) -> float:
+    """Ratio of the mean squared responses of every second sample to those of the others, at least 1; warns above 3."""
+    halves = [float(responses[:, :, half::2].double().square().mean()) for half in (0, 1)]
+    ratio = max(halves) / max(min(halves), 1e-300)
+    if ratio > _APART:
+        warnings.warn(
+            f"two halves of the {responses.shape[2]} samples disagree by a factor {ratio:.3g} on how much corrections "
+            "matter; predictions are no better than that: take more samples",
+            stacklevel=3,
         )
-    if _candidates_within(ladder, samples, len(fine) - 1, len(grid) - 1, limit) < len(grid) - 1:
+    return ratio
+
+
+def _candidate_grid(trial: Trial, fine: Tensor, candidates: int | Tensor, limit: float | None, copies: int) -> Tensor:
+    if not isinstance(candidates, Tensor):
+        count = min(candidates, len(fine) - 1)
+        if candidates < 1:
+            raise ValueError(f'"candidates" must be at least 1, got {candidates}')
+        return fine[thinned(len(fine) - 1, _within(trial, fine, count, limit, copies))]
+    grid = as_times(candidates).double()
+    if not bool(torch.isin(grid, fine).all()) or not torch.equal(grid[[0, -1]], fine[[0, -1]]):
+        raise ValueError(
+            '"candidates" must be a number, or a grid made of times of "times" with its first and its last; got '
+            f"{len(grid) - 1} steps from {float(grid[0]):.6g} to {float(grid[-1]):.6g}"
+        )
+    if _within(trial, fine, len(grid) - 1, limit, copies) < len(grid) - 1:
         raise ValueError(f'"limit" is {limit}, too little for the {len(grid) - 1} steps of "candidates"; give a number')
     return grid
 
 
-def _candidates_within(ladder: Ladder, samples: int, steps: int, candidates: int, limit: float | None) -> int:
+def _within(trial: Trial, fine: Tensor, count: int, limit: float | None, copies: int) -> int:
     """The largest number of candidates, at most the given one, whose pilot costs at most the limit."""
-    count = min(candidates, steps)
-    if count < 2:
-        raise ValueError(f'"candidates" must be at least 2 and the grid have as many steps, got {candidates}, {steps}')
     if limit is None:
         return count
-    top, base, levels = ladder.costs[-1], ladder.costs[0], len(ladder)
-
-    def cost(count: int) -> float:
-        coarse = sum(n for n in (4, 8, 14, count // 2, count // 4) if n < count)
-        calibration = 2 * sum(c for c in CALIBRATED_COSTS if c < 0.9 * count)  # in two forms
-        walk = (count + _TIMED) * sum(ladder.costs) + count**2 / 2 * (levels - 1) * base
-        double = 2 * count if count < steps else 0
-        return samples * (walk + (coarse + calibration + double) * top + (steps + 3 * count) * base)
-
+    cost = lambda count: len(trial) * _expected_cost(trial, fine, count, copies)  # noqa: E731
     while count > 8 and cost(count) > limit:
         count -= 1
     if cost(count) > limit:
         raise ValueError(
-            f'"limit" is {limit:.6g}, a pilot of {samples} samples and {count} candidates costs {cost(count):.6g} '
-            f"{ladder.unit}; raise the limit, take fewer samples, or reuse a saved pilot"
+            f'"limit" is {limit:.6g}, a pilot of {len(trial)} samples and {count} candidates costs {cost(count):.6g} '
+            f"{trial.ladder.unit}; raise the limit, take fewer samples, or reuse a saved pilot"
         )
     return count
+
+
+def _expected_cost(trial: Trial, fine: Tensor, count: int, copies: int) -> float:
+    """What a pilot costs at most, for one sample in the ladder's unit."""
+    ladder, finest = trial.ladder, len(fine) - 1
+    costs, levels = ladder.costs, len(ladder)
+    a_step = len(plan_rows(trial.step, fine[thinned(finest, count)])) // count
+    walked = (a_step * count + _TIMED + 2) * sum(costs)
+    walked += copies_cost(a_step * count, levels, copies, isinstance(trial.step, StepRule)) * costs[0]
+    methods = 1 if trial.coefficients is None else 2
+    alone = sum(
+        methods * a_step * costs[level] * sum(single_steps(ladder, level, finest, count)) for level in range(levels)
+    )
+    target = sum(a_step * (steps + fewer) * costs[k] for k, steps, fewer in target_runs(ladder, finest, count) if fewer)
+    calibration = sum(
+        (methods + 1) * (steps * costs[0] + budget)
+        for steps in grids_of_plans(a_step * count, a_step == 1)
+        for budget in calibration_budgets(costs, steps)
+    )
+    return walked + alone + target + calibration
 
 
 def _grams(responses: Tensor, folds: int) -> tuple[Tensor, list[Tensor]]:

@@ -50,22 +50,17 @@ def tracking_table(part: Responses, hits: Sequence[int]) -> Tensor:
         >>> table[0].sum().item(), table[1, 1].item() > 1, table[2, 1].item() < 1  # late, made up for, predicted
         (0.0, True, True)
     """
-    steps, gram, due, gain = part.steps, part.gram, part.due(), part.gain()
-    known: list[int] = []
-    table = torch.zeros(steps, steps, dtype=torch.float64)
-    before = torch.zeros(steps, dtype=torch.float64)
-    chosen, factor = set(hits), None
-    for n in range(steps):
-        if n in chosen:
-            known.append(n)
-            matrix = gram[known][:, known]
-            factor = torch.linalg.cholesky(matrix + _RIDGE * torch.diag(matrix.diagonal().clamp_min(1e-300)))
-        if factor is None:
-            continue
-        now = torch.zeros(steps, dtype=torch.float64)
-        now[known] = torch.cholesky_solve(due[known, n][:, None], factor)[:, 0]
-        table[n] = now - before
-        before = now
+    steps, due, gain = part.steps, part.due(), part.gain()
+    order = sorted(set(hits))
+    totals = torch.zeros(steps, steps, dtype=torch.float64)  # row n: u_n
+    if order:
+        matrix = part.gram[order][:, order]
+        # Those known at a step are the first of all, and so is their factor.
+        factor = torch.linalg.cholesky(matrix + _RIDGE * torch.diag(matrix.diagonal().clamp_min(1e-300)))
+        for count, (first, last) in enumerate(pairwise([*order, steps]), 1):
+            known = torch.tensor(order[:count])
+            totals[first:last, known] = torch.cholesky_solve(due[known, first:last], factor[:count, :count]).T
+    table = totals.diff(dim=0, prepend=torch.zeros(1, steps, dtype=torch.float64))
     return table * gain / gain[:, None]
 
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import multilevel_sde as mls
-from multilevel_sde.pilots.answers import Calibration
-from multilevel_sde.pilots.measure_responses import typical
+from multilevel_sde.pilots.answers import Calibration, Form
 from multilevel_sde.pilots.responses import Responses
+from multilevel_sde.pilots.trial import typical
 
 MATRIX = torch.tensor([[-1.0, 0.5, 0.0], [-0.5, -1.0, 0.2], [0.0, 0.3, -0.4]], dtype=torch.float64)
 
@@ -64,7 +64,6 @@ def test_the_first_order_is_exact_on_a_linear_problem(diffusion, down):
         found = mls.solve(ladder, y0, times, plan, **arguments(diffusion, 6)).y
         assert exact_error(measured.gram, plan) == pytest.approx(squared(found, target), rel=1e-9)
         assert measured.predict(plan).cost == pytest.approx(plan.cost(ladder), rel=1e-12)
-    assert measured.fine_error == 0
     assert measured.step_error(32) == 0
 
 
@@ -80,18 +79,18 @@ def one_pilot():
 def test_a_smaller_first_order_error_never_promises_a_larger_one(one_pilot, measured, errors):
     """Whatever the calibration found: four runs scatter."""
     pairs = zip((-16.0, -10.0, -6.0, -2.0), measured, strict=True)
-    calibration = tuple(Calibration(math.exp(x), math.exp(x), math.exp(y)) for x, y in pairs)
+    calibration = tuple(Calibration(32, Form.PLAIN, math.exp(x), math.exp(x), math.exp(y), 1.0) for x, y in pairs)
     scattered = dataclasses.replace(one_pilot, calibration=calibration)
     for level in (
         [
-            scattered.prediction(math.exp(e), 32, torch.tensor([32.0, 0.0, 4.0]).double()).level_mse
+            scattered.prediction(math.exp(e), 32, torch.tensor([32.0, 0.0, 4.0]).double(), Form.PLAIN).level_mse
             for e in sorted(errors)
         ],
-        [scattered.expected(math.exp(e)) for e in sorted(errors)],
+        [scattered.expected(math.exp(e), 32, Form.PLAIN) for e in sorted(errors)],
     ):
         assert all(a <= b * (1 + 1e-9) for a, b in itertools.pairwise(level))
     if measured == sorted(measured):
-        assert scattered.expected(math.exp(-10.0)) == pytest.approx(math.exp(measured[1]))
+        assert scattered.expected(math.exp(-10.0), 32, Form.PLAIN) == pytest.approx(math.exp(measured[1]))
 
 
 def test_a_calibration_that_scatters_does_not_prefer_what_it_cannot_predict():
@@ -110,7 +109,7 @@ def test_a_calibration_that_scatters_does_not_prefer_what_it_cannot_predict():
 def test_plans_are_made_with_a_shrunk_matrix_and_predicted_without():
     times = torch.linspace(0.0, 1.0, 65)
     measured = mls.pilot(linear_ladder(), start(6), times, candidates=64)
-    assert len(measured.calibration) == 4
+    assert {one.steps for one in measured.calibration} == {64, 32, 16}
     plan = some_plan(64, 1)
     exact = exact_error(measured.gram, plan)
     shrunk = 0.95 * exact + 0.05 * float((plan.weights[:, 1:].T.reshape(-1) - 1).square() @ torch.diag(measured.gram))
@@ -162,7 +161,6 @@ PAYING = [(3.0, None), (2.5, 0.5)]
 
 @pytest.mark.parametrize(("gamma", "diffusion"), PAYING)
 def test_where_it_pays_real_runs_beat_em_and_predictions_hold(gamma, diffusion):
-    """Within 4: on half as many steps 16 samples promise too much (3.1 times here); see benchmarks/bench_pilot.py."""
     problem = mls.problems.scaling_law(gamma, levels=4, diffusion=diffusion)
     ladder, fine = problem.ladder, problem.times(160)
     found = mls.pilot(ladder, problem.y0(16), fine, candidates=80, **arguments(diffusion, 16))
@@ -182,7 +180,7 @@ def test_where_it_pays_real_runs_beat_em_and_predictions_hold(gamma, diffusion):
         em = squared(run(coarse, mls.em_plan(ladder, coarse)).y, reference)
         assert best.stats.cost <= budget * ladder.costs[-1]
         assert squared(best.y, reference) < 0.7 * em
-        assert 0.5 < squared(best.y, reference) / advice.best.predicted.mse < 4.0
+        assert 0.5 < squared(best.y, reference) / advice.best.predicted.mse < 2.0
         assert 0.5 < em / found.step_error(budget) < 2.0
         assert advice.em_cost > best.stats.cost
 
@@ -195,7 +193,7 @@ def test_a_useless_cheap_level_does_not_pay(diffusion):
         advice = found.advise(budget=budget * 1.5)
         assert not advice.pays
         assert "does not pay" in advice.text
-        assert f"level 2 with {budget} steps" in advice.text
+        assert f"use level 2 alone with {budget} steps" in advice.text
 
 
 def test_rates_are_those_of_the_ladder():
@@ -216,12 +214,11 @@ def test_two_levels_have_no_interval():
     assert math.isnan(rates.beta.value)
 
 
-def test_kurtosis_and_the_mean_check():
+def test_kurtosis():
     rare = mls.Ladder([lambda y, t: -y, lambda y, t: -y + (y > 2.9)], costs=[1.0, 8.0])
     y0 = torch.cat([torch.zeros(199, 1), torch.full((1, 1), 3.0)]).double()
     found = mls.pilot(rare, y0, torch.linspace(0.0, 1e-3, 9), samples=200)
     assert found.kurtosis[0] == pytest.approx(200.0)  # one in 200
-    assert found.consistency[0] < 1e-12
 
 
 def test_typical_cuts_at_ten_times_the_median():
@@ -234,7 +231,7 @@ def test_typical_cuts_at_ten_times_the_median():
         ([torch.neg], (4, 2), {}, '"ladder" has one level'),
         ([torch.neg, torch.sin], (1, 2), {}, '"samples" must be at least 2'),
         ([torch.neg, torch.sin], (4, 2), {"samples": 1}, '"samples" must be at least 2'),
-        ([torch.neg, torch.sin], (4, 2), {"candidates": 1}, '"candidates" must be at least 2'),
+        ([torch.neg, torch.sin], (4, 2), {"candidates": 0}, '"candidates" must be at least 1'),
         ([torch.neg, torch.neg], (4, 2), {}, "levels that are equal"),
     ],
 )

@@ -8,7 +8,11 @@ import torch
 
 import multilevel_sde as mls
 from multilevel_sde.fitting.perturbed_runs import Parts
-from multilevel_sde.pilots.measure_responses import typical
+from multilevel_sde.pilots.answers import Form
+from multilevel_sde.pilots.grids import refined
+from multilevel_sde.pilots.measure_errors import Finals
+from multilevel_sde.pilots.trial import Trial, typical
+from multilevel_sde.times import thinned
 
 AB2 = partial(mls.adams_bashforth_weights, order=2)
 
@@ -27,11 +31,13 @@ def test_a_pilot_uses_the_candidates_it_is_given(measured):
     pilot, candidates = measured
     assert torch.equal(pilot.times, candidates)
     torch.testing.assert_close(pilot.coefficients, candidates.diff())
-    assert sorted(pilot.multistep) == list(range(2, 49))
+    assert sorted(pilot.multistep)[:48] == list(range(1, 49))  # and more steps, up to the finest grid
     for steps in (48, 24, 12, 7):
         index = [round(48 * n / steps) for n in range(steps + 1)]
         assert torch.equal(pilot.multistep[steps], AB2(candidates[index]))
-    for best in pilot.plans(budget=pilot.least_budget * 4):
+    plans = [best for best in pilot.plans(budget=pilot.least_budget * 4) if best.form is not Form.ALONE]
+    assert plans
+    for best in plans:
         assert torch.equal(best.times, candidates[:: 48 // best.plan.steps])
 
 
@@ -39,6 +45,8 @@ def test_plans_of_a_multistep_pilot_have_its_base(measured):
     pilot, candidates = measured
     budget = 12 * pilot.costs[-1]
     for best in pilot.plans(budget=budget):
+        if best.form is Form.ALONE and best.plan.recall is None:
+            continue  # the top level alone one step at a time was measured too
         parts = Parts.of(best.plan)
         torch.testing.assert_close(parts.base, AB2(best.times), rtol=1e-9, atol=1e-9)
         assert best.predicted.cost <= budget * (1 + 1e-9)
@@ -66,26 +74,40 @@ def test_a_pilot_with_a_multistep_base_survives_a_file(measured, tmp_path):
     assert loaded.plan(budget=budget).predicted.mse == pytest.approx(pilot.plan(budget=budget).predicted.mse, rel=1e-3)
 
 
-def test_step_errors_are_those_of_the_multistep_method(measured):
-    """To the finest grid: that of twice as many steps, times what the cheapest level says of the rest."""
+@pytest.mark.parametrize("by_multistep", [True, False])
+def test_errors_of_single_levels_are_those_of_runs(measured, by_multistep):
+    """To the finest grid: where the top level ends on twice the candidates, and what another level says of the rest."""
     pilot, candidates = measured
     problem = mls.problems.scaling_law(2.5, levels=3)
     ladder, y0, fine = problem.ladder, problem.y0(6), problem.times(96)
 
-    def final(ladder, times):
-        return mls.solve(ladder, y0, times, mls.multistep(mls.em_plan(ladder, times), AB2(times))).y
+    def final(level, times, by_multistep=True):
+        one = ladder.subset([level])
+        plan = mls.em_plan(one, times)
+        return mls.solve(one, y0, times, mls.multistep(plan, AB2(times)) if by_multistep else plan).y
 
-    def distance(ladder, times, others):
-        return typical((final(ladder, times) - final(ladder, others)).square().mean(1))
-
-    for steps in (12, 24):
-        assert pilot.em_errors[steps] == pytest.approx(distance(ladder, candidates[:: 48 // steps], candidates))
     index = torch.searchsorted(fine, candidates)
     double = fine[torch.cat([index, (index[1:] + index[:-1]) // 2]).unique()]
-    assert 49 < len(double) < 97
-    cheapest = ladder.subset([0])
-    share = distance(cheapest, fine, candidates) / distance(cheapest, double, candidates)
-    assert pilot.fine_error == pytest.approx(share * distance(ladder, double, candidates), rel=1e-6)
+    assert 49 < len(double) < 97  # some candidates are neighbours on the finest grid, so that one doubling is not all
+    target = final(2, fine)
+    assert {one.steps for one in pilot.singles if one.level == 2} == {1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96}
+    for level, steps in ((0, 16), (1, 96), (2, 12), (2, 24)):
+        grid = refined(fine, candidates, steps)
+        expected = typical((final(level, grid, by_multistep) - target).square().mean(1))
+        assert pilot.measured_alone(level, by_multistep)[steps] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_target_is_near_the_top_level_on_the_finest_grid():
+    """Of 400 steps 48 are run by the top level; what lower levels change from there on stands for the rest."""
+    problem = mls.problems.scaling_law(2.5, levels=4, diffusion=0.5)
+    y0, fine = problem.y0(16), problem.times(400)
+    noise = {"diffusion": 0.5, "brownian": mls.BrownianPath(range(16), grid=fine)}
+    trial = Trial(problem.ladder, y0, mls.euler_maruyama, 0.5, noise["brownian"], None, 16, None)
+    target = Finals(trial, fine, fine[thinned(400, 24)]).target()
+    exact = mls.solve(problem.ladder, y0, fine, mls.em_plan(problem.ladder, fine), **noise).y
+    near = fine[thinned(400, 48)]
+    step = mls.solve(problem.ladder, y0, near, mls.em_plan(problem.ladder, near), **noise).y
+    assert (target - exact).square().mean() < 0.1 * (step - exact).square().mean()
 
 
 @pytest.mark.parametrize("table", [torch.ones(11, 1), torch.full((12, 2), torch.nan)])

@@ -38,7 +38,7 @@ def test_a_plan_keeps_within_its_budget(measured, share):
     best = measured.plan(budget=budget)
     assert best.plan.cost(LADDER) <= budget * (1 + 1e-9)
     assert best.predicted.cost == pytest.approx(best.plan.cost(LADDER), rel=1e-12)
-    assert best.plan.steps in (40, 20, 10)
+    assert best.plan.steps in (40, 20, 10) or (best.levels == (3,) and best.plan.steps <= 80)
     assert len(best.times) == best.plan.steps + 1
     assert best.levels[-1] == 3
     left_out = [k for k in range(4) if k not in best.levels]
@@ -56,7 +56,7 @@ def test_a_pilot_in_evaluations_plans_the_same(measured):
     assert same.predicted.cost == pytest.approx(best.predicted.cost / top, rel=1e-12)
     with pytest.raises(ValueError, match=r'"budget" must be at least .* calls, got 0\.01'):
         told.plan(budget=0.01)
-    assert "calls; the top level alone" in told.advise(budget=7).text
+    assert "calls; the best single level needs" in told.advise(budget=7).text
 
 
 def test_leaving_out_levels_adds_up_their_corrections(measured):
@@ -192,9 +192,9 @@ def test_the_numbers_of_a_file_are_protected(measured, tmp_path):
         save_file(content, path, header)
         with pytest.raises(ValueError, match="its checksum does not fit"):
             mls.Pilot.load(path)
-    for version in ("2", "4"):
+    for version in ("3", "5"):
         save_file(tensors, path, metadata | {"version": version})
-        with pytest.raises(ValueError, match="not a pilot of version 3"):
+        with pytest.raises(ValueError, match="not a pilot of version 4"):
             mls.Pilot.load(path)
 
 
@@ -206,12 +206,17 @@ def test_the_same_seeds_give_the_same_pilot(measured):
     assert again.plan(budget=5e4).plan == measured.plan(budget=5e4).plan
 
 
-def test_a_path_for_more_samples_gives_the_first_ones_their_noise(measured):
-    problem = mls.problems.scaling_law(2.5, levels=4, diffusion=0.5)
-    y0 = problem.y0(20)[:12]
-    many = mls.pilot(problem.ladder, problem.y0(20), problem.times(80), candidates=40, samples=12, **arguments(0.5, 20))
-    few = mls.pilot(problem.ladder, y0, problem.times(80), candidates=40, **arguments(0.5, 12))
+@pytest.mark.parametrize("whole", [False, True])
+def test_samples_are_spread_over_the_batch_with_their_own_noise(whole):
+    """Of 21 states in any order, every fifth with its seed; also where the noise is a callable of the whole batch."""
+    problem = mls.problems.scaling_law(2.5, levels=3, diffusion=0.5)
+    y0, times, rows = problem.y0(21), problem.times(20), [0, 5, 10, 15, 20]
+    path = mls.BrownianPath(range(21), shape=y0.shape[1:], dtype=y0.dtype)
+    noise = (lambda t, s: path(t, s)) if whole else path
+    many = mls.pilot(problem.ladder, y0, times, samples=5, diffusion=0.5, brownian=noise)
+    few = mls.pilot(problem.ladder, y0[rows], times, diffusion=0.5, brownian=mls.BrownianPath(rows))
     torch.testing.assert_close(many.gram, few.gram)
+    assert [one.error for one in many.singles] == pytest.approx([one.error for one in few.singles])
 
 
 def test_predictions_refuse_what_does_not_fit(measured):
@@ -246,4 +251,4 @@ def test_plans_without_steps_are_refused(measured, steps):
 
 
 def test_a_budget_without_end_buys_every_step(measured):
-    assert measured.plan(budget=math.inf).plan.cost(LADDER) <= measured.steps * sum(LADDER.costs)
+    assert measured.plan(budget=math.inf).plan.cost(LADDER) <= 2 * measured.steps * LADDER.costs[-1]

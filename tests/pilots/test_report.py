@@ -13,7 +13,7 @@ import torch
 from places import DOCS
 
 import multilevel_sde as mls
-from multilevel_sde.pilots.answers import Calibration
+from multilevel_sde.pilots.answers import Calibration, Form
 from multilevel_sde.pilots.report.facts import warnings
 from multilevel_sde.pilots.report.figures import FIGURES
 from multilevel_sde.pilots.report.page import write_report
@@ -121,7 +121,11 @@ def test_a_page_may_not_be_its_own_json(pilot, tmp_path):
 def sound(pilot):
     """A pilot with nothing to warn about."""
     return dataclasses.replace(
-        pilot, seconds=pilot.costs, kurtosis=(3.0, 3.0, 3.0), tail=1.0, calibration=(Calibration(1.0, 1.0, 1.1),)
+        pilot,
+        seconds=pilot.costs,
+        kurtosis=(3.0, 3.0, 3.0),
+        disagreement=1.0,
+        calibration=(Calibration(pilot.rows, Form.TRACKED, 1.0, 1.0, 1.1, 1.0),),
     )
 
 
@@ -135,9 +139,16 @@ def test_no_warning_without_a_reason(pilot):
         (lambda p: {"kurtosis": (3.0, 101.0, 3.0)}, "levels 3 and 2 has kurtosis 101"),
         (lambda p: {"variances": p.variances[:, [0, 0, 2]]}, "level 3 − 2 has mean square"),
         (lambda p: {"seconds": (p.costs[0] * 3.1, *p.costs[1:])}, "level 1 is 181 times cheaper, by the clock 58"),
-        (lambda p: {"consistency": (0.0, 0.01, 0.0)}, "means of levels 3 and 2"),
-        (lambda p: {"tail": 3.5}, "3.5 times that of a typical sample"),
-        (lambda p: {"calibration": (Calibration(1.0, 1.0, 8.1),)}, "prediction is more than 8 times too small"),
+        (lambda p: {"random_levels": (2,)}, "Level 3 gave another value when it was evaluated again"),
+        (lambda p: {"disagreement": 3.5}, "Two halves of the samples disagree by a factor 3.5"),
+        (
+            lambda p: {"calibration": (Calibration(p.rows, Form.TRACKED, 1.0, 1.0, 1.1, 3.5),)},
+            "3.5 times that of a typical sample",
+        ),
+        (
+            lambda p: {"calibration": (Calibration(p.rows, Form.TRACKED, 1.0, 1.0, 8.2, 1.0),)},
+            "prediction is more than 8 times too small",
+        ),
         (lambda p: {"samples": 7}, "Only 7 samples"),
     ],
 )

@@ -1,5 +1,6 @@
 """Laws of plans that track their corrections: totals, posterior means, equal costs, and predictions that hold."""
 
+import dataclasses
 from functools import partial
 from itertools import pairwise
 
@@ -8,10 +9,11 @@ import torch
 
 import multilevel_sde as mls
 from multilevel_sde.fitting.perturbed_runs import Parts
+from multilevel_sde.pilots.answers import Form
 from multilevel_sde.pilots.curves import allocate_levels
-from multilevel_sde.pilots.measure_responses import typical
 from multilevel_sde.pilots.responses import Responses
 from multilevel_sde.pilots.tracking import predictor, total_weights, track, tracking_table
+from multilevel_sde.pilots.trial import typical
 from multilevel_sde.plans.memory import combined, corrections
 
 WAVES = torch.tensor([[1.0, 2.0, 3.0], [2.0, -1.0, 1.0], [0.5, 0.3, -2.0]], dtype=torch.float64)
@@ -226,32 +228,42 @@ def test_hits_at_every_step_are_the_multistep_method_on_the_top_level(order):
 
 
 @pytest.mark.parametrize("base", [None, AB2])
-def test_calibrations_are_runs_of_tracking_plans(base):
-    """Of the pilot of three quarters of the samples, on the rest, where corrections feel the path."""
+@pytest.mark.parametrize("form", list(Form)[:3])
+def test_calibrations_are_runs_of_plans_on_samples_kept_out(base, form):
+    """Of the pilot of three quarters of the samples, on the rest, against the top level on the finest grid."""
     ladder, times = mls.Ladder([lambda y, t: -y, FELT["sine"]], costs=[1.0, 30.0]), grid(40)
     y0 = torch.linspace(0.2, 2.5, 8, dtype=torch.float64)[:, None]
-    table = torch.ones(40, 1, dtype=torch.float64) if base is None else base(times)
     whole = mls.pilot(ladder, y0, times, candidates=40, multistep=base)
+    table = torch.ones(40, 1, dtype=torch.float64) if base is None else base(times)
     target = mls.solve(ladder, y0, times, mls.multistep(mls.em_plan(ladder, times), table)).y
-    budgets = [cost * 30.0 - 40.0 for cost in (4.0, 10.0, 25.0)]  # 50 are more than 0.9 of the steps
-    assert len(whole.calibration) == 3
-    for budget, (promised, predicted, found) in zip(budgets, whole.calibration, strict=True):
-        promises, expected, errors = 0.0, 0.0, []
+    runs = [one for one in whole.calibration if one.form is form]
+    if form is Form.BASE and base is None:
+        assert not runs
+        return
+    budgets = {steps: [part * steps * 29.0 for part in (0.04, 0.12, 0.3, 0.5)] for steps in (40, 20, 10)}
+    budgets |= {20: budgets[20][1:], 10: budgets[10][1:]}  # the first pay no correction
+    assert [one.steps for one in runs] == [steps for steps, amounts in budgets.items() for _ in amounts]
+    for (steps, budget), run in zip([(n, b) for n, amounts in budgets.items() for b in amounts], runs, strict=True):
+        promises, expected, errors, coarse = 0.0, 0.0, [], times[:: 40 // steps]
         for fold in range(4):
             kept = [n for n in range(8) if n % 4 != fold]
             mine = mls.pilot(ladder, y0[kept], times, candidates=40, multistep=base)
-            part = Responses.measured(mine.gram, whole.coefficients, whole.variances, multistep=table)
-            raw = Responses.measured(mine.gram, whole.coefficients, whole.variances, multistep=table, shrinkage=0.0)
+            mine = dataclasses.replace(mine, coefficients=whole.coefficients, variances=whole.variances)
+            part, raw = mine.responses(steps), mine.responses(steps, 0.0)
             allocation = allocate_levels([part], [1.0, 30.0], budget)
-            weights = torch.stack([torch.ones(40), allocation.weights(len(allocation.picks))], 1)
-            plan = track(mls.Plan(weights != 0, weights), part, table)
+            weights = torch.stack([torch.ones(steps), allocation.weights(len(allocation.picks))], 1)
+            plain = mls.Plan(weights != 0, weights)
+            own = None if base is None else base(coarse)
+            tracked = track(plain, part, own)
+            plan = {Form.TRACKED: tracked, Form.PLAIN: plain}.get(form) or mls.multistep(plain, own)
             promises += allocation.errors[-1] / 4
-            expected += raw.error(total_weights(plan, raw)) / 4
-            run = mls.solve(ladder, y0[fold::4], times, plan).y
-            errors.append((run - target[fold::4]).square().mean(1))
-        assert promised == pytest.approx(promises, rel=1e-6)
-        assert predicted == pytest.approx(expected, rel=1e-6)
-        assert found == pytest.approx(typical(torch.cat(errors)), rel=1e-6)
+            expected += raw.error(total_weights(tracked, raw)) / 4
+            errors.append((mls.solve(ladder, y0[fold::4], coarse, plan).y - target[fold::4]).square().mean(1))
+        found = torch.cat(errors)
+        assert run.promised == pytest.approx(promises, rel=1e-6)
+        assert run.first_order == pytest.approx(expected, rel=1e-5, abs=1e-14)
+        assert run.measured == pytest.approx(typical(found), rel=1e-6)
+        assert run.tail == pytest.approx(float(found.mean()) / typical(found), rel=1e-6)
 
 
 # -- plans taken apart ------------------------------------------------------------------------------------------------

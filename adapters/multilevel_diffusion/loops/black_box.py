@@ -16,7 +16,6 @@ The sampler must repeat its noise in every run, and make the same calls.
 from __future__ import annotations
 
 import itertools
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,8 +27,8 @@ from tqdm.auto import tqdm
 
 import multilevel_sde as mls
 from multilevel_diffusion.loops.rows import PlannedRows, combine
-from multilevel_sde.pilots.answers import Calibration
-from multilevel_sde.pilots.measure_responses import typical
+from multilevel_sde.pilots.answers import Calibration, Form, Single
+from multilevel_sde.pilots.trial import typical
 
 __all__ = ["Answer", "black_box_pilot", "planned"]
 
@@ -89,7 +88,7 @@ def black_box_pilot(
     gram = share * grams[0] + (1 - share) * grams[1]
     if float(gram.diagonal().max()) == 0:
         raise ValueError('"ladder" has levels that are equal along the path; there is nothing to correct')
-    variances, kurtosis, consistency = record.moments(steps)
+    variances, kurtosis = record.moments(steps)
     pilot = mls.Pilot(
         costs=ladder.costs,
         unit=ladder.unit,
@@ -99,11 +98,10 @@ def black_box_pilot(
         gram=gram,
         variances=variances,
         kurtosis=kurtosis,
-        consistency=consistency,
-        em_errors={steps: 0.0},
-        fine_error=0.0,
+        random_levels=(),
+        fine_times=torch.arange(steps + 1, dtype=torch.float64),
+        singles=(Single(len(ladder) - 1, steps, False, 0.0, 1.0),),
         calibration=(),
-        tail=1.0,
         cost=len(final) * (len(visited) * sum(ladder.costs) + replayed * ladder.costs[0]),
         samples=len(final),
     )
@@ -133,7 +131,6 @@ class _Record:
     def __init__(self, levels: int):
         self.calls: list[_Call] = []
         self.seconds = [0.0] * levels
-        self._means = torch.zeros(levels, dtype=torch.float64)
 
     def __call__(self, index: int, evaluate: Callable[[int], Tensor]) -> Tensor:
         values, output = [], torch.empty(0)
@@ -143,22 +140,20 @@ class _Record:
             values.append(output.cpu().to(torch.promote_types(output.dtype, torch.float32)))
             self.seconds[level] += time.perf_counter() - start
         stacked = torch.stack(values)
-        self._means += stacked.double().flatten(1).mean(1)
         self.calls.append(_Call(index, values[-1], stacked[1:] - stacked[:-1], output.device, output.dtype))
         return output
 
-    def moments(self, steps: int) -> tuple[Tensor, tuple[float, ...], tuple[float, ...]]:
-        """V_k(n), (steps, K - 1); the kurtosis and the consistency of every difference."""
-        sums = torch.zeros(3, steps, len(self.seconds) - 1, dtype=torch.float64)
+    def moments(self, steps: int) -> tuple[Tensor, tuple[float, ...]]:
+        """V_k(n), (steps, K - 1), and the kurtosis of every difference."""
+        sums = torch.zeros(2, steps, len(self.seconds) - 1, dtype=torch.float64)
         counts = torch.zeros(steps, dtype=torch.float64)
         for call in self.calls:
             values = call.differences.double().flatten(1)
-            sums[:, call.index] += torch.stack([values.pow(power).mean(1) for power in (1, 2, 4)])
+            sums[:, call.index] += torch.stack([values.pow(power).mean(1) for power in (2, 4)])
             counts[call.index] += 1
-        mean, variance, fourth = sums / counts.clamp_min(1)[:, None]
+        variance, fourth = sums / counts.clamp_min(1)[:, None]
         kurtosis = fourth.mean(0) / variance.mean(0).clamp_min(1e-300).square()
-        gaps = (self._means.diff() - (mean * counts[:, None]).sum(0)).abs() / self._means[1:].abs().clamp_min(1e-300)
-        return variance, tuple(kurtosis.tolist()), tuple(gaps.tolist())
+        return variance, tuple(kurtosis.tolist())
 
 
 class _Replay:
@@ -227,7 +222,7 @@ def _calibrated(
     run: Callable[[Answer], Tensor], ladder: mls.Ladder, pilot: mls.Pilot, grams: list[Tensor], final: Tensor
 ) -> mls.Pilot:
     """Run plans made from one half of the samples and compare the other half with the prediction."""
-    found, tails, cost = [], [], pilot.cost
+    found, cost = [], pilot.cost
     for part in _CALIBRATED:
         budget = pilot.steps * (ladder.costs[0] + part * ladder.costs[-1])
         promised, predicted, errors = 0.0, 0.0, []
@@ -241,8 +236,7 @@ def _calibrated(
             predicted += trial.first_order(plan) / len(grams)
             cost += len(final) * plan.cost(ladder)
         both = torch.cat(errors)
-        found.append(Calibration(promised, predicted, typical(both)))
-        if typical(both) > 0:
-            tails.append(float(both.mean()) / typical(both))
-    tail = statistics.geometric_mean(tails) if tails else 1.0
-    return replace(pilot, calibration=tuple(found), tail=tail, cost=cost)
+        usual = typical(both)
+        tail = float(both.mean()) / usual if usual > 0 else 1.0
+        found.append(Calibration(pilot.rows, Form.PLAIN, promised, predicted, usual, tail))
+    return replace(pilot, calibration=tuple(found), cost=cost)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from multilevel_sde.pilots.answers import Rate
+from multilevel_sde.pilots.answers import Calibration, Rate
 from multilevel_sde.pilots.pilot_class import Pilot
 
 __all__ = ["facts", "warnings"]
@@ -58,9 +58,15 @@ def facts(pilot: Pilot, title: str, measured: Iterable[tuple[str, float, float]]
         ],
         "probabilities": _probabilities(pilot, budgets[1]),
         "curve": _curve(pilot),
-        "em": [{"cost_in_top": float(n), "mse": pilot.step_error(n)} for n in sorted(pilot.em_errors)],
+        "em": [
+            {"cost_in_top": float(n), "mse": pilot.step_error(n)}
+            for n in pilot.measured_alone(pilot.levels - 1, bool(pilot.multistep))
+            if pilot.step_error(n) > 0
+        ],
         "measured": [{"label": label, "cost_in_top": cost / top, "mse": mse} for label, cost, mse in measured],
-        "calibration": [{"first_order": one.first_order, "measured": one.measured} for one in pilot.calibration],
+        "calibration": [
+            {"first_order": one.first_order, "measured": _level_error(pilot, one)} for one in pilot.calibration
+        ],
         "tail": pilot.tail,
         "samples": pilot.samples,
         "cost_in_top": pilot.cost / top,
@@ -95,23 +101,32 @@ def warnings(pilot: Pilot) -> list[str]:
                 f"{k + 1} below it {below:.2g}. The expensive corrections are needed as often as the cheap ones."
             )
     found += _clock_warnings(pilot)
-    for k, value in enumerate(pilot.consistency):
-        if value > 1e-3:
-            found.append(
-                f"The means of levels {k + 2} and {k + 1} and of their difference disagree by {value:.1g}: a drift "
-                "does not return the same value twice, so corrections do not cancel. Is there dropout in it?"
-            )
+    for k in pilot.random_levels:
+        found.append(
+            f"Level {k + 1} gave another value when it was evaluated again at the same states, so corrections do not "
+            "cancel. Is there dropout in it?"
+        )
+    if pilot.disagreement > 3:
+        found.append(
+            f"Two halves of the samples disagree by a factor {pilot.disagreement:.2g} on how much corrections matter; "
+            "predictions are no better than that. Take more samples."
+        )
     if pilot.tail > 3:
         found.append(
             f"Errors have a heavy tail: the mean squared error is {pilot.tail:.1f} times that of a typical sample. "
             "Compare medians as well as means."
         )
-    ratios = [one.measured / one.first_order for one in pilot.calibration if one.first_order > 0]
+    ratios = [_level_error(pilot, one) / one.first_order for one in pilot.calibration if one.first_order > 0]
     if ratios and max(ratios) > 8:
         found.append("The first-order prediction is more than 8 times too small; trust the calibrated figures only.")
     if pilot.samples < 8:
         found.append(f"Only {pilot.samples} samples were used; 16 make the figures on this page reliable.")
     return found
+
+
+def _level_error(pilot: Pilot, run: Calibration) -> float:
+    """What a calibration measured beside the error of its steps."""
+    return max(run.measured - pilot.step_error_of(run.steps, run.form), 0.0)
 
 
 def _clock_warnings(pilot: Pilot) -> list[str]:
@@ -159,7 +174,6 @@ def _levels(pilot: Pilot) -> list[dict[str, Any]]:
         if k:
             row["difference"] = math.sqrt(float(pilot.variances[:, k - 1].mean()))
             row["kurtosis"] = pilot.kurtosis[k - 1]
-            row["consistency"] = pilot.consistency[k - 1]
         rows.append(row)
     return rows
 

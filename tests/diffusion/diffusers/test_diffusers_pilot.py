@@ -227,7 +227,7 @@ def test_transformer_pipelines(transformer_pipeline, name: str):
     assert pilot.steps == 8
     assert ladder.plan is not None
     assert float(ladder.plan.evaluations.double() @ torch.tensor(COSTS, dtype=torch.float64)) <= 0.5 * 8 * COSTS[-1]
-    for _, predicted, measured in pilot.calibration:
+    for *_, predicted, measured, _ in pilot.calibration:
         assert predicted / 5 < measured < 5 * predicted
 
 

@@ -1,0 +1,163 @@
+"""The other runs of a pilot: the target on the finest grid, single levels against it, and plans on samples kept out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from multilevel_sde.ladder import Ladder
+from multilevel_sde.pilots.answers import Form, Single
+from multilevel_sde.pilots.curves import allocate_levels, plan_of
+from multilevel_sde.pilots.grids import refined
+from multilevel_sde.pilots.measure_responses import Walk
+from multilevel_sde.pilots.responses import SHRINKAGE, Responses
+from multilevel_sde.pilots.tracking import total_weights, track
+from multilevel_sde.pilots.trial import Trial, squared
+from multilevel_sde.plans.memory import multistep
+from multilevel_sde.plans.plan import Plan
+
+__all__ = [
+    "Finals",
+    "Run",
+    "calibration_budgets",
+    "grids_of_plans",
+    "kept_out_runs",
+    "single_runs",
+    "single_steps",
+    "target_runs",
+]
+
+_SHARES = (0.04, 0.12, 0.3, 0.5)  # of what lies between the cheapest plan of a grid and the top level at every step
+_FEWEST = 8  # steps of a coarser grid
+Run = tuple[int, Form, float, float, Tensor]  # steps, form, promised, first order, squared errors of all samples
+
+
+class Finals:
+    """Where single levels end, by level, number of steps and method; every run is made once.
+
+    Arguments:
+        trial: The problem.
+        fine: The finest grid.
+        grid: The candidates.
+    """
+
+    def __init__(self, trial: Trial, fine: Tensor, grid: Tensor):
+        self.trial, self.fine, self.grid = trial, fine, grid
+        self.known: dict[tuple[int, int, bool], Tensor] = {}
+
+    def of(self, level: int, steps: int, *, one_step: bool = False) -> Tensor:
+        """The final states of a level with so many steps."""
+        one_step = one_step and self.trial.coefficients is not None
+        place = (level, steps, one_step)
+        if place not in self.known:
+            grid = refined(self.fine, self.grid, steps)
+            self.known[place] = self.trial.run(grid, self.trial.alone(grid, level, one_step=one_step))
+        return self.known[place]
+
+    def target(self) -> Tensor:
+        """Where the top level ends on the finest grid, as nearly as is cheap.
+
+        The top level is run with twice the candidates. What more steps change is that of the next level, as far as those
+        cost no more than the candidates of the top level, then that of the one below, and so on: with the same noise the
+        changes of neighbouring levels differ by little.
+        """
+        end = torch.zeros((), dtype=self.trial.y0.dtype, device=self.trial.y0.device)
+        for level, steps, fewer in target_runs(self.trial.ladder, len(self.fine) - 1, len(self.grid) - 1):
+            end = end + self.of(level, steps) - (self.of(level, fewer) if fewer else 0.0)
+        return end
+
+
+def target_runs(ladder: Ladder, finest: int, candidates: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (level, steps, fewer): the target is the sum of a level's ends with so many steps less those with fewer."""
+    costs, top, reached = ladder.costs, len(ladder) - 1, min(finest, 2 * candidates)
+    yield top, reached, 0
+    for level in reversed(range(top)):
+        steps = finest if level == 0 else min(finest, int(candidates * costs[top] / costs[level]))
+        if steps > reached:
+            yield level, steps, reached
+            reached = steps
+
+
+def single_steps(ladder: Ladder, level: int, finest: int, candidates: int) -> list[int]:
+    """The numbers of steps with which a level is run alone: powers of two, up to the cost of the candidates."""
+    top = level == len(ladder) - 1
+    most = min(finest, 2 * candidates if top else int(candidates * ladder.costs[-1] / ladder.costs[level]))
+    doubling = itertools.takewhile(lambda n: n < most, (2**j for j in itertools.count(1)))
+    own = [candidates // j for j in (1, 2, 4) if candidates % j == 0] if top else []
+    return sorted({1, *doubling, most, *own} - {0}) if most >= 1 else [1]
+
+
+def single_runs(finals: Finals, target: Tensor) -> Iterator[tuple[Single, Tensor]]:
+    """Run every level alone, by the pilot's method and one step at a time; yield squared errors of all samples."""
+    ladder = finals.trial.ladder
+    for level in range(len(ladder)):
+        for steps in single_steps(ladder, level, len(finals.fine) - 1, len(finals.grid) - 1):
+            for one_step in (False, True) if finals.trial.coefficients is not None else (True,):
+                errors = squared(finals.of(level, steps, one_step=one_step), target)
+                yield Single(level, steps, not one_step, 0.0, 1.0), errors
+
+
+def grids_of_plans(steps: int, coarse: bool) -> list[int]:
+    """The numbers of steps that plans may have."""
+    strides = (1, 2, 4) if coarse else (1,)
+    return [steps // j for j in strides if steps % j == 0 and (j == 1 or steps // j >= _FEWEST)]
+
+
+def calibration_budgets(costs: Sequence[float], steps: int) -> list[float]:
+    """What the corrections of the plans may cost that are run on samples kept out, in the ladder's unit."""
+    room = steps * (costs[-1] - costs[0])
+    return [share * room for share in _SHARES if share * room > costs[1]]
+
+
+def kept_out_runs(trial: Trial, grid: Tensor, walk: Walk, grams: list[Tensor], target: Tensor) -> Iterator[Run]:
+    """Run plans on samples that they were not made from, in every form and on every grid.
+
+    Arguments:
+        trial: The problem.
+        grid: The candidates.
+        walk: Along them.
+        grams: Without each fold of the samples, of which the n-th is every n-th sample.
+        target: Where the top level ends on the finest grid.
+    """
+    rows = len(walk.coefficients)
+    plain = rows == len(grid) - 1  # one row a step
+    for steps in grids_of_plans(rows, plain):
+        coarse = grid[:: rows // steps] if plain else grid
+        folds = [_Fold(trial, grid, walk, gram, steps) for gram in grams]
+        for budget in calibration_budgets(trial.ladder.costs, steps):
+            promised, predicted, errors = 0.0, 0.0, {}
+            for place, fold in enumerate(folds):
+                others = slice(place, None, len(folds))
+                promise, first_order, forms = fold.within(budget, trial.base(coarse) if trial.coefficients else None)
+                promised, predicted = promised + promise / len(folds), predicted + first_order / len(folds)
+                for form, plan in forms.items():
+                    errors.setdefault(form, []).append(squared(trial.run(coarse, plan, others), target[others]))
+            for form, found in errors.items():
+                yield steps, form, promised, predicted, torch.cat(found)
+
+
+class _Fold:
+    """Plans on one grid by the samples without one fold: one greedy allocation, cut where a budget ends."""
+
+    def __init__(self, trial: Trial, grid: Tensor, walk: Walk, gram: Tensor, steps: int):
+        costs, stride = trial.ladder.costs, len(walk.coefficients) // steps
+        self.responses, self.raw = (
+            Responses.measured(gram, walk.coefficients, walk.variances, stride, trial.base(grid), shrinkage=amount)
+            for amount in (SHRINKAGE, 0.0)
+        )
+        parts = [self.responses.merged(k, k + 1) for k in range(len(costs) - 1)]
+        most = max(calibration_budgets(costs, steps), default=0.0)
+        self.allocation, self.steps, self.levels = allocate_levels(parts, list(costs), most), steps, len(costs)
+
+    def within(self, budget: float, base: Tensor | None) -> tuple[float, float, dict[Form, Plan]]:
+        """What a budget for corrections promises, its first-order error, and its plan in every form."""
+        count = self.allocation.count_within(budget)
+        plan = plan_of(self.allocation.weights(count), self.steps, self.levels)
+        forms = {Form.TRACKED: track(plan, self.responses, base), Form.PLAIN: plan}
+        if base is not None:
+            forms[Form.BASE] = multistep(plan, base)
+        first_order = self.raw.error(total_weights(forms[Form.TRACKED], self.raw))
+        return self.allocation.errors[count], first_order, forms

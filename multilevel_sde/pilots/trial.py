@@ -1,0 +1,116 @@
+"""The problem of a pilot on its own samples: their states, noise and conditions, runs of plans, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from multilevel_sde.ladder import Ladder
+from multilevel_sde.noise.brownian import Brownian, BrownianPath, increments
+from multilevel_sde.noise.diffusion import Diffusion, as_noise
+from multilevel_sde.plans.drawing import em_plan
+from multilevel_sde.plans.memory import multistep
+from multilevel_sde.plans.plan import Plan
+from multilevel_sde.solver.integrate import solve
+from multilevel_sde.steps.rules import Step, StepRule, plan_rows
+from multilevel_sde.times import thinned
+
+__all__ = ["Multistep", "Trial", "squared", "typical"]
+
+Multistep = Callable[[Tensor], Tensor]
+
+
+class Trial:
+    """A problem, and some of its samples, spread evenly over the batch by index.
+
+    Arguments:
+        ladder, step, diffusion, brownian, conditions: As for :func:`multilevel_sde.pilot`.
+        y0: The initial states of all samples.
+        samples: How many of them to use.
+        coefficients: The pilot's `multistep`.
+    """
+
+    def __init__(
+        self,
+        ladder: Ladder,
+        y0: Tensor,
+        step: Step | StepRule,
+        diffusion: Diffusion | None,
+        brownian: Brownian | BrownianPath | None,
+        conditions: Mapping[str, Tensor] | None,
+        samples: int,
+        coefficients: Multistep | None,
+    ):
+        self.ladder, self.step, self.diffusion, self.coefficients = ladder, step, diffusion, coefficients
+        self.rows = thinned(len(y0) - 1, min(samples, len(y0)) - 1).tolist()
+        self.y0 = y0.detach()[self.rows]
+        self.conditions = {name: value[self.rows] for name, value in (conditions or {}).items()}
+        self.noise_of = None if diffusion is None else as_noise(diffusion)
+        if isinstance(brownian, BrownianPath) and len(brownian.seeds) >= len(y0):
+            self.brownian: Brownian | None = brownian.subset(self.rows)
+            self._everyone = self.y0
+        else:
+            self.brownian, self._everyone = brownian, y0.detach()
+        self.cost = 0.0
+        self.bar = tqdm(disable=True)
+
+    def __len__(self) -> int:
+        return len(self.y0)
+
+    def charge(self, cost: float) -> None:
+        """Note what was spent, in the ladder's unit over all samples."""
+        self.cost += cost
+        self.bar.update(cost / (len(self) * self.ladder.costs[-1]))
+
+    def increments(self, grid: Tensor) -> Iterator[Tensor]:
+        """The increments of the noise along a grid for the pilot's samples."""
+        source = increments(self.brownian, grid, self._everyone)
+        return source if self._everyone is self.y0 else (value[self.rows] for value in source)
+
+    def run(self, grid: Tensor, plan: Plan, part: slice = slice(None)) -> Tensor:
+        """Solve with a plan for some of the pilot's samples; return their final states."""
+        noise = None
+        if self.noise_of is not None:
+            source = self.increments(grid)
+            noise = lambda t, s: next(source)[part]  # noqa: E731 - a callable of an interval, asked in order
+        given: dict[str, Any] = {"step": self.step, "diffusion": self.diffusion, "brownian": noise}
+        if self.conditions:
+            given["conditions"] = {name: value[part] for name, value in self.conditions.items()}
+        solution = solve(self.ladder, self.y0[part], grid, plan, gradients=False, **given)
+        self.charge(solution.stats.cost * len(self.y0[part]))
+        return solution.y
+
+    def base(self, grid: Tensor) -> Tensor:
+        """Coefficients of the pilot's multistep method on a grid, (N, order); ones for one-step methods."""
+        if self.coefficients is None:
+            return torch.ones(len(plan_rows(self.step, grid)), 1, dtype=torch.float64)
+        return torch.as_tensor(self.coefficients(grid), dtype=torch.float64)
+
+    def alone(self, grid: Tensor, level: int, *, one_step: bool = False) -> Plan:
+        """The plan of one level at every step, by the pilot's method or one step at a time."""
+        if level == len(self.ladder) - 1:
+            plan = em_plan(self.ladder, grid, step=self.step)
+        else:
+            weights = torch.zeros(len(plan_rows(self.step, grid)), len(self.ladder), dtype=torch.float64)
+            weights[:, : level + 1] = 1.0
+            plan = Plan(weights > 0, weights, truncated=True)
+        return plan if one_step else multistep(plan, self.base(grid))
+
+
+def typical(errors: Tensor) -> float:
+    """Mean of the errors, each cut at 10 times the median.
+
+    Example:
+        >>> typical(torch.tensor([1.0, 1.0, 1.0, 1.0, 100.0]))
+        2.8
+    """
+    return float(errors.double().clamp(max=10 * float(errors.median())).mean())
+
+
+def squared(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared distance of every sample, (B,)."""
+    return (a - b).double().square().reshape(len(a), -1).mean(1).cpu()
