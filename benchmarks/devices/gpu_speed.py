@@ -153,9 +153,8 @@ def _solves(folder: Path, settings: Settings, device: torch.device) -> Iterator[
             expensive = range(len(images.networks) - 2, len(images.networks))
             for network in images.networks[: expensive[0]]:
                 network.to(device)
-            files = (
-                {level: folder / f"level_{level}" / "model.safetensors" for level in expensive} if from_files else None
-            )
+            places = {level: folder / images.record["levels"][level]["folder"] for level in expensive}
+            files = {level: place / "model.safetensors" for level, place in places.items()} if from_files else None
             networks = {level: images.networks[level] for level in expensive}
             offload = mls.Offload(images.ladder, networks, device=device, files=files)
             return offload.ladder(plan if ahead else None), offload
