@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 _SHARES = (0.04, 0.12, 0.3, 0.5)  # of what lies between the cheapest plan of a grid and the top level at every step
+_COARSE_SHARES = (0.1, 0.35)  # the same on coarser grids
 _FEWEST = 8  # steps of a coarser grid
 Run = tuple[int, Form, float, float, Tensor]  # steps, form, promised, first order, squared errors of all samples
 
@@ -60,9 +61,9 @@ class Finals:
     def target(self) -> Tensor:
         """Where the top level ends on the finest grid, as nearly as is cheap.
 
-        The top level is run with twice the candidates. What more steps change is that of the next level, as far as those
-        cost no more than the candidates of the top level, then that of the one below, and so on: with the same noise the
-        changes of neighbouring levels differ by little.
+        The top level is run with twice the candidates. What more steps change is that of the next level, as far as
+        those cost no more than the candidates of the top level, then that of the one below, and so on: with the same
+        noise the changes of neighbouring levels differ by little.
         """
         end = torch.zeros((), dtype=self.trial.y0.dtype, device=self.trial.y0.device)
         for level, steps, fewer in target_runs(self.trial.ladder, len(self.fine) - 1, len(self.grid) - 1):
@@ -81,23 +82,28 @@ def target_runs(ladder: Ladder, finest: int, candidates: int) -> Iterator[tuple[
             reached = steps
 
 
-def single_steps(ladder: Ladder, level: int, finest: int, candidates: int) -> list[int]:
-    """The numbers of steps with which a level is run alone: powers of two, up to the cost of the candidates."""
+def single_steps(ladder: Ladder, level: int, finest: int, candidates: int, multistep: bool) -> list[tuple[int, bool]]:
+    """With how many steps a level is run alone, and whether one step at a time.
+
+    The most are twice the candidates for the top level, and what those candidates cost for the others. Half as many
+    follow, and so on; where there is a multistep method, every second time one step at a time too.
+    """
     top = level == len(ladder) - 1
     most = min(finest, 2 * candidates if top else int(candidates * ladder.costs[-1] / ladder.costs[level]))
-    doubling = itertools.takewhile(lambda n: n < most, (2**j for j in itertools.count(1)))
-    own = [candidates // j for j in (1, 2, 4) if candidates % j == 0] if top else []
-    return sorted({1, *doubling, most, *own} - {0}) if most >= 1 else [1]
+    halves = list(itertools.takewhile(lambda n: n >= 1, (most >> j for j in itertools.count()))) or [1]
+    own = [candidates // j for j in (1, 2, 4) if top and candidates % j == 0]
+    if not multistep:
+        return [(steps, True) for steps in sorted({1, *halves, *own})]
+    return sorted({(n, False) for n in (1, *halves, *own)} | {(n, True) for n in (1, *halves[1::2], *own)})
 
 
 def single_runs(finals: Finals, target: Tensor) -> Iterator[tuple[Single, Tensor]]:
     """Run every level alone, by the pilot's method and one step at a time; yield squared errors of all samples."""
-    ladder = finals.trial.ladder
+    ladder, finest, candidates = finals.trial.ladder, len(finals.fine) - 1, len(finals.grid) - 1
     for level in range(len(ladder)):
-        for steps in single_steps(ladder, level, len(finals.fine) - 1, len(finals.grid) - 1):
-            for one_step in (False, True) if finals.trial.coefficients is not None else (True,):
-                errors = squared(finals.of(level, steps, one_step=one_step), target)
-                yield Single(level, steps, not one_step, 0.0, 1.0), errors
+        for steps, one_step in single_steps(ladder, level, finest, candidates, finals.trial.coefficients is not None):
+            errors = squared(finals.of(level, steps, one_step=one_step), target)
+            yield Single(level, steps, not one_step, 0.0, 1.0), errors
 
 
 def grids_of_plans(steps: int, coarse: bool) -> list[int]:
@@ -106,10 +112,10 @@ def grids_of_plans(steps: int, coarse: bool) -> list[int]:
     return [steps // j for j in strides if steps % j == 0 and (j == 1 or steps // j >= _FEWEST)]
 
 
-def calibration_budgets(costs: Sequence[float], steps: int) -> list[float]:
+def calibration_budgets(costs: Sequence[float], steps: int, *, coarse: bool) -> list[float]:
     """What the corrections of the plans may cost that are run on samples kept out, in the ladder's unit."""
     room = steps * (costs[-1] - costs[0])
-    return [share * room for share in _SHARES if share * room > costs[1]]
+    return [share * room for share in (_COARSE_SHARES if coarse else _SHARES) if share * room > costs[1]]
 
 
 def kept_out_runs(trial: Trial, grid: Tensor, walk: Walk, grams: list[Tensor], target: Tensor) -> Iterator[Run]:
@@ -127,7 +133,7 @@ def kept_out_runs(trial: Trial, grid: Tensor, walk: Walk, grams: list[Tensor], t
     for steps in grids_of_plans(rows, plain):
         coarse = grid[:: rows // steps] if plain else grid
         folds = [_Fold(trial, grid, walk, gram, steps) for gram in grams]
-        for budget in calibration_budgets(trial.ladder.costs, steps):
+        for budget in calibration_budgets(trial.ladder.costs, steps, coarse=steps < rows):
             promised, predicted, errors = 0.0, 0.0, {}
             for place, fold in enumerate(folds):
                 others = slice(place, None, len(folds))
@@ -149,7 +155,7 @@ class _Fold:
             for amount in (SHRINKAGE, 0.0)
         )
         parts = [self.responses.merged(k, k + 1) for k in range(len(costs) - 1)]
-        most = max(calibration_budgets(costs, steps), default=0.0)
+        most = max(calibration_budgets(costs, steps, coarse=stride > 1), default=0.0)
         self.allocation, self.steps, self.levels = allocate_levels(parts, list(costs), most), steps, len(costs)
 
     def within(self, budget: float, base: Tensor | None) -> tuple[float, float, dict[Form, Plan]]:

@@ -239,13 +239,15 @@ def _expected_cost(trial: Trial, fine: Tensor, count: int, copies: int) -> float
     walked += copies_cost(a_step * count, levels, copies, isinstance(trial.step, StepRule)) * costs[0]
     methods = 1 if trial.coefficients is None else 2
     alone = sum(
-        methods * a_step * costs[level] * sum(single_steps(ladder, level, finest, count)) for level in range(levels)
+        a_step * costs[level] * steps
+        for level in range(levels)
+        for steps, _ in single_steps(ladder, level, finest, count, methods > 1)
     )
     target = sum(a_step * (steps + fewer) * costs[k] for k, steps, fewer in target_runs(ladder, finest, count) if fewer)
     calibration = sum(
         (methods + 1) * (steps * costs[0] + budget)
         for steps in grids_of_plans(a_step * count, a_step == 1)
-        for budget in calibration_budgets(costs, steps)
+        for budget in calibration_budgets(costs, steps, coarse=steps < a_step * count)
     )
     return walked + alone + target + calibration
 

@@ -240,8 +240,8 @@ def test_calibrations_are_runs_of_plans_on_samples_kept_out(base, form):
     if form is Form.BASE and base is None:
         assert not runs
         return
-    budgets = {steps: [part * steps * 29.0 for part in (0.04, 0.12, 0.3, 0.5)] for steps in (40, 20, 10)}
-    budgets |= {20: budgets[20][1:], 10: budgets[10][1:]}  # the first pay no correction
+    parts = {40: (0.04, 0.12, 0.3, 0.5), 20: (0.1, 0.35), 10: (0.35,)}  # a tenth pays no correction on the coarsest
+    budgets = {steps: [part * steps * 29.0 for part in shares] for steps, shares in parts.items()}
     assert [one.steps for one in runs] == [steps for steps, amounts in budgets.items() for _ in amounts]
     for (steps, budget), run in zip([(n, b) for n, amounts in budgets.items() for b in amounts], runs, strict=True):
         promises, expected, errors, coarse = 0.0, 0.0, [], times[:: 40 // steps]
