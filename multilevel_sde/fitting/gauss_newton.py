@@ -29,15 +29,18 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from multilevel_sde.conditions import Conditions, as_conditions
 from multilevel_sde.errors import NonFiniteError
 from multilevel_sde.fitting.perturbed_runs import FitRun, Parts
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.noise.brownian import Brownian, BrownianPath
 from multilevel_sde.noise.diffusion import Diffusion
 from multilevel_sde.pilots.answers import PilotPlan
-from multilevel_sde.pilots.measure_responses import typical
+from multilevel_sde.pilots.trial import typical
 from multilevel_sde.plans.plan import Plan
-from multilevel_sde.steps.rules import Step, euler_maruyama
+from multilevel_sde.solver.evaluate import in_float32
+from multilevel_sde.steps.rules import Step, StepRule, euler_maruyama
+from multilevel_sde.steps.sums import at_least_float32
 
 __all__ = ["FittedPlan", "fit_plan"]
 
@@ -78,6 +81,7 @@ def fit_plan(
     step: Step = euler_maruyama,
     diffusion: Diffusion | None = None,
     brownian: Brownian | BrownianPath | None = None,
+    conditions: Conditions | None = None,
     iterations: int = 5,
     progress: bool = False,
 ) -> FittedPlan:
@@ -91,7 +95,8 @@ def fit_plan(
         candidates: Plans with their grids, such as `pilot.plans(budget=...)`.
         target: The final states to be near, shaped like y0: usually those of the top level on a fine grid with the same
             noise.
-        step, diffusion, brownian: As for :func:`solve`; a step that is affine in its estimate.
+        step, diffusion, brownian: As for :func:`solve`; a step that is affine in its estimate, no step rule.
+        conditions: As for :func:`solve`, with one row for each sample of y0.
         iterations: Gauss-Newton steps at most.
         progress: Show a progress bar.
 
@@ -99,7 +104,9 @@ def fit_plan(
         A :class:`FittedPlan` of the cost of the candidate it came from.
 
     Raises:
-        ValueError: Fewer than 8 samples, no candidates, a target of another shape or not finite, no iterations.
+        TypeError: A step rule; conditions that are no mapping of names to tensors.
+        ValueError: Fewer than 8 samples, no candidates, a target of another shape or not finite, no iterations;
+            conditions without one row a sample.
         NonFiniteError: No candidate gives a finite state.
 
     Example:
@@ -113,11 +120,13 @@ def fit_plan(
         (True, True)
     """
     plans = [candidates] if isinstance(candidates, PilotPlan) else list(candidates)
-    _check(y0, plans, target, iterations)
+    _check(y0, plans, target, iterations, step)
+    given = as_conditions(conditions, y0)
+    ladder, y0, target = in_float32(ladder, y0.dtype), at_least_float32(y0), at_least_float32(target)
     held = torch.arange(len(y0)) % 4 == 3
     fits = []
     for candidate in plans:
-        run = FitRun(ladder, y0, candidate.times, target, held, step, diffusion, brownian)
+        run = FitRun(ladder, y0, candidate.times, target, held, step, diffusion, brownian, given)
         fits.append(_Fit(candidate, run, Parts.of(candidate.plan)))
     with tqdm(total=iterations + _SEMIFINALISTS, desc="fitting", unit="step", disable=not progress) as bar:
         semifinalists = sorted(_finite(fits), key=lambda fit: fit.errors[-1])[:_SEMIFINALISTS]
@@ -191,7 +200,12 @@ def _finite(fits: list[_Fit]) -> list[_Fit]:
     return finite
 
 
-def _check(y0: Tensor, plans: list[PilotPlan], target: Tensor, iterations: int) -> None:
+def _check(y0: Tensor, plans: list[PilotPlan], target: Tensor, iterations: int, step: Step) -> None:
+    if isinstance(step, StepRule):
+        raise TypeError(
+            f'"step" must be a function step(y, estimate, t, s, noise) for a fit, got the rule {type(step).__name__}; '
+            "use the pilot's plan as it is"
+        )
     if y0.dim() == 0 or len(y0) < 8:
         raise ValueError(f'"y0" must hold at least 8 samples (better 32), got shape {tuple(y0.shape)}')
     if not plans:

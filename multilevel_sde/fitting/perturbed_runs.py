@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from multilevel_sde.conditions import Conditions, repeated_rows, some_rows
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.noise.brownian import Brownian, BrownianPath, increments
 from multilevel_sde.noise.diffusion import Diffusion, as_noise
@@ -16,6 +17,7 @@ from multilevel_sde.plans.memory import combined, corrections, evaluated_levels
 from multilevel_sde.plans.plan import Plan
 from multilevel_sde.solver.integrate import solve
 from multilevel_sde.steps.rules import Step
+from multilevel_sde.times import device_dtype
 
 __all__ = ["Direction", "FitRun", "Parts"]
 
@@ -92,8 +94,8 @@ class Parts:
 class _Path:
     """One pass along a plan's path: remembers base values and corrections, and says what a step adds."""
 
-    def __init__(self, ladder: Ladder, parts: Parts):
-        self.drifts, self.parts = ladder.drifts, parts
+    def __init__(self, ladder: Ladder, parts: Parts, conditions: Conditions):
+        self.drifts, self.parts, self.conditions = ladder.drifts, parts, conditions
         self.history: list[Tensor] = []
         self.stored: dict[Pair, dict[int, Tensor]] = {pair: {} for pair in parts.tables}
         self.calls = [0] * len(ladder)
@@ -112,7 +114,7 @@ class _Path:
 
     def _value(self, level: int, y: Tensor, time: Tensor) -> Tensor:
         self.calls[level] += 1
-        return self.drifts[level](y, time)
+        return self.drifts[level](y, time, **self.conditions).detach()
 
     def correction(self, n: int) -> Tensor | float:
         """What the corrections add at step n."""
@@ -154,8 +156,10 @@ class FitRun:
         step: Step,
         diffusion: Diffusion | None,
         brownian: Brownian | BrownianPath | None,
+        conditions: Conditions | None = None,
     ):
-        self.ladder, self.y0, self.grid, self.target, self.held, self.step = ladder, y0, grid, target, held, step
+        self.ladder, self.y0, self.grid, self.held, self.step = ladder, y0.detach(), grid, held, step
+        self.target, self.conditions = target.detach(), conditions or {}
         self.noise_of = None if diffusion is None else as_noise(diffusion)
         self.diffusion, self.brownian = diffusion, brownian
         self.cost = 0.0
@@ -170,56 +174,64 @@ class FitRun:
             step=self.step,
             diffusion=self.diffusion,
             brownian=self.brownian,
+            conditions=self.conditions,
             gradients=False,
             check_finite=False,  # a candidate that diverges is only passed over
         )
         self.cost += solution.stats.cost * len(self.y0)
-        return (solution.y - self.target).double().square().flatten(1).mean(1).cpu()
+        return _wide(solution.y - self.target).square().flatten(1).mean(1).cpu().double()
 
-    @torch.no_grad()
     def normal_equations(self, parts: Parts) -> tuple[list[Direction], Tensor, Tensor]:
         """Return the coefficients that can move, R R' and R (target - y) over the samples of the fit.
 
         Samples count with 1 / (error + median error), so that a few that end up elsewhere do not rule.
         """
         rows = (~self.held).nonzero()[:, 0].to(self.y0.device)
-        path, copies, directions = _Path(self.ladder, parts), _Copies(self, parts.base_level, parts.base), []
+        conditions = some_rows(self.conditions, rows)
+        path, directions = _Path(self.ladder, parts, conditions), []
+        copies = _Copies(self, parts.base_level, parts.base, conditions)
         y = self.y0[rows]
         for n, time, (t, s), noise in self._steps():
             path.see(n, y, time)
             mixed, correction = _mixed(path.history, parts.base[n]), path.correction(n)
             moment = self._noise(y, time, None if noise is None else noise[rows])
             new = list(path.directions(n))
-            starts = [self.step(y, mixed + correction + value, t, s, moment) for _, value in new]
+            starts = [self.step(y, mixed + correction + value, t, s, moment).detach() for _, value in new]
             copies.advance(n, time, (t, s), correction, moment)
             copies.start(starts, path.history)
             directions += [direction for direction, _ in new]
-            y = self.step(y, mixed + correction, t, s, moment)
+            y = self.step(y, mixed + correction, t, s, moment).detach()
         self.cost += len(rows) * sum(n * cost for n, cost in zip(path.calls, self.ladder.costs, strict=True))
         if not directions:
             return [], torch.zeros(0, 0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
-        left = (self.target[rows] - y).double().flatten(1)
+        left = _wide(self.target[rows] - y).flatten(1)
         squared = left.square().mean(1)
         weight = (1 / (squared + squared.median()).clamp_min(1e-300)).sqrt()
-        moved = torch.cat([(part - y).double().flatten(2) * weight[:, None] for part in copies.states])
-        flat = moved.flatten(1).cpu()
-        return directions, flat @ flat.T, flat @ (left * weight[:, None]).flatten().cpu()
+        moved = torch.cat([_wide(part - y).flatten(2) * weight[:, None] for part in copies.states])
+        flat = moved.flatten(1).cpu().double()
+        return directions, flat @ flat.T, flat @ (left * weight[:, None]).flatten().cpu().double()
 
     def _steps(self) -> Iterator[tuple[int, Tensor, tuple[float, float], Tensor | None]]:
         noises = increments(self.brownian, self.grid, self.y0)
         for n, interval in enumerate(pairwise(self.grid.tolist())):
             noise = None if self.noise_of is None else next(noises)
-            yield n, self.grid[n].to(self.y0.device), interval, noise
+            dtype = device_dtype(self.grid.dtype, self.y0.device)
+            yield n, self.grid[n].to(self.y0.device, dtype), interval, noise
 
     def _noise(self, y: Tensor, time: Tensor, increment: Tensor | None) -> Tensor | None:
-        return None if self.noise_of is None or increment is None else self.noise_of(y, time, increment)
+        return None if self.noise_of is None or increment is None else self.noise_of(y, time, increment).detach()
+
+
+def _wide(states: Tensor) -> Tensor:
+    """The states in float64, where their device has it."""
+    return states.to(device_dtype(torch.float64, states.device))
 
 
 class _Copies:
     """Perturbed copies of a path, carried on by the base level with the corrections of the path itself."""
 
-    def __init__(self, run: FitRun, level: int, base: Tensor):
-        self.run, self.level, self.base = run, level, base
+    def __init__(self, run: FitRun, level: int, base: Tensor, conditions: Conditions):
+        self.run, self.level, self.base, self.conditions = run, level, base, conditions
         self.states: list[Tensor] = []  # chunks (P, B, ...)
         self.histories: list[list[Tensor]] = []
 
@@ -241,9 +253,10 @@ class _Copies:
         """Take one step with all copies."""
         drift, order = self.run.ladder.drifts[self.level], self.base.shape[1]
         for place, states in enumerate(self.states):
-            value = drift(states.flatten(0, 1), time).reshape(states.shape)
+            given = repeated_rows(self.conditions, len(states))
+            value = drift(states.flatten(0, 1), time, **given).detach().reshape(states.shape)
             self.histories[place] = [value, *self.histories[place][: order - 1]]
             estimate = _mixed(self.histories[place], self.base[n]) + correction
             tiled = None if noise is None else noise.expand_as(states)
-            self.states[place] = self.run.step(states, estimate, *interval, tiled)
+            self.states[place] = self.run.step(states, estimate, *interval, tiled).detach()
             self.run.cost += self.run.ladder.costs[self.level] * states.shape[0] * states.shape[1]

@@ -2,7 +2,8 @@
 
 Rooms:
     descent            learn(): the descent, its progress and its files.
-    descent_state      the problem, the state of a run, its checkpoint, one step.
+    descent_problem    what is learned on: paths from seeds, features, and which derivative drifts have.
+    descent_state      the state of a run, its checkpoint, one step.
     gradients          the gradient of a path's error in the probabilities, at constant memory.
     learned_schedule   p_k(t) = sigmoid(alpha_k log(t + delta) + beta_k).
     best_draw          best_plan(): of several draws, the one that happens to be good.

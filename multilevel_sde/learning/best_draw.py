@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from multilevel_sde.conditions import Conditions, as_conditions, some_rows
 from multilevel_sde.errors import NonFiniteError
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.noise.brownian import Brownian, BrownianPath
@@ -28,7 +29,7 @@ from multilevel_sde.plans.draws import Draw, systematic
 from multilevel_sde.plans.plan import Plan
 from multilevel_sde.solver.integrate import solve
 from multilevel_sde.steps.rules import Step, euler_maruyama
-from multilevel_sde.times import as_times
+from multilevel_sde.times import as_times, device_dtype
 
 __all__ = ["BestPlan", "best_plan"]
 
@@ -103,6 +104,7 @@ def best_plan(
     step: Step = euler_maruyama,
     diffusion: Diffusion | None = None,
     brownian_source: Callable[[Sequence[int]], Brownian | BrownianPath] | None = None,
+    conditions: Conditions | Callable[[Sequence[int]], Conditions] | None = None,
     candidates: int = 15,
     draw: Draw = systematic,
     target_source: Callable[[Sequence[int]], Tensor] | None = None,
@@ -122,6 +124,8 @@ def best_plan(
         step: As for `solve`.
         diffusion: As for `solve`.
         brownian_source: brownian_source(seeds) -> noise as for `solve`; needed unless `diffusion` is None.
+        conditions: As for `solve`: conditions(seeds) -> a mapping of names to tensors with one row a seed; or such a
+            mapping with the rows of `calibration` and then those of `held_out`.
         candidates: Number of plans (the paper: 15).
         draw: How plans are drawn.
         target_source: target_source(seeds) -> final states to be near; by default the path of f^K on these times. Give
@@ -158,7 +162,8 @@ def best_plan(
             "diffusion=1.0"
         )
     plans = [draw_plan(probabilities, draw, generator=generator) for _ in range(candidates)]
-    batches = _Batches(ladder, as_times(times), y0_source, step, diffusion, brownian_source, target_source)
+    source = _conditions_source(conditions, calibration, held_out)
+    batches = _Batches(ladder, as_times(times), y0_source, step, diffusion, brownian_source, target_source, source)
     runs = (2 if target_source is None else 0) + candidates + (candidates if run_all else 1)
     with tqdm(total=runs, desc="choosing a plan", unit="run", disable=not progress) as bar:
         score = batches.scorer(calibration, bar)
@@ -195,11 +200,13 @@ class _Batches:
     diffusion: Diffusion | None
     brownian_source: Callable[[Sequence[int]], Brownian | BrownianPath] | None
     target_source: Callable[[Sequence[int]], Tensor] | None
+    conditions_source: Callable[[Sequence[int]], Conditions | None]
 
     def scorer(self, seeds: Sequence[int], bar: tqdm) -> Callable[[Plan], Tensor]:
         """Return score(plan) -> mean squared distance of every sample of a batch, float64 (B,)."""
         y0 = self.y0_source(seeds)
         brownian = None if self.brownian_source is None else self.brownian_source(seeds)
+        conditions = self.conditions_source(seeds)
 
         def run(plan: Plan) -> Tensor:
             y = solve(
@@ -210,6 +217,7 @@ class _Batches:
                 step=self.step,
                 diffusion=self.diffusion,
                 brownian=brownian,
+                conditions=conditions,
                 gradients=False,
             ).y
             bar.update()
@@ -218,9 +226,22 @@ class _Batches:
         if self.target_source is None:
             target = run(em_plan(self.ladder, self.grid))
         else:
-            target = self.target_source(seeds)
+            target = self.target_source(seeds).detach()
             if target.shape != y0.shape:
                 raise ValueError(
                     f'"target_source" must return states of shape {tuple(y0.shape)}, got {tuple(target.shape)}'
                 )
-        return lambda plan: (run(plan) - target).double().flatten(1).square().mean(1)
+        wide = device_dtype(torch.float64, y0.device)
+        return lambda plan: (run(plan) - target).to(wide).flatten(1).square().mean(1)
+
+
+def _conditions_source(
+    conditions: Conditions | Callable[[Sequence[int]], Conditions] | None,
+    calibration: Sequence[int],
+    held_out: Sequence[int],
+) -> Callable[[Sequence[int]], Conditions | None]:
+    if conditions is None or callable(conditions):
+        return (lambda seeds: None) if conditions is None else conditions
+    first = len(calibration)
+    whole = as_conditions(conditions, torch.empty(first + len(held_out)))
+    return lambda seeds: some_rows(whole, slice(first) if seeds is calibration else slice(first, None))

@@ -20,15 +20,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from multilevel_sde.conditions import Conditions
 from multilevel_sde.ladder import Ladder
-from multilevel_sde.learning.descent_state import DivergedError, Problem, Run
-from multilevel_sde.learning.gradients import Derivative, forward_mode
+from multilevel_sde.learning.descent_problem import ConditionsSource, Problem
+from multilevel_sde.learning.descent_state import DivergedError, Run
+from multilevel_sde.learning.gradients import Derivative
 from multilevel_sde.learning.learned_schedule import LearnedSchedule
 from multilevel_sde.noise.brownian import Brownian, BrownianPath
 from multilevel_sde.noise.diffusion import Diffusion
@@ -69,8 +72,9 @@ def learn(
     steps: int = 50,
     batch: int = 300,
     first_seed: int = 0,
+    conditions: Conditions | ConditionsSource | None = None,
     optimiser: Callable[[Sequence[Tensor]], torch.optim.Optimizer] = adam,
-    derivative: Derivative = forward_mode,
+    derivative: Derivative | None = None,
     folder: str | Path | None = None,
     progress: bool = False,
 ) -> LearnedSchedule:
@@ -98,8 +102,11 @@ def learn(
         steps: Steps of descent.
         batch: Samples per step, at least 2.
         first_seed: The first seed used.
+        conditions: As for `solve`: conditions(seeds) -> a mapping of names to tensors with one row a seed; or such a
+            mapping with `batch` rows, the same for every batch.
         optimiser: Makes a torch optimiser of the parameters.
-        derivative: `forward_mode` (exact), or `central_difference` for drifts without a forward derivative.
+        derivative: `forward_mode` (exact), or `central_difference` for drifts without a forward derivative, such as
+            those that differentiate inside; by default the first where all drifts have it.
         folder: Where to keep a checkpoint after every step (a killed run resumes and gives the same result), and
             at the end the schedule as JSON and, where matplotlib is installed, a plot of the loss.
         progress: Show a progress bar.
@@ -121,7 +128,8 @@ def learn(
         >>> schedule.probabilities(ladder, times, budget=50.0).shape
         torch.Size([20, 2])
     """
-    problem = Problem(ladder, y0_source, as_times(times), step, diffusion, brownian_source, delta, derivative)
+    grid = as_times(times)
+    problem = Problem(ladder, y0_source, grid, step, diffusion, brownian_source, delta, derivative, conditions)
     if not (math.isfinite(regularisation) and regularisation >= 0):
         raise ValueError(f'"regularisation" must be a finite number of at least 0, got {regularisation}')
     for name, value, least in (("steps", steps, 1), ("batch", batch, 2)):
@@ -129,7 +137,7 @@ def learn(
             raise ValueError(f'"{name}" must be at least {least}, got {value}')
     if not isinstance(generator, torch.Generator):
         raise TypeError(f'"generator" must be a torch.Generator, got {type(generator).__name__}; make one with a seed')
-    problem.check_levels(first_seed)
+    problem = replace(problem, derivative=problem.check_levels(first_seed))
     theta = problem.from_schedule(_start(problem, start, budget))
     run = Run(problem, theta, regularisation, batch, first_seed, generator, optimiser)
     path = None if folder is None else Path(folder)

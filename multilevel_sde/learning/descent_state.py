@@ -1,4 +1,4 @@
-"""The problem that learning solves, the state of a run, its checkpoint, and one step of descent.
+"""The state of a run of learning, its checkpoint, and one step of descent.
 
 A checkpoint is one safetensors file, written atomically: parameters, the optimiser's moments, the state of the
 generator and the losses as tensors, everything else as JSON in its header. Nothing is pickled.
@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +16,17 @@ import torch
 from torch import Tensor
 
 from multilevel_sde.files import write_atomically
-from multilevel_sde.ladder import Ladder
-from multilevel_sde.learning.gradients import Derivative, cost_gradient, path_gradient
-from multilevel_sde.learning.learned_schedule import LearnedSchedule, log_times
-from multilevel_sde.noise.brownian import Brownian, BrownianPath
-from multilevel_sde.noise.diffusion import Diffusion
+from multilevel_sde.learning.descent_problem import Problem
+from multilevel_sde.learning.gradients import (
+    cost_gradient,
+    forward_mode,
+    path_gradient,
+)
+from multilevel_sde.learning.learned_schedule import LearnedSchedule
 from multilevel_sde.plans.drawing import expected_cost
 from multilevel_sde.plans.draws import independent
-from multilevel_sde.steps.rules import Step
 
-__all__ = ["DivergedError", "Problem", "Run"]
+__all__ = ["DivergedError", "Run"]
 
 FORMAT = 1
 
@@ -51,91 +50,6 @@ class DivergedError(ArithmeticError):
     def __reduce__(self) -> tuple[type[DivergedError], tuple[int, LearnedSchedule | None]]:
         """Keep what it was made of, on the way from one process to another too."""
         return type(self), (self.iteration, self.schedule)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is learned on: paths from seeds, and the features of the logits."""
-
-    ladder: Ladder
-    y0_source: Callable[[Sequence[int]], Tensor]
-    grid: Tensor
-    step: Step
-    diffusion: Diffusion | None
-    brownian_source: Callable[[Sequence[int]], Brownian | BrownianPath] | None
-    delta: float
-    derivative: Derivative
-
-    def __post_init__(self) -> None:
-        if len(self.ladder) < 2:
-            raise ValueError('"ladder" has one level, which leaves nothing to learn; give at least two')
-        for name in ("y0_source", "step", "derivative"):
-            if not callable(getattr(self, name)):
-                raise TypeError(f'"{name}" must be callable, got {type(getattr(self, name)).__name__}')
-        if (self.diffusion is None) != (self.brownian_source is None):
-            raise ValueError(
-                'give both or neither of "diffusion" and "brownian_source"; a step that scales the noise itself takes '
-                "diffusion=1.0"
-            )
-        log_times(self.grid, self.delta)
-
-    @cached_property
-    def scaling(self) -> tuple[float, float]:
-        """Mean and standard deviation of log(t + delta) over the steps (1 where it does not vary)."""
-        logs = log_times(self.grid, self.delta)
-        return float(logs.mean()), float(logs.std(correction=0)) or 1.0
-
-    @cached_property
-    def features(self) -> Tensor:
-        """Scaled log(t + delta) and 1, float64 (N, 2)."""
-        mean, deviation = self.scaling
-        logs = log_times(self.grid, self.delta)
-        return torch.stack([(logs - mean) / deviation, torch.ones_like(logs)], dim=1)
-
-    def from_schedule(self, schedule: LearnedSchedule) -> Tensor:
-        """Return the scaled parameters of a schedule, (2, K - 1): the inverse of `to_schedule`.
-
-        Raises:
-            ValueError: The schedule has another number of levels or another delta.
-        """
-        if len(schedule.alphas) != len(self.ladder) - 1 or schedule.delta != self.delta:
-            raise ValueError(
-                f'"start" is a schedule for {len(schedule.alphas) + 1} levels with delta {schedule.delta}, expected '
-                f"{len(self.ladder)} levels and delta {self.delta}; fit one with LearnedSchedule.fit"
-            )
-        mean, deviation = self.scaling
-        alphas, betas = (torch.tensor(row, dtype=torch.float64) for row in (schedule.alphas, schedule.betas))
-        return torch.stack([alphas * deviation, betas + alphas * mean])
-
-    def to_schedule(self, theta: Tensor, regularisation: float, history: Sequence[tuple[float, float]]):
-        """Return the schedule of scaled parameters."""
-        mean, deviation = self.scaling
-        alphas = theta[0] / deviation
-        betas = theta[1] - alphas * mean
-        return LearnedSchedule(
-            tuple(alphas.tolist()), tuple(betas.tolist()), self.delta, regularisation, tuple(history)
-        )
-
-    def check_levels(self, seed: int) -> None:
-        """Raise ValueError where two levels are equal, or a drift hides its derivative."""
-        y = self.y0_source([seed, seed + 1])
-        places = self.grid[[0, (len(self.grid) - 1) // 2, len(self.grid) - 2]].to(y.device).unbind()
-        with torch.no_grad():
-            values = [torch.stack([drift(y, t) for t in places]) for drift in self.ladder.drifts]
-            for level, (below, value) in enumerate(pairwise(values), start=1):
-                if torch.equal(below, value):
-                    raise ValueError(
-                        f'levels {level} and {level + 1} of "ladder" are equal; drop the dearer one with ladder.subset'
-                    )
-            direction = torch.ones_like(y)
-            for level, drift in enumerate(self.ladder.drifts):
-                slopes = torch.stack([self.derivative(drift, y, t, direction)[1] for t in places])
-                moved = torch.stack([drift(y + 0.01 * direction, t) for t in places])
-                if not bool(slopes.any()) and not torch.equal(moved, values[level]):
-                    raise ValueError(
-                        f'the drift of level {level + 1} varies with its state, but "derivative" gives 0 (it detaches '
-                        "its input?); pass derivative=multilevel_sde.central_difference"
-                    )
 
 
 @dataclass
@@ -174,9 +88,10 @@ class Run:
         first = self.first_seed + self.iteration * self.batch
         seeds = range(first, first + self.batch)
         directions = torch.randn(self.batch, *theta.shape, generator=self.generator, dtype=torch.float64)
+        y0 = problem.y0_source(seeds)
         found = path_gradient(
             problem.ladder,
-            problem.y0_source(seeds),
+            y0,
             problem.grid,
             self._hits(table),
             theta,
@@ -185,7 +100,8 @@ class Run:
             step=problem.step,
             diffusion=problem.diffusion,
             brownian=None if problem.brownian_source is None else problem.brownian_source(seeds),
-            derivative=problem.derivative,
+            conditions=problem.given(seeds, y0),
+            derivative=problem.derivative or forward_mode,
         )
         gradient = found.samples().mean(0)
         gradient += self.regularisation * cost_gradient(problem.ladder, theta, problem.features)

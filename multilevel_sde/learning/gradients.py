@@ -25,12 +25,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from multilevel_sde.conditions import Conditioned, Conditions, as_conditions, some_rows
 from multilevel_sde.cost import Drift
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.noise.brownian import Brownian, BrownianPath, increments
 from multilevel_sde.noise.diffusion import Diffusion, as_noise
+from multilevel_sde.solver.evaluate import in_float32
 from multilevel_sde.steps.rules import Step, euler_maruyama
-from multilevel_sde.times import as_times
+from multilevel_sde.steps.sums import at_least_float32
+from multilevel_sde.times import as_times, device_dtype
 
 __all__ = ["Derivative", "PathGradient", "central_difference", "cost_gradient", "forward_mode", "path_gradient"]
 
@@ -79,7 +82,8 @@ def central_difference(drift: Drift, x: Tensor, t: Tensor, direction: Tensor) ->
     length = direction.reshape(len(x), -1).square().mean(1).sqrt().view(per_sample)
     unit = torch.where(length > 0, direction / length, 0.0)
     h = torch.finfo(x.dtype).eps ** (1 / 3) * size
-    value, above, below = drift(torch.cat([x, x + h * unit, x - h * unit]), t).chunk(3)
+    of_three = drift.copies(3) if isinstance(drift, Conditioned) else drift
+    value, above, below = of_three(torch.cat([x, x + h * unit, x - h * unit]), t).detach().chunk(3)
     return value, (above - below) * (length / (2 * h))
 
 
@@ -123,6 +127,7 @@ def path_gradient(
     step: Step = euler_maruyama,
     diffusion: Diffusion | None = None,
     brownian: Brownian | BrownianPath | None = None,
+    conditions: Conditions | None = None,
     derivative: Derivative = forward_mode,
 ) -> PathGradient:
     """Run the multilevel path, its tangent and the path of f^K side by side.
@@ -139,6 +144,7 @@ def path_gradient(
         step: As for `solve`; differentiable in the state and the estimate.
         diffusion: As for `solve`.
         brownian: As for `solve`.
+        conditions: As for `solve`.
         derivative: How drifts are differentiated; a network is only evaluated on the samples that need it.
 
     Example:
@@ -153,31 +159,32 @@ def path_gradient(
     p = torch.cat([torch.ones(len(features), 1, dtype=torch.float64), torch.sigmoid(features @ theta)], dim=1)
     slopes = torch.nn.functional.pad(torch.einsum("nm,bmk->nbk", features, directions), (1, 0))
     noise_of = None if diffusion is None else as_noise(diffusion)
-    with torch.no_grad():
-        noise_increments = increments(brownian, grid, y0)
-        x = y = y0.contiguous()  # an expanded tensor cannot carry a tangent
-        tangent = torch.zeros_like(y)
-        scores = torch.zeros_like(directions)
-        points, on_device = grid.tolist(), grid.to(y0.device).unbind()
-        for n, drawn in enumerate(hits):
-            t, s, time_n = points[n], points[n + 1], on_device[n]
-            row = drawn.double()
-            scores += features[n][:, None] * (row[:, 1:] - p[n, 1:])[:, None]
-            weights = row / p[n]
-            changes = -weights * (1 - p[n]) * slopes[n]
-            terms = _Terms(_telescoped(weights), _telescoped(changes))
-            estimate, change = terms.estimate(ladder, y, tangent, time_n, derivative)
-            dw = None if noise_of is None else next(noise_increments)
+    given, ladder, y0 = as_conditions(conditions, y0), in_float32(ladder, y0.dtype), at_least_float32(y0.detach())
+    noise_increments = increments(brownian, grid, y0)
+    x = y = y0.contiguous()  # an expanded tensor cannot carry a tangent
+    tangent = torch.zeros_like(y)
+    scores = torch.zeros_like(directions)
+    points, on_device = grid.tolist(), grid.to(y0.device, device_dtype(grid.dtype, y0.device)).unbind()
+    for n, drawn in enumerate(hits):
+        t, s, time_n = points[n], points[n + 1], on_device[n]
+        row = drawn.double()
+        scores += features[n][:, None] * (row[:, 1:] - p[n, 1:])[:, None]
+        weights = row / p[n]
+        changes = -weights * (1 - p[n]) * slopes[n]
+        terms = _Terms(_telescoped(weights), _telescoped(changes))
+        estimate, change = terms.estimate(ladder, y, tangent, time_n, derivative, given)
+        dw = None if noise_of is None else next(noise_increments)
 
-            def advance(y: Tensor, estimate: Tensor, t=t, s=s, time_n=time_n, dw=dw) -> Tensor:
-                return step(y, estimate, t, s, None if noise_of is None or dw is None else noise_of(y, time_n, dw))
+        def advance(y: Tensor, estimate: Tensor, t=t, s=s, time_n=time_n, dw=dw) -> Tensor:
+            return step(y, estimate, t, s, None if noise_of is None or dw is None else noise_of(y, time_n, dw))
 
-            x = advance(x, ladder.drifts[-1](x, time_n))
-            y, tangent = _jvp(advance, (y, estimate), (tangent, change))
-        distance = (y - x).double().flatten(1)
-        errors = distance.square().mean(1)
-        along = 2 * (distance * tangent.double().flatten(1)).mean(1)
-    return PathGradient(errors.cpu(), along.cpu(), scores, directions)
+        x = advance(x, ladder.drifts[-1](x, time_n, **given)).detach()
+        y, tangent = (value.detach() for value in _jvp(advance, (y, estimate), (tangent, change)))
+    wide = device_dtype(torch.float64, y.device)
+    distance = (y - x).to(wide).flatten(1)
+    errors = distance.square().mean(1)
+    along = 2 * (distance * tangent.to(wide).flatten(1)).mean(1)
+    return PathGradient(errors.cpu().double(), along.cpu().double(), scores, directions)
 
 
 def _jvp(function: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -198,7 +205,7 @@ class _Terms:
     changes: Tensor
 
     def estimate(
-        self, ladder: Ladder, y: Tensor, tangent: Tensor, t: Tensor, derivative: Derivative
+        self, ladder: Ladder, y: Tensor, tangent: Tensor, t: Tensor, derivative: Derivative, conditions: Conditions
     ) -> tuple[Tensor, Tensor]:
         """Return the estimate of f^K and its derivative; each drift sees only the samples that need it."""
         total, change = torch.zeros_like(y), torch.zeros_like(y)
@@ -208,7 +215,8 @@ class _Terms:
             if len(chosen) == 0:
                 continue
             rows = chosen.to(y.device)
-            value, slope = derivative(drift, y[rows], t, tangent[rows])
+            seen = Conditioned(drift, some_rows(conditions, chosen)) if conditions else drift
+            value, slope = (part.detach() for part in derivative(seen, y[rows], t, tangent[rows]))
             c = self.values[chosen, level].to(y).view(per_sample)
             dc = self.changes[chosen, level].to(y).view(per_sample)
             total.index_add_(0, rows, c * value)

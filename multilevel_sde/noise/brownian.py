@@ -32,6 +32,7 @@ from torch import Tensor
 from multilevel_sde.arguments import as_integer, as_items, as_number
 from multilevel_sde.noise.counter import CounterNormals, hash_seeds
 from multilevel_sde.noise.levy import TICKS, Draw, LevyWalk
+from multilevel_sde.steps.sums import transformed
 from multilevel_sde.times import as_times, places_on
 
 __all__ = ["Brownian", "BrownianPath", "TorchSDEBrownian"]
@@ -197,6 +198,8 @@ class BrownianPath:
                 f'"times" have steps below {self.unit / TICKS:.3g}, the resolution of this BrownianPath; '
                 "give it grid=times, or a smaller unit"
             )
+        if transformed():  # inside a transform of torch.func a tensor has no memory to look at
+            return array("q", ticks.tolist())
         packed = array("q")  # a list would take five times the memory
         packed.frombytes(ticks.numpy().data.cast("B"))
         return packed

@@ -8,6 +8,7 @@ detached as they come, so that a drift may differentiate inside while nothing ou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from multilevel_sde.conditions import Conditioned, Conditions, some_rows
+from multilevel_sde.cost import GivenCost
 from multilevel_sde.ladder import Ladder
-from multilevel_sde.steps.sums import transformed
+from multilevel_sde.steps.sums import HALF, transformed
 
-__all__ = ["Evaluate", "detacher", "evaluator"]
+__all__ = ["Evaluate", "detacher", "evaluator", "in_float32"]
 
 Evaluate = Callable[[Tensor, Tensor, Any], dict[int, Tensor]]
 Drifts = list[Callable[..., Tensor]]
@@ -59,6 +61,30 @@ def detacher() -> Callable[[Tensor], Tensor]:
     if transformed() or forward_ad._current_level >= 0:
         return Tensor.detach
     return lambda value: value.detach() if value.requires_grad else value
+
+
+def in_float32(ladder: Ladder, dtype: torch.dtype) -> Ladder:
+    """Return the ladder for states carried in float32 whose drifts are made for a dtype of 16 bits, else the ladder.
+
+    Example:
+        >>> halves = in_float32(Ladder([lambda x, t: -x], costs=[1.0]), torch.bfloat16)
+        >>> halves.drifts[0](torch.tensor([1.001]), torch.tensor(0.0))
+        tensor([-1.])
+    """
+    if dtype not in HALF:
+        return ladder
+    return Ladder([_Rounded(drift, dtype) for drift in ladder.drifts], GivenCost(ladder.costs, ladder.unit))
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """A drift that sees its states in a dtype of 16 bits, and gives values in theirs."""
+
+    drift: Callable[..., Tensor]
+    dtype: torch.dtype
+
+    def __call__(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        return self.drift(x.to(self.dtype), t, **conditions).to(x.dtype)
 
 
 def _by_level(ladder: Ladder, conditions: Conditions, detached: Callable[[Tensor], Tensor] | None) -> Evaluate:

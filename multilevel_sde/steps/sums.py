@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["HALF", "added", "transformed"]
+__all__ = ["HALF", "added", "at_least_float32", "transformed"]
 
 HALF = frozenset((torch.float16, torch.bfloat16))  # sums of these are formed in float32, and rounded once
 
@@ -27,3 +27,13 @@ def added(total: Tensor, value: Tensor, factor: float = 1.0) -> Tensor:
     if transformed():
         return torch.add(total, value, alpha=factor)
     return total.add_(value, alpha=factor)
+
+
+def at_least_float32(state: Tensor) -> Tensor:
+    """Return the state, in float32 if it has 16 bits.
+
+    Example:
+        >>> at_least_float32(torch.ones(1, dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
+    return state.float() if state.dtype in HALF else state

@@ -150,10 +150,10 @@ def test_bad_ladders_and_types():
         mls.learn(equal, seeded, TIMES, **arguments())
     hidden = mls.Ladder([lambda x, t: -x, lambda x, t: torch.from_numpy(x.detach().numpy() ** 2)], [1.0, 8.0])
     with pytest.raises((ValueError, RuntimeError), match="central_difference"):
-        mls.learn(hidden, seeded, TIMES, **arguments())
+        mls.learn(hidden, seeded, TIMES, **arguments(derivative=mls.forward_mode))
     detached = mls.Ladder([lambda x, t: -x, lambda x, t: x.detach() ** 2], [1.0, 8.0])
     with pytest.raises(ValueError, match="level 2 varies with its state"):
-        mls.learn(detached, seeded, TIMES, **arguments())
+        mls.learn(detached, seeded, TIMES, **arguments(derivative=mls.forward_mode))
     with pytest.raises(TypeError, match="generator"):
         mls.learn(early_ladder(), seeded, TIMES, **arguments(generator=0))
     with pytest.raises(TypeError, match="y0_source"):
