@@ -2,12 +2,16 @@
 
 Rooms:
     denoisers             (x_t, t) -> x_0 for every convention of networks. Add a denoiser here.
+    guidance              Guided: a conditional network with classifier-free guidance.
     unet                  the family of UNets. Add a network family beside it.
     data                  sources of training images.
+    image_folder          folders of image files as such a source, with labels from their subfolders.
     dead_leaves_images    procedural images.
     training              train(), train_ladder(): resumable to the bit.
     training_state        the state of a training run, its checkpoint, one step.
     store, ladder_json    ladders on disk, and those that the package ships.
+    image_ladders         what sampling and pilots know of a ladder: DiffusionLadder, or an OwnLadder of yours.
+    fingerprints          digests of what denoisers hold.
     by_name               what a command line names: a ladder, a source of images, a preset.
     scaling, power        error against cost, and the exponent gamma.
 """
@@ -20,8 +24,9 @@ from multilevel_diffusion.networks.denoisers import (
     TableIndex,
     VDenoiser,
 )
+from multilevel_diffusion.networks.guidance import Guided
+from multilevel_diffusion.networks.image_ladders import DiffusionLadder, ImageLadder, OwnLadder
 from multilevel_diffusion.networks.store import (
-    DiffusionLadder,
     load_ladder,
     save_ladder,
     shipped_ladder,
@@ -37,6 +42,9 @@ __all__ = [
     "EDMDenoiser",
     "EpsilonDenoiser",
     "FlowDenoiser",
+    "Guided",
+    "ImageLadder",
+    "OwnLadder",
     "TableIndex",
     "TrainSettings",
     "UNet",

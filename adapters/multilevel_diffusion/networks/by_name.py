@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from multilevel_diffusion.networks.data import CelebA, DeadLeaves, Digits, ImageFolder, Source
-from multilevel_diffusion.networks.store import DiffusionLadder, load_ladder, shipped_ladder, shipped_ladders
+from multilevel_diffusion.networks.data import DeadLeaves, Digits, Source
+from multilevel_diffusion.networks.image_folder import CelebA, ImageFolder, common_side
+from multilevel_diffusion.networks.image_ladders import DiffusionLadder, OwnLadder
+from multilevel_diffusion.networks.store import load_ladder, shipped_ladder, shipped_ladders
 from multilevel_diffusion.networks.unet import UNetConfig, dead_leaves_ladder, digits_ladder, paper_ladder
 
-__all__ = ["PRESETS", "SOURCES", "Preset", "open_ladder", "open_source", "preset_for"]
+__all__ = ["PRESETS", "SOURCES", "Preset", "open_any", "open_ladder", "open_source", "preset_for", "spec_of"]
+
+_LARGEST = 256  # images of a larger side are not taken as they are
 
 
 @dataclass(frozen=True)
@@ -31,24 +39,26 @@ PRESETS = {
     "paper": Preset(paper_ladder, (100_000,) * 5, learning_rate=1e-3),
 }
 
-SOURCES: dict[str, Callable[[str, int], Source]] = {
-    "digits": lambda path, size: Digits(),
-    "deadleaves": lambda path, size: DeadLeaves(size),
-    "folder": lambda path, size: ImageFolder(path, size),
-    "celeba": lambda path, size: CelebA(path, size),
+SOURCES: dict[str, Callable[..., Source]] = {
+    "digits": lambda path, size, labelled: Digits(),
+    "deadleaves": lambda path, size, labelled: DeadLeaves(size or 64),
+    "folder": lambda path, size, labelled: ImageFolder(path, size or _own_side(path), labelled=labelled),
+    "celeba": lambda path, size, labelled: CelebA(path, size or 64),
 }
-"""What --data may name: how to make the source from what follows the colon and the side."""
+"""What --data may name: how to make the source from what follows the colon, the side, and whether it has labels."""
 
 
-def open_source(spec: str, size: int) -> Source:
+def open_source(spec: str, size: int | None = None, *, labelled: bool = False) -> Source:
     """Return the source of images that a --data argument names.
 
     Arguments:
         spec: "digits", "deadleaves", "folder:PATH" or "celeba:PATH".
-        size: Side of the images; digits have their own.
+        size: Side of the images; digits have their own. None is the images' own side for a folder, 64 for the others.
+        labelled: Whether the subfolders of a folder are classes.
 
     Raises:
-        ValueError: The name is unknown, or a path is missing or not expected.
+        ValueError: The name is unknown, a path is missing or not expected, labels are asked of images without, or the
+            images of a folder are too large to be taken as they are.
 
     Example:
         >>> open_source("digits", 8).image_shape
@@ -60,7 +70,57 @@ def open_source(spec: str, size: int) -> Source:
     if (name in ("folder", "celeba")) != bool(path):
         wanted = f"{name}:PATH" if not path else name
         raise ValueError(f'"--data" is {spec!r}, expected {wanted}; write it so')
-    return SOURCES[name](path, size)
+    if labelled and name != "folder":
+        raise ValueError(f'"--classes" is subfolders, which needs --data folder:PATH, got {spec!r}; leave it out')
+    return SOURCES[name](path, size, labelled)
+
+
+def spec_of(record: Mapping[str, Any]) -> str:
+    """Return the --data argument of the images that a ladder was trained on, by what its `ladder.json` says of them.
+
+    Raises:
+        ValueError: They were not named, or lay in a folder that is not kept or not there.
+
+    Example:
+        >>> spec_of({"data": "digits", "shift": True})
+        'digits'
+    """
+    name, path = record.get("data", ""), record.get("path")
+    if name not in ("folder", "celeba"):
+        return str(name)
+    if path is None:
+        raise ValueError(f'"--data" is missing: the ladder does not say where its images lie; give {name}:PATH')
+    if not Path(path).is_dir():
+        raise ValueError(
+            f'"--data" is missing: the ladder\'s images were in {path}, which is not there; give {name}:PATH'
+        )
+    return f"{name}:{path}"
+
+
+def open_any(name: str, device: str | torch.device = "cpu") -> DiffusionLadder | OwnLadder:
+    """Return the ladder that a --ladder argument names: a shipped one, a folder, or `module:function` of yours.
+
+    Arguments:
+        name: One of `shipped_ladders()`, a folder, or a module that can be imported from here and a function in it that
+            returns an :class:`OwnLadder` (or a `DiffusionLadder`); it is called with device=..., where it takes that.
+        device: Where to put its weights.
+
+    Raises:
+        ValueError: There is no such ladder; what the function returns is none.
+
+    Example:
+        >>> open_any("digits").image_shape
+        (1, 8, 8)
+    """
+    module, colon, function = name.rpartition(":")
+    if not colon or name in shipped_ladders() or Path(name).is_dir():
+        return open_ladder(name, device)
+    make = _function(name, module, function)
+    takes_device = "device" in inspect.signature(make).parameters
+    found = make(device=torch.device(device)) if takes_device else make()
+    if not isinstance(found, DiffusionLadder | OwnLadder):
+        raise ValueError(f'"--ladder" is {name!r}, which returned {type(found).__name__}; let it return an OwnLadder')
+    return found
 
 
 def open_ladder(name: str, device: str | torch.device = "cpu") -> DiffusionLadder:
@@ -94,3 +154,34 @@ def preset_for(image_shape: tuple[int, int, int]) -> Preset | None:
         True
     """
     return next((preset for preset in PRESETS.values() if preset.configs()[0].image_shape == image_shape), None)
+
+
+def _own_side(path: str) -> int:
+    side = common_side(path)
+    if side > _LARGEST:
+        raise ValueError(
+            f'"--size" is missing and the smallest side of the images in {path!r} is {side}, more than {_LARGEST}; '
+            "give one, such as 64"
+        )
+    return side
+
+
+def _function(name: str, module: str, function: str) -> Callable[..., Any]:
+    """Import module:function, from the folder where one stands too, as python -m does."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise ValueError(
+            f'"--ladder" is {name!r}, but no module {module!r} is found; give a folder, or module:function from the '
+            "folder where the module lies"
+        ) from None
+    except ValueError:
+        found = None
+    if not callable(found):
+        raise ValueError(f'"--ladder" is {name!r}, but module {module!r} has no function {function!r}; give one')
+    return found

@@ -7,25 +7,17 @@ stopped and resumed sees the images it would have seen.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from multilevel_diffusion.networks.dead_leaves_images import dead_leaves
 
-__all__ = ["CelebA", "DeadLeaves", "Digits", "ImageFolder", "Source"]
+__all__ = ["DeadLeaves", "Digits", "LabelledSource", "Source", "from_bytes", "to_bytes"]
 
 HELD_OUT_SEED = 10**9  # training images of DeadLeaves have seeds far below
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 class Source(Protocol):
@@ -46,6 +38,24 @@ class Source(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Return what a reader must know to get the same images, as JSON values."""
+        ...
+
+
+@runtime_checkable
+class LabelledSource(Protocol):
+    """A source that knows the class of each of its images."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty where images have none."""
+        ...
+
+    def labelled_batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the images that `batch` returns, and their classes, int64 (n,)."""
+        ...
+
+    def held_out_labels(self, n: int) -> Tensor:
+        """Return the classes of the images that `held_out` returns."""
         ...
 
 
@@ -138,11 +148,11 @@ class DeadLeaves:
     def _pool(self) -> Tensor:
         channels, size, _ = self.image_shape
         seeds = range(self._seed, self._seed + self._count)
-        return _to_bytes(dead_leaves(seeds, size, channels, progress=self._count * size**2 > 10**6))
+        return to_bytes(dead_leaves(seeds, size, channels, progress=self._count * size**2 > 10**6))
 
     def batch(self, n: int, generator: torch.Generator) -> Tensor:
         """Return n training images (n, channels, size, size)."""
-        images = _from_bytes(self._pool[torch.randint(self._count, (n,), generator=generator)])
+        images = from_bytes(self._pool[torch.randint(self._count, (n,), generator=generator)])
         turn, vertical, horizontal = torch.randint(2, (3, n, 1, 1, 1), generator=generator).bool()
         images = torch.where(turn, images.transpose(2, 3), images)
         images = torch.where(vertical, images.flip(2), images)
@@ -151,146 +161,28 @@ class DeadLeaves:
     def held_out(self, n: int) -> Tensor:
         """Return n images of seeds that the pool does not have."""
         channels, size, _ = self.image_shape
-        return _from_bytes(_to_bytes(dead_leaves(range(HELD_OUT_SEED, HELD_OUT_SEED + n), size, channels)))
+        return from_bytes(to_bytes(dead_leaves(range(HELD_OUT_SEED, HELD_OUT_SEED + n), size, channels)))
 
     def describe(self) -> dict[str, Any]:
         """Return the size, the pool and its seed."""
         return {"data": "deadleaves", "shape": list(self.image_shape), "pool": self._count, "seed": self._seed}
 
 
-class ImageFolder:
-    """All images below a folder, cropped to the central square and resized with antialiasing.
-
-    Files are decoded once, in order of their names, and kept in memory as bytes. Those that cannot be read are skipped,
-    counted in `skipped` and reported on stderr. Every twentieth image is held out. Training images are mirrored at
-    random.
-
-    Arguments:
-        path: The folder; its subfolders are searched too.
-        size: Side to which images are resized.
-        crop: Side of the central square that is kept, in pixels of the file; None is the largest that fits.
-        mirror: Whether to mirror training images at random.
-
-    Attributes:
-        skipped: Number of files that could not be read.
-
-    Raises:
-        ValueError: The folder is missing, or holds no readable image, or only one.
+def to_bytes(images: Tensor) -> Tensor:
+    """Return images in [-1, 1] as bytes 0 ... 255.
 
     Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> for name in "ab":
-        ...     Image.new("RGB", (20, 10), "white").save(folder / f"{name}.png")
-        >>> ImageFolder(folder, 8).batch(3, torch.Generator().manual_seed(0)).unique()
-        tensor([1.])
+        >>> to_bytes(torch.tensor([-1.0, 0.0, 1.0]))
+        tensor([  0, 128, 255], dtype=torch.uint8)
     """
-
-    def __init__(self, path: str | Path, size: int = 64, *, crop: int | None = None, mirror: bool = True):
-        root = Path(path)
-        if not root.is_dir():
-            raise ValueError(f'"path" is {str(path)!r}, which is no folder; give the folder of the images')
-        if size < 1:
-            raise ValueError(f'"size" is {size}, expected a positive side; give one')
-        files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
-        self.image_shape, self.mirror, self._name, self._crop = (3, size, size), mirror, root.name, crop
-        images, self.skipped = _decode(files, lambda image: _central_square(image, crop, size))
-        if self.skipped:
-            print(f"{root}: skipped {self.skipped} of {len(files)} files that could not be read", file=sys.stderr)
-        if len(images) < 2:
-            raise ValueError(
-                f'"path" is {str(path)!r}, which holds {len(images)} readable images and {self.skipped} unreadable '
-                "ones, expected at least 2; give another folder"
-            )
-        kept = torch.arange(len(images)) % 20 == 0
-        self._train, self._held_out = images[~kept], images[kept]
-
-    def batch(self, n: int, generator: torch.Generator) -> Tensor:
-        """Return n training images (n, 3, size, size)."""
-        images = _from_bytes(self._train[torch.randint(len(self._train), (n,), generator=generator)])
-        if not self.mirror:
-            return images
-        return torch.where(torch.randint(2, (n, 1, 1, 1), generator=generator).bool(), images.flip(3), images)
-
-    def held_out(self, n: int) -> Tensor:
-        """Return the first n of the held-out images, (n, 3, size, size)."""
-        return _from_bytes(self._held_out[:n])
-
-    def describe(self) -> dict[str, Any]:
-        """Return the folder's name, how many images it has and how they are prepared."""
-        return {
-            "data": "folder",
-            "folder": self._name,
-            "images": len(self._train) + len(self._held_out),
-            "skipped": self.skipped,
-            "crop": self._crop,
-            "size": self.image_shape[-1],
-            "mirror": self.mirror,
-        }
-
-
-class CelebA(ImageFolder):
-    """CelebA faces: the aligned 178x218 images, central 140x140 square, resized to `size` with antialiasing.
-
-    This is the preprocessing of most 64x64 results; the crop decides the numbers, so it is written down. Get the
-    archive `img_align_celeba.zip` from its authors and unpack it; the folder may hold the images or folders of them.
-
-    Arguments:
-        path: The folder of the unpacked archive.
-        size: Side to which images are resized.
-
-    Raises:
-        ValueError: What `ImageFolder` refuses.
-
-    References:
-        Liu et al., "Deep Learning Face Attributes in the Wild", 2015 (arXiv 1411.7766).
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> for name in "ab":
-        ...     Image.new("RGB", (178, 218), "black").save(folder / f"{name}.jpg")
-        >>> CelebA(folder).image_shape
-        (3, 64, 64)
-    """
-
-    def __init__(self, path: str | Path, size: int = 64):
-        super().__init__(path, size, crop=140)
-
-    def describe(self) -> dict[str, Any]:
-        """Return what `ImageFolder.describe` does, under the name of the data set."""
-        return {**super().describe(), "data": "celeba"}
-
-
-def _central_square(image: Image.Image, crop: int | None, size: int) -> Tensor:
-    """Crop an image to its central square, resize it, and return it as bytes (3, size, size)."""
-    side = min(*image.size, crop or sys.maxsize)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    # Crop first: resize(box=...) would let the pixels outside the box bleed in.
-    square = image.convert("RGB").crop((left, top, left + side, top + side))
-    square = square.resize((size, size), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1)
-
-
-def _decode(files: list[Path], prepare: Callable[[Image.Image], Tensor]) -> tuple[Tensor, int]:
-    """Return the prepared images (n, C, H, W) of the files that can be read, and how many cannot."""
-
-    def read(file: Path) -> Tensor | None:
-        try:
-            with Image.open(file) as image:
-                return prepare(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what PIL raises for broken files
-            return None
-
-    with ThreadPoolExecutor(8) as pool:
-        decoded = list(tqdm(pool.map(read, files), total=len(files), desc="read images", disable=len(files) < 2000))
-    images = [image for image in decoded if image is not None]
-    return (torch.stack(images) if images else torch.empty(0)), len(files) - len(images)
-
-
-def _to_bytes(images: Tensor) -> Tensor:
     return ((images + 1) * 127.5).round().to(torch.uint8)
 
 
-def _from_bytes(images: Tensor) -> Tensor:
+def from_bytes(images: Tensor) -> Tensor:
+    """Return bytes 0 ... 255 as float32 in [-1, 1].
+
+    Example:
+        >>> from_bytes(torch.tensor([0, 255], dtype=torch.uint8))
+        tensor([-1.,  1.])
+    """
     return images.float() / 127.5 - 1

@@ -10,8 +10,9 @@ ladder.
 never clamped, since its weights 1 / p rightly make it leave the box and cutting it there makes a bias.
 
 A network is any callable `net(x, t)`. It gets t as a tensor (B,) in its own convention: `time=` maps our t to it, for
-instance `TableIndex(1000)` for networks trained on the indices 0 ... 999. Conditioning (labels, prompts) is bound
-beforehand, as in `lambda x, t: unet(x, t, labels)`.
+instance `TableIndex(1000)` for networks trained on the indices 0 ... 999. What is told about each sample (labels,
+embedded prompts) is handed on by name, `net(x, t, **conditions)`, as `multilevel_sde.solve(conditions=...)` gives it to
+drifts. What all samples share may be bound beforehand, as in `lambda x, t: unet(x, t, prompt.expand(len(x), -1))`.
 """
 
 import math
@@ -27,7 +28,7 @@ from multilevel_diffusion.process.schedules import RectifiedFlowSchedule
 
 __all__ = ["DataDenoiser", "EDMDenoiser", "EpsilonDenoiser", "FlowDenoiser", "TableIndex", "VDenoiser"]
 
-Net = Callable[[Tensor, Tensor], Tensor]
+Net = Callable[..., Tensor]  # net(x, t, **conditions)
 
 
 @dataclass(frozen=True)
@@ -81,28 +82,29 @@ class _Denoiser(ABC):
             raise ValueError(f'"clip" is {self.clip}, expected (low, high) with low < high, or None.')
 
     @abstractmethod
-    def _data(self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def _data(self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, **conditions: Tensor) -> Tensor:
         """Return the estimate of x_0 before clipping."""
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         """Return the estimate of x_0, shaped and typed like x.
 
         Arguments:
             x: state x_t, (B, ...).
             t: its time, 0-d, or (B,) for one per sample.
+            conditions: what the network is told about each sample, (B, ...).
         """
         alpha, sigma = _coefficients(self.schedule, t, x)
-        x0 = self._data(x, t, alpha, sigma)
+        x0 = self._data(x, t, alpha, sigma, **conditions)
         if self.clip is not None:
             x0 = x0.clamp(*self.clip)
         return x0.to(x.dtype)
 
-    def _evaluate(self, x: Tensor, t: Tensor) -> Tensor:
+    def _evaluate(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         """Evaluate the network on x with its own time (B,): integers as they are, else float32 or x's own float64."""
         t = self.time(t.expand(x.shape[0]))
         if t.is_floating_point():
             t = t.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-        return self.net(x, t)
+        return self.net(x, t, **conditions)
 
 
 def _coefficients(schedule: NoiseSchedule, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,8 +142,8 @@ class EpsilonDenoiser(_Denoiser):
         tensor([[0.1423, 1.0000]])
     """
 
-    def _data(self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return (x - sigma * self._evaluate(x, t)) / alpha
+    def _data(self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, **conditions: Tensor) -> Tensor:
+        return (x - sigma * self._evaluate(x, t, **conditions)) / alpha
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,8 +169,8 @@ class VDenoiser(_Denoiser):
         tensor([[1.]])
     """
 
-    def _data(self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return (alpha * x - sigma * self._evaluate(x, t)) / (alpha**2 + sigma**2)
+    def _data(self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, **conditions: Tensor) -> Tensor:
+        return (alpha * x - sigma * self._evaluate(x, t, **conditions)) / (alpha**2 + sigma**2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,8 +193,8 @@ class DataDenoiser(_Denoiser):
         tensor([[0.3000, 1.0000]])
     """
 
-    def _data(self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return self._evaluate(x, t)
+    def _data(self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, **conditions: Tensor) -> Tensor:
+        return self._evaluate(x, t, **conditions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,10 +233,10 @@ class EDMDenoiser(_Denoiser):
         if not 0 <= self.sigma_min < self.sigma_max:
             raise ValueError(f'"sigma_min" is {self.sigma_min}, expected at least 0 and below {self.sigma_max}.')
 
-    def _data(self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def _data(self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, **conditions: Tensor) -> Tensor:
         level = (sigma / alpha).clamp(self.sigma_min, self.sigma_max)
         scale = torch.sqrt((1 + level**2) / (alpha**2 + sigma**2))
-        return self._evaluate((scale * x).to(x.dtype), level.reshape(t.shape))
+        return self._evaluate((scale * x).to(x.dtype), level.reshape(t.shape), **conditions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,7 +266,7 @@ class FlowDenoiser(_Denoiser):
 
     schedule: NoiseSchedule = field(default_factory=RectifiedFlowSchedule)
 
-    def _data(self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def _data(self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, **conditions: Tensor) -> Tensor:
         total = alpha + sigma
         x, level = (x / total).to(x.dtype), sigma / total
-        return x - level * self._evaluate(x, level.reshape(t.shape))
+        return x - level * self._evaluate(x, level.reshape(t.shape), **conditions)

@@ -32,7 +32,7 @@ from multilevel_sde.files import write_atomically
 
 __all__ = ["LevelErrors", "Scaling", "measure_errors"]
 
-Net = Callable[[Tensor, Tensor], Tensor]
+Net = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def measure_errors(
     schedule: NoiseSchedule,
     images: Tensor,
     *,
+    labels: Tensor | None = None,
     draws: int = 16,
     seed: int = 0,
     batch: int = 256,
@@ -89,6 +90,7 @@ def measure_errors(
         networks: Callables eps(x, t), cheapest first.
         schedule: The noise schedule, times in [0, 1].
         images: Held-out images (n, C, H, W) in [-1, 1].
+        labels: Their classes (n,), for networks eps(x, t, label=...).
         draws: Noisy versions of each image, at times evenly spaced behind a random phase per image.
         seed: Seed of the noise and the times.
         batch: Noisy images evaluated at once.
@@ -121,7 +123,8 @@ def measure_errors(
         x = schedule.perturb(images, noise, t)
         for row in rows:
             here = [value[row].to(device) for value in (x, t, noise)]
-            estimates = [network(here[0], here[1]) for network in networks]
+            told = {} if labels is None else {"label": labels[row].to(device)}
+            estimates = [network(here[0], here[1], **told) for network in networks]
             pairs = [(estimate, here[2]) for estimate in estimates]
             pairs += [(a, b) for a, b in zip(estimates, [*estimates[1:], estimates[-1]], strict=True)]
             pairs += [(estimate, estimates[-1]) for estimate in estimates]

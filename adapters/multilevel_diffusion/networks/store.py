@@ -1,6 +1,7 @@
 """Ladders on disk: a folder of networks, cheapest first, and what is known about them.
 
-    ladder.json             format, schedule, parameterisation, clip, image shape, costs, data, training, errors
+    ladder.json             format, schedule, parameterisation, clip, image shape, classes, costs, data, training,
+                            errors
     level_1/config.json     the network's shape and its own schedule, parameterisation and image shape
     level_1/model.safetensors
     level_2/...
@@ -15,8 +16,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +27,7 @@ from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 
 import multilevel_sde as mls
-from multilevel_diffusion.networks.denoisers import EpsilonDenoiser
+from multilevel_diffusion.networks.image_ladders import DiffusionLadder
 from multilevel_diffusion.networks.ladder_json import FORMAT, SHARED, check_keys, read_json, read_record, to_json
 from multilevel_diffusion.networks.unet import UNet, UNetConfig
 from multilevel_diffusion.process.schedule_base import NoiseSchedule
@@ -38,55 +37,6 @@ from multilevel_sde.files import seal, write_atomically
 __all__ = ["DiffusionLadder", "load_ladder", "save_ladder", "shipped_ladder", "shipped_ladders"]
 
 PARAMETERISATION = "epsilon"
-
-
-@dataclass(frozen=True)
-class DiffusionLadder:
-    """Denoising networks of one kind of image, cheapest first, ready for `multilevel_sde.solve`.
-
-    Arguments:
-        networks: The networks, eps(x, t).
-        schedule: The noise schedule they were trained with.
-        clip: The box to which each level's x_0 is clipped, or None.
-        record: What `ladder.json` says.
-        folder: Where it was loaded from.
-
-    Example:
-        >>> digits = load_ladder(shipped_ladder("digits"))
-        >>> digits.image_shape, len(digits.ladder)
-        ((1, 8, 8), 5)
-        >>> digits.ladder.drifts[0](torch.zeros(2, 1, 8, 8), torch.tensor(0.5)).shape
-        torch.Size([2, 1, 8, 8])
-    """
-
-    networks: tuple[UNet, ...]
-    schedule: NoiseSchedule
-    clip: tuple[float, float] | None
-    record: Mapping[str, Any] = field(repr=False)
-    folder: Path | None = None
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of one image."""
-        return self.networks[0].config.image_shape
-
-    @cached_property
-    def denoisers(self) -> tuple[EpsilonDenoiser, ...]:
-        """One callable (x_t, t) -> x_0 per level."""
-        return tuple(EpsilonDenoiser(network, self.schedule, clip=self.clip) for network in self.networks)
-
-    @cached_property
-    def ladder(self) -> mls.Ladder:
-        """The denoisers with their FLOPs for one image."""
-        return mls.Ladder(self.denoisers, mls.GivenCost(self._costs("flops"), unit="FLOPs"))
-
-    @cached_property
-    def seconds_ladder(self) -> mls.Ladder:
-        """The denoisers with their recorded seconds for one image."""
-        return mls.Ladder(self.denoisers, mls.GivenCost(self._costs("seconds"), unit="seconds"))
-
-    def _costs(self, unit: str) -> list[float]:
-        return [float(level[unit]) for level in self.record["levels"]]
 
 
 def shipped_ladders() -> list[str]:
@@ -127,6 +77,7 @@ def save_ladder(
     data: Mapping[str, Any] | None = None,
     training: Sequence[Mapping[str, Any]] | None = None,
     errors: Sequence[Mapping[str, Any]] | None = None,
+    classes: Sequence[str] = (),
     batch: int = 64,
 ) -> None:
     """Write networks as a ladder, with their costs: FLOPs counted on one image, seconds measured where they are.
@@ -139,11 +90,12 @@ def save_ladder(
         data: What they were trained on.
         training: How each was trained.
         errors: What is known about each one's error.
+        classes: Names of the classes that all of them can be told, in the order of their labels.
         batch: Images in the batch whose time is measured; the recorded seconds are of one image of it.
 
     Raises:
-        ValueError: There is no network, shapes differ, weights are not finite, FLOPs do not increase, or a list has
-            not one entry per network.
+        ValueError: There is no network, shapes differ, weights are not finite, FLOPs do not increase, a list has not
+            one entry per network, or a network was not made for as many classes.
 
     Example:
         >>> import tempfile
@@ -164,6 +116,11 @@ def save_ladder(
     for level, network in enumerate(networks):
         if network.config.image_shape != shape:
             raise ValueError(f'"networks[{level}]" has image shape {network.config.image_shape}, expected {shape}')
+        if network.config.classes != len(classes):
+            raise ValueError(
+                f'"networks[{level}]" was made for {network.config.classes} classes, "classes" names {len(classes)}; '
+                "levels of one ladder must share them"
+            )
         _check_finite(network.state_dict(), f"networks[{level}]")
     device = networks[0].stem.weight.device
     flops = _increasing_flops(networks, device)
@@ -190,6 +147,8 @@ def save_ladder(
         )
     measured = {"batch": batch, "threads": torch.get_num_threads(), "torch": torch.__version__, "device": str(device)}
     record = {"format": FORMAT, **shared, "clip": clip and list(clip), "data": dict(data or {})}
+    if classes:
+        record["classes"] = list(classes)
     write_atomically(root / "ladder.json", to_json(seal({**record, "seconds_measured": measured, "levels": levels})))
 
 
@@ -260,6 +219,11 @@ def _load_level(root: Path, record: Mapping[str, Any], level: int) -> UNet:
         raise ValueError(
             f"{folder / 'config.json'} says image_shape {values['image_shape']} but describes a network for "
             f"{list(network.config.image_shape)}; write it with save_ladder"
+        )
+    if network.config.classes != len(record.get("classes") or ()):
+        raise ValueError(
+            f"{folder / 'config.json'} describes a network for {network.config.classes} classes, ladder.json names "
+            f"{len(record.get('classes') or ())}; write it with save_ladder"
         )
     try:
         network.load_state_dict(state)

@@ -16,6 +16,7 @@ References:
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from multilevel_diffusion.networks.data import Source
+from multilevel_diffusion.networks.data import LabelledSource, Source
 from multilevel_diffusion.networks.scaling import measure_errors
 from multilevel_diffusion.networks.store import DiffusionLadder, load_ladder, save_ladder
 from multilevel_diffusion.networks.training_state import Run, TrainSettings
@@ -32,7 +33,7 @@ from multilevel_diffusion.networks.unet import UNet, UNetConfig
 from multilevel_diffusion.process.schedule_base import NoiseSchedule
 from multilevel_sde.files import write_atomically
 
-__all__ = ["TrainSettings", "Trained", "train", "train_ladder"]
+__all__ = ["TrainSettings", "Trained", "run_folders", "seconds_left", "train", "train_ladder"]
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,13 @@ class Trained:
         network: The network with averaged weights, float32, on the CPU, in evaluation mode.
         losses: Mean loss of every `log_every` steps, float64.
         seconds: Wall time spent training, over all resumptions.
+        lengthened: Steps that were done whenever the run was told to do another number of them.
     """
 
     network: UNet
     losses: Tensor
     seconds: float
+    lengthened: tuple[int, ...] = ()
 
 
 def train(
@@ -64,6 +67,10 @@ def train(
 
     The folder gets `checkpoint.safetensors`, `log.csv` (step, loss, learning rate) and `loss.png`. On a GPU the network
     runs in bfloat16 autocast; on the CPU in float32, where one thread gives the same numbers on every run.
+
+    With more `settings.steps` than the run in the folder was meant to do, it goes on from its last checkpoint, with the
+    learning rate that the longer run has at that step. The weights are not those of a run that was meant to be as long
+    from its start, whose learning rate was higher before; the result says where it was lengthened.
 
     Arguments:
         config: The network.
@@ -119,7 +126,7 @@ def train(
                 _write_log(folder / "log.csv", run.losses, settings)
     losses = torch.tensor(run.losses, dtype=torch.float64)
     _plot_losses(folder / "loss.png", losses, settings)
-    return Trained(run.averaged(), losses, run.seconds)
+    return Trained(run.averaged(), losses, run.seconds, tuple(run.lengthened))
 
 
 def train_ladder(
@@ -161,24 +168,93 @@ def train_ladder(
     """
     if len(settings) != len(configs):
         raise ValueError(f'"settings" has {len(settings)} entries for {len(configs)} networks; give one per network')
-    place = Path(folder) / "training"
-    first = 0 if (place / "level_0").is_dir() else 1  # begun when folders counted from 0
     runs = [
-        train(config, source, schedule, place / f"level_{level}", setting, device=device, progress=progress)
-        for level, (config, setting) in enumerate(zip(configs, settings, strict=True), start=first)
+        train(config, source, schedule, place, setting, device=device, progress=progress)
+        for config, setting, place in zip(configs, settings, run_folders(folder, len(configs)), strict=True)
     ]
     networks = [run.network.to(device) for run in runs]
-    errors = measure_errors(networks, schedule, source.held_out(500), device=device, progress=progress)
+    classes, labels = (), None
+    if configs[0].classes and isinstance(source, LabelledSource):
+        classes, labels = source.classes, source.held_out_labels(500)
+    held_out = source.held_out(500)
+    errors = measure_errors(networks, schedule, held_out, labels=labels, device=device, progress=progress)
     training = [
         {
             "settings": asdict(setting),
             "loss": float(run.losses[-max(1, len(run.losses) // 20) :].mean()),
             "seconds": run.seconds,
+            **({"lengthened": list(run.lengthened)} if run.lengthened else {}),
         }
         for setting, run in zip(settings, runs, strict=True)
     ]
-    save_ladder(folder, networks, schedule, data=source.describe(), training=training, errors=errors.per_level())
+    known = {"data": source.describe(), "training": training, "errors": errors.per_level(), "classes": classes}
+    save_ladder(folder, networks, schedule, **known)
     return load_ladder(folder)
+
+
+def run_folders(folder: str | Path, networks: int) -> list[Path]:
+    """Return where the runs of a ladder's networks live.
+
+    Example:
+        >>> [path.name for path in run_folders("mine", 2)]
+        ['level_1', 'level_2']
+    """
+    place = Path(folder) / "training"
+    first = 0 if (place / "level_0").is_dir() else 1  # begun when folders counted from 0
+    return [place / f"level_{level}" for level in range(first, first + networks)]
+
+
+def seconds_left(
+    configs: Sequence[UNetConfig],
+    source: Source,
+    schedule: NoiseSchedule,
+    folder: str | Path,
+    settings: Sequence[TrainSettings],
+    *,
+    device: str | torch.device = "cpu",
+    steps: int = 3,
+) -> list[float]:
+    """Return the seconds that the rest of each network's training will take, by the time of a few steps of it.
+
+    The steps are done on copies that are thrown away. A network that is trained already takes none.
+
+    Arguments:
+        configs, source, schedule, folder, settings, device: As for :func:`train_ladder`.
+        steps: Steps whose time is taken, after one that is not.
+
+    Raises:
+        ValueError: `folder` holds a run with other settings; as `train`.
+
+    Example:
+        >>> import tempfile
+        >>> from multilevel_diffusion.networks.data import Digits
+        >>> from multilevel_diffusion.networks.unet import digits_ladder
+        >>> from multilevel_diffusion.process.schedules import CosineSchedule
+        >>> settings = [TrainSettings(steps=1000, batch_size=8)]
+        >>> seconds_left(digits_ladder()[:1], Digits(), CosineSchedule(), tempfile.mkdtemp(), settings)[0] > 0
+        True
+    """
+    left = []
+    for config, setting, place in zip(configs, settings, run_folders(folder, len(configs)), strict=True):
+        run = Run(config, source, schedule, setting, torch.device(device))
+        checkpoint = place / "checkpoint.safetensors"
+        if checkpoint.exists():
+            run.restore(checkpoint)
+        rest, count, start = setting.steps - run.step, 0, 0.0
+        while rest and count <= steps:
+            if count == 1:
+                _wait(run.device)
+                start = time.perf_counter()
+            run.advance()
+            count += 1
+        _wait(run.device)
+        left.append(rest * (time.perf_counter() - start) / steps if rest else 0.0)
+    return left
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _write_log(path: Path, losses: list[float], settings: TrainSettings) -> None:

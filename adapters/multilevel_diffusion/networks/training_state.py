@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from multilevel_diffusion.networks.data import Source
+from multilevel_diffusion.networks.data import LabelledSource, Source
 from multilevel_diffusion.networks.unet import UNet, UNetConfig
 from multilevel_diffusion.process.schedule_base import NoiseSchedule
 from multilevel_sde.files import write_atomically
@@ -42,6 +42,7 @@ class TrainSettings:
         seed: Seed of the initial weights, the images, the times and the noise.
         log_every: Steps per row of the loss curve.
         checkpoint_every: Steps between checkpoints, a multiple of `log_every`.
+        null_share: With classes, the share of images whose class is left out, so that guidance has its other half.
 
     Raises:
         ValueError: A number is out of range.
@@ -60,6 +61,7 @@ class TrainSettings:
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 500
+    null_share: float = 0.1
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
@@ -73,6 +75,8 @@ class TrainSettings:
             raise ValueError(f'"warmup" is {self.warmup}, expected a number of steps; give 0 for none')
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f'"ema_decay" is {self.ema_decay}, expected a number in [0, 1); try 0.999')
+        if not 0 <= self.null_share <= 1:
+            raise ValueError(f'"null_share" is {self.null_share}, expected a number in [0, 1]; try 0.1')
         if self.checkpoint_every % self.log_every:
             raise ValueError(
                 f'"checkpoint_every" is {self.checkpoint_every}, expected a multiple of "log_every" = '
@@ -99,6 +103,10 @@ class Run:
         step: Optimiser steps done.
         losses: Mean loss of every `log_every` of them.
         seconds: Wall time of these steps.
+        lengthened: Steps that were done whenever the run was told to do more, or fewer, than it was meant to.
+
+    Raises:
+        ValueError: The network was made for classes that the source does not know.
     """
 
     def __init__(self, config: UNetConfig, source: Source, schedule: NoiseSchedule, settings: TrainSettings, device):
@@ -108,8 +116,16 @@ class Run:
             "config": config.to_dict(),
             "schedule": schedule.to_dict(),
             "settings": asdict(settings),
-            "source": source.describe(),
+            "source": {name: value for name, value in source.describe().items() if name != "path"},  # it may move
         }
+        self.labels: LabelledSource | None = None
+        if config.classes:
+            if not isinstance(source, LabelledSource) or len(source.classes) != config.classes:
+                known = len(getattr(source, "classes", ()))
+                raise ValueError(
+                    f'"config" is for {config.classes} classes, "source" knows {known}; give a source with labels'
+                )
+            self.labels = source
         with torch.random.fork_rng(devices=[]):  # torch's initialisers take no generator
             torch.manual_seed(settings.seed)
             self.network = UNet(config)
@@ -121,6 +137,7 @@ class Run:
         self.noise = torch.Generator(device).manual_seed(settings.seed + 1)
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []
+        self.lengthened: list[int] = []
         self.window = torch.zeros((), dtype=torch.float64, device=device)
 
     def advance(self) -> None:
@@ -149,13 +166,22 @@ class Run:
 
     def _loss(self) -> Tensor:
         n, low = self.settings.batch_size, self.schedule.t_min
-        x0 = self.source.batch(n, self.images).to(self.device, non_blocking=True)
+        x0, told = self._batch(n)
         phase = torch.rand((), generator=self.noise, device=self.device)
         t = low + (1 - low) * ((phase + torch.arange(n, device=self.device) / n) % 1)
         noise = torch.randn(x0.shape, generator=self.noise, device=self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
-            estimate = self.network(self.schedule.perturb(x0, noise, t), t)
+            estimate = self.network(self.schedule.perturb(x0, noise, t), t, **told)
         return torch.nn.functional.mse_loss(estimate.float(), noise)
+
+    def _batch(self, n: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Images and, with classes, their labels, of which some are the null class."""
+        if self.labels is None:
+            return self.source.batch(n, self.images).to(self.device, non_blocking=True), {}
+        images, labels = self.labels.labelled_batch(n, self.images)
+        left_out = torch.rand(n, generator=self.images) < self.settings.null_share
+        labels = labels.masked_fill(left_out, self.network.config.classes)
+        return images.to(self.device, non_blocking=True), {"label": labels.to(self.device)}
 
     def averaged(self) -> UNet:
         """Return a copy of the network with the averaged weights."""
@@ -176,21 +202,19 @@ class Run:
 
     def save(self, path: Path) -> None:
         """Write everything to one file, atomically."""
-        header = {**self.identity, "step": self.step, "seconds": self.seconds}
+        header = {**self.identity, "step": self.step, "seconds": self.seconds, "lengthened": self.lengthened}
         tensors = {name: value.cpu().contiguous() for name, value in self._tensors().items()}
         write_atomically(path, to_safetensors(tensors, {"run": json.dumps(header)}))
 
     def restore(self, path: Path) -> None:
-        """Read what `save` wrote; refuse another run's file."""
+        """Read what `save` wrote; refuse another run's file. A run may be given more steps than it was meant to do."""
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("run", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-        for key, value in self.identity.items():
-            if header.get(key) != json.loads(json.dumps(value)):
-                raise ValueError(
-                    f'"folder" holds a training run whose {key} is {header.get(key)}, expected {value}; '
-                    "choose an empty folder, or the arguments of that run"
-                )
+        meant = _check(path, header, json.loads(json.dumps(self.identity)))
+        self.lengthened = list(header.get("lengthened", []))
+        if meant != self.settings.steps:
+            self.lengthened.append(header["step"])
         self.step, self.seconds = header["step"], header["seconds"]
         self.losses = tensors["losses"].tolist()
         self.window.copy_(tensors["window"])
@@ -206,3 +230,26 @@ class Run:
                     "exp_avg": torch.zeros_like(value).copy_(tensors[f"adam.exp_avg.{name}"]),
                     "exp_avg_sq": torch.zeros_like(value).copy_(tensors[f"adam.exp_avg_sq.{name}"]),
                 }
+
+
+def _check(path: Path, header: dict[str, Any], mine: dict[str, Any]) -> int:
+    """Refuse a checkpoint of a run with other arguments, and return how many steps that run was meant to do."""
+    for key, value in mine.items():
+        found = header.get(key)
+        if isinstance(value, dict) and isinstance(found, dict):
+            if key == "settings":
+                found = asdict(TrainSettings(1)) | found  # older runs do not name what was added since
+            names = [name for name in (*value, *found) if (key, name) != ("settings", "steps")]
+            other = [name for name in names if found.get(name) != value.get(name)]
+            words = f"{key}: {other[0]} {found.get(other[0])} against {value.get(other[0])}" if other else ""
+        else:
+            words = f"{key} {found} against {value}" if found != value else ""
+        if words:
+            raise ValueError(
+                f'"{path.parent}" holds another training run ({words}); choose an empty folder, or the arguments of '
+                "that run"
+            )
+    meant, done, asked = header["settings"]["steps"], header["step"], mine["settings"]["steps"]
+    if asked < done:
+        raise ValueError(f'"steps" is {asked}, but the run in "{path.parent}" has done {done}; give as many or more')
+    return meant

@@ -46,6 +46,7 @@ class UNetConfig:
         expansion: Width of a residual layer's hidden pointwise convolution, in multiples of its channels.
         kernel: Odd side of the depthwise kernels.
         time_dim: Width of the time embedding.
+        classes: Number of classes that the network can be told; 0 for a network without labels.
 
     Raises:
         ValueError: A number is not positive, the kernel is even, or the side cannot be halved that often.
@@ -66,11 +67,12 @@ class UNetConfig:
     expansion: int = 2
     kernel: int = 3
     time_dim: int = 64
+    classes: int = 0
 
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("mid_depth", "levels") else 1
+            least = 0 if field.name in ("mid_depth", "levels", "classes") else 1
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f'"{field.name}" is {value!r}, expected an integer; give a whole number')
             if value < least:
@@ -89,8 +91,8 @@ class UNetConfig:
         return (self.channels, self.image_size, self.image_size)
 
     def to_dict(self) -> dict[str, int]:
-        """Return the configuration as a dictionary that JSON can hold."""
-        return asdict(self)
+        """Return the configuration as a dictionary that JSON can hold; without classes it does not speak of them."""
+        return {name: value for name, value in asdict(self).items() if name != "classes" or value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, int]) -> "UNetConfig":
@@ -139,11 +141,16 @@ class UNet(nn.Module):
     returns the noise :math:`\hat\epsilon` in x's shape and dtype. All layers' time modulations come from one matrix
     product, and the layers run channels-last, which is four times faster than the default on a CPU.
 
+    With n classes call it as ``net(x, t, label=label)``, label int64 (B,) of 0 ... n - 1, or n for none (the *null
+    class*, for which the network is trained too). Without a label all samples are of the null class. A class is a
+    vector that is added to the time embedding.
+
     Arguments:
         config: The network's shape.
 
     Raises:
         TypeError: `config` is not a UNetConfig.
+        ValueError: When called: a label for a network without classes, or one that it does not have (seen on the CPU).
 
     Example:
         >>> net = UNet(UNetConfig(base_dim=4, bottom_depth=1, mid_depth=1, levels=1, image_size=8, channels=1))
@@ -174,15 +181,21 @@ class UNet(nn.Module):
         self.register_buffer("frequencies", 2.0 ** torch.arange(TIME_FREQUENCIES), persistent=False)
         self.embed = nn.Linear(2 * TIME_FREQUENCIES, config.time_dim)
         self.modulate = nn.Linear(config.time_dim, sum(self._splits))
+        if config.classes:
+            self.classes = nn.Embedding(config.classes + 1, config.time_dim)
+            nn.init.zeros_(self.classes.weight)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stub lacks this one)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        r"""Return :math:`\hat\epsilon(x, t)`, shaped like x (B, C, H, W); t is 0-d or (B,), in [0, 1]."""
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        r"""Return :math:`\hat\epsilon(x, t)`, shaped like x (B, C, H, W); t is 0-d or (B,), in [0, 1]; label (B,)."""
         angle = (math.pi / 2) * torch.as_tensor(t, device=x.device).to(torch.promote_types(x.dtype, torch.float32))
         angle = angle.reshape(-1, 1)
         waves = angle * self.frequencies
         features = torch.cat([waves.sin(), waves.cos()], dim=1).to(x.dtype)
-        modulations = iter(self.modulate(F.silu(self.embed(features))).split(self._splits, dim=1))
+        told = self.embed(features)
+        if self.config.classes or label is not None:
+            told = told + self._class_vectors(x, label)
+        modulations = iter(self.modulate(F.silu(told)).split(self._splits, dim=1))
         h = self.stem(x)
         skips = []
         for stack, shrink in zip(self.down, self.shrink, strict=True):
@@ -193,6 +206,23 @@ class UNet(nn.Module):
             h = stack(grow(h) + skips.pop(), modulations)
         out = self.head(F.silu(_modulate(h, next(modulations)))).to(x.dtype, memory_format=torch.contiguous_format)
         return _per_image(angle.sin(), x) * x + _per_image(angle.cos(), x) * out
+
+    def _class_vectors(self, x: Tensor, label: Tensor | None) -> Tensor:
+        count = self.config.classes
+        if label is None:
+            return self.classes.weight[-1:]
+        if not count:
+            raise ValueError(
+                '"label" was given to a network without classes; train one with --classes, or leave it out'
+            )
+        if label.shape != x.shape[:1] or label.is_floating_point():
+            raise ValueError(f'"label" must be integers of shape ({len(x)},), got {label.dtype} {tuple(label.shape)}')
+        if label.device.type == "cpu" and bool(((label < 0) | (label > count)).any()):
+            raise ValueError(
+                f'"label" must lie between 0 and {count - 1} (or be {count} for none), got {int(label.min())} to '
+                f"{int(label.max())}"
+            )
+        return self.classes(label.to(x.device))
 
 
 def _per_image(values: Tensor, x: Tensor) -> Tensor:

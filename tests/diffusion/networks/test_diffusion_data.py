@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from multilevel_diffusion.networks.data import CelebA, DeadLeaves, Digits, ImageFolder
+from multilevel_diffusion.networks.data import DeadLeaves, Digits
 from multilevel_diffusion.networks.dead_leaves_images import dead_leaves
+from multilevel_diffusion.networks.image_folder import CelebA, ImageFolder
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -1,5 +1,6 @@
 """Training: the optimum it finds, the averages it keeps, and that a killed run goes on as if it had not been."""
 
+import json
 import math
 import os
 import signal
@@ -11,9 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from multilevel_diffusion.networks.data import Digits
-from multilevel_diffusion.networks.training import train, train_ladder
+from multilevel_diffusion.networks.image_folder import ImageFolder
+from multilevel_diffusion.networks.training import run_folders, seconds_left, train, train_ladder
 from multilevel_diffusion.networks.training_state import Run, TrainSettings
 from multilevel_diffusion.networks.unet import UNetConfig
 from multilevel_diffusion.process.schedules import CosineSchedule, EDMSchedule
@@ -122,13 +127,60 @@ def test_finished_run_is_reloaded(tmp_path):
 def test_other_runs_are_refused(tmp_path):
     train(TINY, Digits(), CosineSchedule(), tmp_path, SHORT, progress=False)
     for arguments, words in [
-        ((TINY, Digits(), CosineSchedule(), tmp_path, replace(SHORT, seed=1)), "whose settings is"),
-        ((TINY, Digits(shift=False), CosineSchedule(), tmp_path, SHORT), "whose source is"),
-        ((TINY, Digits(), CosineSchedule(offset=0.01), tmp_path, SHORT), "whose schedule is"),
-        ((replace(TINY, base_dim=8), Digits(), CosineSchedule(), tmp_path, SHORT), "whose config is"),
+        ((TINY, Digits(), CosineSchedule(), tmp_path, replace(SHORT, seed=1)), "settings: seed 0 against 1"),
+        ((TINY, Digits(shift=False), CosineSchedule(), tmp_path, SHORT), "source: shift True against False"),
+        ((TINY, Digits(), CosineSchedule(offset=0.01), tmp_path, SHORT), "schedule: offset 0.008 against 0.01"),
+        ((replace(TINY, base_dim=8), Digits(), CosineSchedule(), tmp_path, SHORT), "config: base_dim 4 against 8"),
     ]:
         with pytest.raises(ValueError, match=words):
             train(*arguments, progress=False)
+
+
+def test_a_run_goes_on_when_it_is_told_to_be_longer(tmp_path):
+    train(TINY, Digits(), CosineSchedule(), tmp_path, SHORT, progress=False)
+    longer = replace(SHORT, steps=60)
+    run = run_of(longer)
+    run.restore(tmp_path / "checkpoint.safetensors")
+    assert (run.step, run.lengthened) == (40, [40])
+    for _ in range(20):
+        run.advance()
+    trained = train(TINY, Digits(), CosineSchedule(), tmp_path, longer, progress=False)
+    assert trained.losses.tolist() == run.losses
+    assert trained.lengthened == (40,)
+    for left, right in zip(trained.network.parameters(), run.averaged().parameters(), strict=True):
+        assert torch.equal(left, right)
+    assert train(TINY, Digits(), CosineSchedule(), tmp_path, longer, progress=False).lengthened == (40,)
+    with pytest.raises(ValueError, match=r'"steps" is 59, but the run in .* has done 60; give as many or more'):
+        train(TINY, Digits(), CosineSchedule(), tmp_path, replace(SHORT, steps=59), progress=False)
+
+
+def test_the_time_that_is_left_is_estimated_and_nothing_is_written(tmp_path):
+    settings = [replace(SHORT, steps=4000), replace(SHORT, steps=8000)]
+    first, second = seconds_left([TINY, TINY], Digits(), CosineSchedule(), tmp_path, settings)
+    assert 0.5 < first < 400
+    assert 0.7 < second / first < 6
+    assert not list(tmp_path.iterdir())
+    train(TINY, Digits(), CosineSchedule(), run_folders(tmp_path, 1)[0], SHORT, progress=False)
+    assert seconds_left([TINY], Digits(), CosineSchedule(), tmp_path, [SHORT]) == [0.0]
+
+
+def test_a_folder_of_images_may_move(tmp_path):
+    """Checkpoints of before did not know where it was, nor the share of null labels."""
+    for name in ("before", "after"):
+        (tmp_path / name / "photos").mkdir(parents=True)
+        for index in range(3):
+            Image.new("L", (8, 8), 40 * index).save(tmp_path / name / "photos" / f"{index}.png")
+    config, folder = replace(TINY, channels=3), tmp_path / "run"
+    train(config, ImageFolder(tmp_path / "before" / "photos", 8), CosineSchedule(), folder, SHORT, progress=False)
+    with safe_open(folder / "checkpoint.safetensors", "pt") as file:
+        header = json.loads(file.metadata()["run"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert "path" not in header["source"]
+    assert "classes" not in header["config"]
+    del header["settings"]["null_share"], header["lengthened"]
+    save_file(tensors, folder / "checkpoint.safetensors", {"run": json.dumps(header)})
+    again = ImageFolder(tmp_path / "after" / "photos", 8)
+    assert train(config, again, CosineSchedule(), folder, SHORT, progress=False).lengthened == ()
 
 
 def test_the_noise_of_one_image_is_learned(tmp_path):
@@ -238,6 +290,7 @@ def test_a_ladder_begun_with_folders_from_zero_goes_on_in_them(tmp_path, monkeyp
         ({"warmup": -1}, '"warmup" is -1'),
         ({"ema_decay": 1.0}, '"ema_decay" is 1.0'),
         ({"checkpoint_every": 12}, '"checkpoint_every" is 12'),
+        ({"null_share": 1.5}, '"null_share" is 1.5'),
     ],
 )
 def test_bad_settings_are_refused(change, words):
