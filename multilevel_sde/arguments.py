@@ -14,7 +14,7 @@ __all__ = ["as_integer", "as_items", "as_number", "as_tensor", "check_drift"]
 
 
 def as_number(name: str, value: Any) -> float:
-    """Return a real number, or a tensor of one, as a float.
+    """Return a real number, or a tensor or array of one, as a float.
 
     Raises:
         TypeError: It is none.
@@ -26,11 +26,13 @@ def as_number(name: str, value: Any) -> float:
         ...
         TypeError: "gamma" must be a number, got str
     """
-    single = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
+    single = getattr(value, "size", 0) == 1 and getattr(getattr(value, "dtype", None), "kind", "") in tuple("fiub")
+    if isinstance(value, Tensor):
+        single = value.numel() == 1 and not value.is_complex()
     if not single and not isinstance(value, Real):
         raise TypeError(f'"{name}" must be a number, got {type(value).__name__}')
     try:
-        return float(value)
+        return float(value if isinstance(value, Real) else value.item())
     except OverflowError:
         raise ValueError(f'"{name}" must be a number that a float can hold, got an integer beyond 1e308') from None
 

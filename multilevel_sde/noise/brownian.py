@@ -22,6 +22,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import warnings
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Self
@@ -39,6 +40,7 @@ __all__ = ["Brownian", "BrownianPath", "TorchSDEBrownian"]
 
 Brownian = Callable[[float, float], Tensor]
 
+_ROUGH, _WRONG = 0.01, 0.1  # relative error of a step's variance by rounding its ends: warned of, refused
 _BLOCK = 1024  # steps whose lengths are unpacked at a time
 _CHUNK = 1 << 17  # normals drawn at a time; bounds memory and amortises the calls of small states
 
@@ -47,8 +49,8 @@ class BrownianPath:
     """One Brownian path per seed, W(0) = 0, independent between seeds and elements.
 
     Arguments:
-        seeds: One integer per sample.
-        grid: The finest times (monotone); by default multiples of unit / 1 024 000.
+        seeds: One integer per sample; none for an empty batch.
+        grid: The finest times (monotone); by default multiples of unit / 1 024 000, to which times are rounded.
         unit: Length of the intervals whose increments are drawn first, and which are then refined; take about the
             length of the whole solve if that is far from 1.
         shape: Shape of one sample. Left out, :func:`multilevel_sde.solve` takes it from the state.
@@ -57,8 +59,11 @@ class BrownianPath:
 
     Raises:
         TypeError: Seeds or a shape that are no integers, a unit that is no number.
-        ValueError: No seeds, a unit that is not positive, a bad grid; at a call, a time off the given grid, or an
-            interval below the resolution of the stated one.
+        ValueError: A unit that is not positive, a bad grid; at a call, a time off the given grid, or an interval that
+            rounding to the stated one changes by more than a tenth.
+
+    Warns:
+        UserWarning: At a call, an interval that rounding to the stated grid changes by more than a hundredth.
 
     Example:
         >>> path = BrownianPath(seeds=[1, 2, 3], shape=(5,), dtype=torch.float64)
@@ -80,8 +85,6 @@ class BrownianPath:
         device: torch.device | str = "cpu",
     ):
         self.seeds = tuple(as_integer("seeds", seed) for seed in as_items("seeds", seeds, "integers"))
-        if not self.seeds:
-            raise ValueError('"seeds" is empty; give one integer per sample, for example range(64)')
         unit = as_number("unit", unit)
         if not (math.isfinite(unit) and unit > 0):
             raise ValueError(f'"unit" must be a positive finite length of time, got {unit}')
@@ -136,6 +139,9 @@ class BrownianPath:
         if self.shape is None:
             raise ValueError('"shape" of this path is not set; pass shape=y.shape[1:] or use path.like(y)')
         grid = as_times(times).double()
+        if not self.seeds:
+            yield from torch.empty(len(grid) - 1, 0, *self.shape, dtype=self.dtype, device=self.device)
+            return
         yield from self._refined(grid) if self.grid is None else self._summed(grid)
 
     def _source(self) -> tuple[Draw, int]:
@@ -193,16 +199,29 @@ class BrownianPath:
 
     def _ticks(self, grid: Tensor) -> Sequence[int]:
         ticks = (grid * (TICKS / self.unit)).round().long()
-        if not ticks.diff().all():
-            raise ValueError(
-                f'"times" have steps below {self.unit / TICKS:.3g}, the resolution of this BrownianPath; '
-                "give it grid=times, or a smaller unit"
-            )
+        _check_rounding(grid, ticks, self.unit)
         if transformed():  # inside a transform of torch.func a tensor has no memory to look at
             return array("q", ticks.tolist())
         packed = array("q")  # a list would take five times the memory
         packed.frombytes(ticks.numpy().data.cast("B"))
         return packed
+
+
+def _check_rounding(grid: Tensor, ticks: Tensor, unit: float) -> None:
+    """Refuse or warn where a step is so short that rounding its ends to ticks changes the variance of its noise."""
+    lengths = grid.diff().abs() * (TICKS / unit)
+    off = ((ticks.diff().abs() - lengths).abs() / lengths).nan_to_num(math.inf)
+    worst = int(off.argmax())
+    if not float(off[worst]) > _ROUGH:
+        return
+    text = (
+        f'"times" have a step of {float(grid.diff()[worst].abs()):.3g} at index {worst}, which is '
+        f"{float(lengths[worst]):.3g} ticks of this BrownianPath: the variance of its noise is off by "
+        f"{float(off[worst]):.0%}; give the path grid=times, or a smaller unit"
+    )
+    if float(off[worst]) > _WRONG:
+        raise ValueError(text)
+    warnings.warn(text, stacklevel=2)
 
 
 class TorchSDEBrownian:

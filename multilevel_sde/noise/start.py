@@ -33,7 +33,7 @@ def seeded_normal(
         Shape (B, *shape); a sample depends on its own seed only.
 
     Raises:
-        ValueError: No seeds.
+        TypeError, ValueError: Seeds that are no integers, a shape with negative sizes.
 
     Example:
         >>> x = seeded_normal([3, 4], (2,))

@@ -355,3 +355,52 @@ def test_increments_may_be_changed_in_place_by_their_owner():
         changed.append(increment.clone())
         increment.mul_(0.0)
     assert torch.equal(torch.stack(expected), torch.stack(changed))
+
+
+# -- near the tick ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ticks", [0.4, 0.92, 1.024, 1.23, 4.5])
+def test_steps_that_rounding_would_make_much_longer_are_refused(ticks):
+    times = torch.arange(50, dtype=DOUBLE) * (ticks / TICKS)
+    with pytest.raises(ValueError, match=r'"times" have a step of .* ticks .* give the path grid=times'):
+        path([0]).increments(times).__next__()
+    assert len(list(path([0], grid=times).increments(times))) == 49
+
+
+def test_steps_that_rounding_makes_somewhat_longer_are_warned_of():
+    times = torch.tensor([0.0, 0.5, 0.5 + 20.4 / TICKS, 1.0], dtype=DOUBLE)
+    with pytest.warns(UserWarning, match=r"at index 1, which is 20.4 ticks .* off by 2%; give the path grid=times"):
+        list(path([0]).increments(times))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("ticks", [1, 7, 20, 100.5, 317.3])
+def test_steps_that_rounding_leaves_are_not_warned_of(ticks):
+    """Steps of whole ticks have their own length however short, others from about 100 ticks on."""
+    times = torch.arange(-30, 30, dtype=DOUBLE) * (ticks / TICKS)
+    list(path([0]).increments(times))
+    list(path([0]).increments(times.flip(0)))
+    variance = torch.stack(list(path(range(400), shape=(10,)).increments(times))).square().mean()
+    assert float(variance) == pytest.approx(ticks / TICKS, rel=0.02)
+
+
+# -- no samples -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grid", [None, grid_of(4)])
+def test_a_path_without_samples_has_empty_increments(grid):
+    none = path([], grid=grid)
+    assert none(0.0, 0.5).shape == (0, 3)
+    assert [increment.shape for increment in none.increments(grid_of(4))] == [(0, 3)] * 4
+    assert none(0.0, 0.5).dtype == DOUBLE
+    assert mls.seeded_normal([], (2,)).shape == (0, 2)
+
+
+@pytest.mark.parametrize("diffusion", [None, 0.5, lambda t: t, lambda y, t: y])
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0,)])
+def test_an_empty_batch_is_solved_with_noise_as_without(diffusion, shape):
+    ladder, times = mls.Ladder([lambda y, t: -y], costs=[1.0]), grid_of(5)
+    noise = {} if diffusion is None else {"diffusion": diffusion, "brownian": path(range(shape[0]), shape=None)}
+    y0, plan = torch.ones(shape, dtype=DOUBLE), mls.em_plan(ladder, times)
+    assert mls.solve(ladder, y0, times, plan, **noise).y.shape == shape

@@ -136,9 +136,9 @@ def test_seeds_that_do_not_match_the_batch(shape):
         solve(y0=torch.ones(shape), diffusion=1.0, brownian=mls.BrownianPath(range(3)))
 
 
-def test_no_seeds():
-    with refused('"seeds" is empty'):
-        mls.BrownianPath([])
+def test_no_seeds_are_those_of_an_empty_batch_only():
+    with refused(r'"seeds" has 0 entries, the state of shape \(3,\) needs one per sample'):
+        solve(diffusion=1.0, brownian=mls.BrownianPath([]))
 
 
 @pytest.mark.parametrize("unit", [0.0, -1.0, NAN, INF])
@@ -159,7 +159,7 @@ def test_a_path_without_a_shape():
 
 def test_steps_below_the_resolution():
     path = mls.BrownianPath([0], shape=())
-    with refused('"times" have steps below 9.77e-07.*grid=times, or a smaller unit'):
+    with refused(r'"times" have a step of 1e-07 at index 0, which is 0.102 ticks .*grid=times, or a smaller unit'):
         path(0.0, 1e-7)
     assert mls.BrownianPath([0], shape=(), unit=1e-3)(0.0, 1e-7).abs() < 1e-2
 

@@ -75,6 +75,90 @@ def test_times_are_cut_into_blocks_without_a_seam(monkeypatch):
     assert torch.equal(mls.solve(ladder, y0, TIMES, own, **noise).y, cut)
 
 
+HALVES = [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("step", [mls.euler_maruyama, mls.Heun(), mls.AdamsBashforth(2)], ids=["euler", "heun", "ab2"])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_states_of_16_bits_do_not_stand_still(dtype, step, noisy):
+    """A thousand steps, each below the resolution of the state: close to float32, not to the start."""
+    seen, times = set(), torch.linspace(0.0, 1.0, 1001)
+
+    def drift(y, t):
+        seen.add(y.dtype)
+        return -y
+
+    ladder, noise = mls.Ladder([drift], costs=[1.0]), {}
+    if noisy:
+        noise = {"diffusion": 0.3, "brownian": mls.BrownianPath(range(4), grid=times)}
+    plan, y0 = mls.em_plan(ladder, times, step=step), torch.linspace(0.5, 2.0, 4)
+    exact = mls.solve(ladder, y0, times, plan, step=step, **noise).y
+    seen.clear()
+    solution = mls.solve(ladder, y0.to(dtype), times, plan, step=step, save=[0, 500, 1000], **noise)
+    assert seen == {dtype}
+    assert solution.y.dtype == solution.ys.dtype == dtype
+    assert torch.equal(solution.ys[0], y0.to(dtype))
+    assert torch.equal(solution.ys[-1], solution.y)
+    assert (solution.y.float() - exact).abs().max() < 3 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("samples", [None, 64])
+def test_weighted_sums_of_16_bits_are_rounded_once(dtype, samples):
+    values = {0: torch.randn(64, 3, generator=torch.Generator().manual_seed(0)).to(dtype)}
+    values[1] = (values[0] * 1.01).to(dtype)
+    exact = -49 * values[0].double() + 50 * values[1].double()
+    shape = (1, 2) if samples is None else (1, samples, 2)
+    plan = mls.Plan(torch.ones(shape, dtype=torch.bool), torch.tensor([1.0, 50.0]).expand(shape))
+    found = mls.Telescoping().start(plan)(0, values)
+    assert found.dtype == dtype
+    assert (found.double() - exact).abs().max() <= torch.finfo(dtype).eps * exact.abs().max()
+    recall = mls.Recall([(1, 0, 0, -49.0), (1, 1, 0, 50.0)])
+    plan = mls.Plan(torch.ones(2, 2, dtype=torch.bool), torch.tensor([[1.0, 1.0], [1.0, 0.0]]), recall=recall)
+    assert (_recalled(plan, values).double() - exact).abs().max() <= torch.finfo(dtype).eps * exact.abs().max()
+
+
+def _recalled(plan, values):
+    """What the second step makes of the first one's values alone."""
+    combine = mls.Telescoping().start(plan)
+    combine(0, values)
+    return combine(1, {0: torch.zeros_like(values[0])})
+
+
+def test_a_half_state_beyond_its_range_is_not_completed():
+    ladder = mls.Ladder([lambda y, t: torch.full_like(y, 6e4)], costs=[1.0])
+    times = torch.linspace(0.0, 2.0, 11)
+    with pytest.raises(mls.NonFiniteError, match="the state was not finite after step 5"):
+        mls.solve(ladder, torch.zeros(2, dtype=torch.float16), times, mls.em_plan(ladder, times))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_every_kind_of_diffusion_takes_a_half_state(dtype):
+    path, g = mls.BrownianPath(range(3)), torch.full((2, 2), 0.5, dtype=dtype)
+    ladder, seen = mls.Ladder([lambda y, t: -y], costs=[1.0]), set()
+    kinds = [
+        0.5,
+        torch.tensor(0.5, dtype=dtype),
+        lambda t: 0.5,
+        lambda y, t: (seen.add(y.dtype), torch.full_like(y, 0.5))[1],
+        mls.NoiseTerm(lambda y, t, dW: dW @ g),
+    ]
+    for kind in kinds:
+        noise = {"diffusion": kind, "brownian": path}
+        y = mls.solve(ladder, torch.ones(3, 2, dtype=dtype), TIMES, mls.em_plan(ladder, TIMES), **noise).y
+        assert y.dtype == dtype
+    assert seen == {dtype}
+
+
+def test_gradients_of_a_half_state_are_close_to_those_of_float32():
+    ladder = mls.Ladder([lambda y, t: -y], costs=[1.0])
+    y0 = torch.ones(2, dtype=torch.bfloat16, requires_grad=True)
+    mls.solve(ladder, y0, TIMES, mls.em_plan(ladder, TIMES)).y.sum().backward()
+    assert y0.grad.dtype == torch.bfloat16
+    assert float(y0.grad[0]) == pytest.approx((1 - 1 / 20) ** 20, rel=0.02)
+
+
 # -- gradients and memory ---------------------------------------------------------------------------------------------
 
 
