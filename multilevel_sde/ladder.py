@@ -1,4 +1,4 @@
-r"""A ladder of drifts f^1 ... f^K, cheap and rough to dear and accurate, and what each costs.
+r"""A ladder of drifts f^1 ... f^K, cheap and rough to expensive and accurate, and what each costs.
 
 The telescoping sum
 
@@ -34,7 +34,7 @@ __all__ = ["Ladder"]
 
 
 class Ladder:
-    """Drifts from cheap and rough to dear and accurate, with the cost of one evaluation of each.
+    """Drifts from cheap and rough to expensive and accurate, with the cost of one evaluation of each.
 
     A ladder is immutable.
 

@@ -133,7 +133,7 @@ def expected_cost(ladder: Ladder, probabilities: Tensor, draw: Draw = systematic
     Arguments:
         ladder: K levels.
         probabilities: p_k(n), shape (N, K); zeros (truncation) are allowed.
-        draw: The way of drawing; only how two neighbouring levels hang together matters.
+        draw: The way of drawing; only how two neighbouring levels depend on each other matters.
 
     Example:
         >>> import torch, multilevel_sde as mls

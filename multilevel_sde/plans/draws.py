@@ -1,11 +1,11 @@
 r"""Ways of drawing hits B_k(n) with given marginal probabilities p_k(n).
 
 All draws keep the marginals, so the multilevel estimate stays unbiased; they differ in how hits at different steps and
-levels hang together, hence in variance:
+levels depend on each other, hence in variance:
 
 - `independent`: every B_k(n) on its own, the paper's way. Var = sum_k (1/p_k - 1) ||D_k||^2 at each step.
-- `nested`: one uniform u(n) for all levels, B_k = 1[u < p_k]: a dear hit implies the cheaper ones, so f^{k-1} is
-  evaluated anyway; adds cross terms 2 (1/p_j - 1) <D_j, D_k>, j < k.
+- `nested`: one uniform u(n) for all levels, B_k = 1[u < p_k]: a hit of an expensive level implies those of the cheaper
+  ones, so f^{k-1} is evaluated anyway; adds cross terms 2 (1/p_j - 1) <D_j, D_k>, j < k.
 - `systematic`: per level a running sum S(n) = phase + p(1) + ... + p(n) from one uniform phase; a hit whenever S passes
   an integer. Hits are spread evenly: in any window their number differs from its expectation by less than 1. Level
   phases are independent. On smooth drifts errors of neighbouring steps cancel; measured 3 to 70 times less mean

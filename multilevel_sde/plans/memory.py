@@ -93,7 +93,7 @@ def multistep(plan: Plan, coefficients: Tensor) -> Plan:
     top level, which gives the single-network multistep method.
 
     Arguments:
-        plan: One draw for the batch, nothing recalled yet on the base.
+        plan: One draw for the batch, without stored values on the base.
         coefficients: a, float64 (N, order), rows with sum 1: `adams_bashforth_weights(times, order)` for Euler steps,
             `multilevel_diffusion.process.multistep.multistep_weights(...)` for those of diffusion models.
 

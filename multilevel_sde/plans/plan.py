@@ -5,8 +5,8 @@ A plan holds for each step n and level k a hit B_k(n) and a weight w_k(n); the e
     F(n) = sum_k w_k(n) (f^k - f^{k-1}),    f^0 := 0,
 
 with w = B / p for random draws. Networks are evaluated at most once a step, and only where their own coefficient
-w_k - w_{k+1} is not zero (see :mod:`multilevel_sde.ladder`), or where a later step recalls their value
-(:mod:`multilevel_sde.plans.recall`).
+w_k - w_{k+1} is not zero (see :mod:`multilevel_sde.ladder`), or where a later step uses their stored
+value (:mod:`multilevel_sde.plans.recall`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Plan:
 
     Raises:
         ValueError: Shapes differ or are not 2- or 3-dimensional, a weight is not finite, or non-zero without a hit; a
-            step that evaluates nothing; a recall of steps or levels that do not exist.
+            step that evaluates nothing; a `recall` of steps or levels that do not exist.
         TypeError: `recall` is not a :class:`Recall`; hits or weights that are no numbers.
 
     Example:
@@ -124,7 +124,7 @@ class Plan:
 
     @property
     def needed(self) -> Tensor:
-        """Which f^k are evaluated: where the coefficient is not zero, or a later step recalls it; a bool copy."""
+        """Which f^k are evaluated: where the coefficient is not zero, or a later step uses the value; a bool copy."""
         return self._needed.clone()
 
     @property

@@ -1,10 +1,10 @@
-r"""Recall: values computed at earlier steps, used again.
+r"""Recall: stored values, computed at earlier steps and used again.
 
-A plan with a recall estimates f^K at step n by
+A plan with a :class:`Recall` estimates f^K at step n by
 
     F(n) = sum_k w_k(n) (f^k - f^{k-1})(y_n, t_n) + sum_{m < n} sum_k r_k(n, m) f^k(y_m, t_m).
 
-Everything that remembers is of this form: multistep methods (Adams-Bashforth, DPM-Solver++ 2M and 3M), corrections that
+All use of stored values is of this form: multistep methods (Adams-Bashforth, DPM-Solver++ 2M and 3M), corrections that
 are held or extrapolated until the next one is due, stored corrections as control variates, and all of them at once. So
 there is one table of who is evaluated and how it is combined, and one loop.
 """
@@ -92,9 +92,9 @@ class Recall:
         return table
 
     def reader(self) -> Callable[[int, dict[int, Tensor]], Tensor | None]:
-        """Begin a solve: return recall(n, values) -> sum of what step n recalls, or None.
+        """Begin a solve: return recall(n, values) -> the sum over the stored values that step n uses, or None.
 
-        It keeps the values that a later step recalls, and each only until its last use.
+        It keeps the values that a later step uses, and each only until its last use.
         """
         due: dict[int, list[tuple[int, int, float]]] = {}
         last: dict[tuple[int, int], int] = {}

@@ -192,7 +192,7 @@ def plans(
     truncate: bool = False,
     recall: bool = False,
 ) -> Plan:
-    """Strategy for plans: drawn from :func:`probabilities` by each of the three draws, with values recalled if wanted.
+    """Strategy for plans: drawn from :func:`probabilities` by each of the three draws, with stored values if wanted.
 
     Arguments:
         ladder: K levels.
@@ -201,7 +201,7 @@ def plans(
         samples: Size B of the batch, for a draw of every sample; by default one draw for the batch.
         smallest: Least probability; weights are at most its inverse.
         truncate: Also plans that leave out top levels on purpose.
-        recall: Also plans that recall values of earlier steps, with coefficients in [-1, 1]; not with `samples`.
+        recall: Also plans that use stored values, with coefficients in [-1, 1]; not with `samples`.
 
     Raises:
         ValueError: `recall` together with `samples`; as :func:`probabilities`.

@@ -4,7 +4,7 @@ At every call of its denoiser a pipeline gets the multilevel estimate
 
     F = sum_k (w_k - w_{k+1}) f^k(x, t),        E[F] = f^K(x, t),
 
-of the top model's output, which costs the cheap models at every call and the dear ones at a few. The schedulers of
+of the top model's output, which costs the cheap models at every call and the expensive ones at a few. The schedulers of
 diffusers are affine in this output, so their own steps are multilevel Euler-Maruyama, DDIM, DPM-Solver and so on.
 
 One draw is shared by the batch, hence by both halves of classifier-free guidance (independent halves multiply the

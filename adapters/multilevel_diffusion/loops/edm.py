@@ -12,9 +12,9 @@ The sampler says nothing about steps. Every call counts as one step of the draw 
 calls for N steps), sigma rising anew is a new trajectory, and every trajectory has a draw of its own seed. See
 :mod:`multilevel_diffusion.loops.trajectory` for the rules.
 
-Adaptive step sizes are not for random drifts: a correction looks like a local error, so the steps in which it fires are
-rejected and drawn again, and what comes out is the cheap level's answer without a sign of it. Such use is refused where
-it makes more calls than planned, and warned of where sigma goes back and forth.
+Adaptive step sizes are not for random drifts: a correction looks like a local error, so the steps in which one is
+evaluated are rejected and drawn again, and what comes out is the cheap level's answer without a sign of it. Such use is
+refused where it makes more calls than planned, and warned of where sigma goes back and forth.
 
 References:
     Karras et al. 2022 (arXiv 2206.00364), algorithms 1 and 2, and NVlabs/edm, NVlabs/edm2 (`net(x, sigma, labels)`);

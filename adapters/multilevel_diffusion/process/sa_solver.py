@@ -17,7 +17,7 @@ little, as the estimate hardly changes there.
 What differs from other code. diffusers' SASolverScheduler takes tau at the time a step starts from, as is done here;
 the authors' code takes it at the time it goes to. Both apply `rescaled_moments` at order 2; diffusers always does, here
 it is an argument. diffusers ends at the noise level of its time step 0; here the grid says where to end, and a step to
-the data returns
+the data returns the estimate itself.
 
 Reference:
     Xue et al. 2023, SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models (arXiv 2309.05019).

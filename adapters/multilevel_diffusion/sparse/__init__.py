@@ -5,7 +5,7 @@ Rooms:
     editing           editing by noise, densely, sparsely and multilevel.
     tile_operations   running a network on active tiles, operation by operation.
     layout            which tiles those are at every resolution.
-    tape              what is remembered of the original.
+    tape              what is stored of the original.
 """
 
 from multilevel_diffusion.sparse.drift import Reference, SparseDrift, changed_region

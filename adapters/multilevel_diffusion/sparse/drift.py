@@ -135,7 +135,7 @@ class Reference:
         self._tapes = [self._record(number) for number in numbers]
 
     def tape(self, number: int) -> dict[int, Slot]:
-        """Return what is remembered of one time; a dense evaluation if it was not kept."""
+        """Return what is stored of one time; a dense evaluation if it was not kept."""
         return self._tapes[number] if self._tapes else self._record(number)
 
     def _record(self, number: int) -> dict[int, Slot]:
@@ -159,9 +159,9 @@ class SparseDrift:
     i mod B; so a batch may hold several copies of all of them.
 
     Arguments:
-        reference: What is remembered of the original.
+        reference: What is stored of the original.
         mask: Edited pixels, bool (H, W) or (B, H, W); see :func:`changed_region`.
-        margin: By how many of its pixels each resolution grows the mask. A larger one is dearer and errs less.
+        margin: By how many of its pixels each resolution grows the mask. A larger one is more expensive and errs less.
         dense_above: A resolution with a larger share of active tiles is computed as a whole.
         update_statistics: Whether group normalisation sees the active tiles, or has the reference's mean and variance.
         progress: Show a progress bar.

@@ -148,7 +148,7 @@ class Edit:
         return mls.solve(ladder, start, times, plan, step=step, diffusion=diffusion, brownian=noise, save=save)
 
     def reference(self, *, tile: int = 4, keep: bool = True, progress: bool = False) -> Reference:
-        """Run the original and remember the denoiser's tensors along its path; see :class:`Reference`."""
+        """Run the original and store the denoiser's tensors along its path; see :class:`Reference`."""
         path = self.run(self.original, *self.dense(), save=True)
         return Reference(self.denoiser, self.times[:-1], path.ys[:-1], tile=tile, keep=keep, progress=progress)
 

@@ -1,4 +1,4 @@
-"""What is remembered of the reference: for every evaluation a tape of slots, in the order of the network's operations.
+"""What is stored of the reference: for every evaluation a tape of slots, in the order of the network's operations.
 
 A slot holds the pixels of a tensor, rows (B H W, C), or its sums for group normalisation. A whole tape serves every
 edit. A trimmed one serves one mask: it holds the few pixels around the active tiles that are read, and the sums over
