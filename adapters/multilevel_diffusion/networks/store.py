@@ -1,7 +1,6 @@
 """Ladders on disk: a folder of networks, cheapest first, and what is known about them.
 
-    ladder.json             format, schedule, parameterisation, clip, image shape, classes, costs, data, training,
-                            errors
+    ladder.json             format, schedule, parameterisation, clip, shape, classes, costs, data, training, errors
     level_1/config.json     the network's shape and its own schedule, parameterisation and image shape
     level_1/model.safetensors
     level_2/...
