@@ -105,7 +105,8 @@ class CudaGraph:
     device at every call, must not make the host wait for it, and its weights must stay where they are. Values are
     copied out of the buffers, so they may be kept.
 
-    Away from a GPU, and where a gradient is wanted, the drift is called as it is; the first such call says so.
+    Away from a GPU, and where a gradient is wanted (with grad mode on, of the state or of parameters of the drift), the
+    drift is called as it is; the first such call says so.
 
     Arguments:
         drift: The drift f(x, t).
@@ -127,22 +128,37 @@ class CudaGraph:
         check_drift(drift)
         self.drift = drift
         self._recordings: dict[tuple, _Recording] = {}
+        self._wanting: set[tuple] = set()  # shapes of states for which parameters of the drift require a gradient
+        self._plain: set[tuple] = set()  # and for which they do not
         self._warned = False
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Return f(x, t)."""
-        if x.device.type != _GPU or (torch.is_grad_enabled() and x.requires_grad):
+        key = (x.shape, x.dtype, x.device, t.shape, t.dtype, t.device)
+        if x.device.type != _GPU or (torch.is_grad_enabled() and (x.requires_grad or key in self._wanting)):
             self._warn(x)
             return self.drift(x, t)
-        key = (x.shape, x.dtype, x.device, t.shape, t.dtype, t.device)
+        if torch.is_grad_enabled() and key not in self._plain:
+            value = self.drift(x, t)
+            if value.requires_grad:  # parameters of the drift do
+                self._wanting.add(key)
+                self._warn(x)
+                return value
+            self._plain.add(key)
         if key not in self._recordings:
             self._recordings[key] = _record(self.drift, x, t)
         return self._recordings[key](x, t)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the recordings, which are memory of this process's GPU."""
+        return self.__dict__ | {"_recordings": {}}
+
     def _warn(self, x: Tensor) -> None:
         if not self._warned:
             self._warned = True
-            reason = f'the state is on "{x.device}"' if x.device.type != _GPU else "a gradient is wanted"
+            reason = f'the state is on "{x.device}"'
+            if x.device.type == _GPU:
+                reason = "a gradient is wanted; solve inside torch.no_grad() where none is"
             warnings.warn(f"CudaGraph calls its drift without a graph: {reason}", RuntimeWarning, stacklevel=3)
 
 

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -139,6 +140,12 @@ class Offload:
             for level, drift in enumerate(self._ladder.drifts)
         ]
         return Ladder(drifts, GivenCost(self._ladder.costs, self._ladder.unit))
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            '"Offload" holds a buffer and a thread of its process and cannot be copied or pickled; make one in each '
+            "process, from the ladder and the modules"
+        )
 
     @property
     def stats(self) -> OffloadStats:

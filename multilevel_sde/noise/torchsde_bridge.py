@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from multilevel_sde.cost import CostModel, Drift
+from multilevel_sde.cost import CostModel
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.noise.diffusion import NoiseTerm
 
@@ -68,14 +69,31 @@ def from_torchsde(sdes: Sequence[Any], costs: Sequence[float] | CostModel | None
                 "all levels share one diffusion"
             )
     top = sdes[-1]
-    ladder = Ladder([_drift(sde) for sde in sdes], costs if costs is not None else [2.0**k for k in range(len(sdes))])
+    ladder = Ladder([_Drift(sde) for sde in sdes], costs if costs is not None else [2.0**k for k in range(len(sdes))])
     if top.noise_type == "diagonal":
-        return ladder, NoiseTerm(lambda y, t, dW: top.g(t, y) * dW)
-    return ladder, NoiseTerm(lambda y, t, dW: torch.einsum("bdm,bm->bd", top.g(t, y), dW))
+        return ladder, NoiseTerm(_Diagonal(top))
+    return ladder, NoiseTerm(_Matrix(top))
 
 
-def _drift(sde: Any) -> Drift:
-    def drift(y: Tensor, t: Tensor) -> Tensor:
-        return sde.f(t, y)
+@dataclass(frozen=True)
+class _Drift:
+    sde: Any
 
-    return drift
+    def __call__(self, y: Tensor, t: Tensor) -> Tensor:
+        return self.sde.f(t, y)
+
+
+@dataclass(frozen=True)
+class _Diagonal:
+    sde: Any
+
+    def __call__(self, y: Tensor, t: Tensor, increment: Tensor) -> Tensor:
+        return self.sde.g(t, y) * increment
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    sde: Any
+
+    def __call__(self, y: Tensor, t: Tensor, increment: Tensor) -> Tensor:
+        return torch.einsum("bdm,bm->bd", self.sde.g(t, y), increment)

@@ -107,13 +107,20 @@ def jump_rates(probabilities: Tensor, times: Tensor | Sequence[float]) -> list[R
         raise ValueError(
             f'"probabilities" has {len(table)} steps, "times" has {len(grid) - 1}; give the table\'s times'
         )
-    sign = 1.0 if grid[1] > grid[0] else -1.0
     rates = table[:, 1:] / grid.diff().abs()[:, None]
+    return [_StepwiseRate(column.contiguous(), grid) for column in rates.unbind(1)]
 
-    def within(column: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda t: column[torch.searchsorted(sign * grid[1:-1], sign * t, right=True)]
 
-    return [within(column.contiguous()) for column in rates.unbind(1)]
+@dataclass(frozen=True)
+class _StepwiseRate:
+    """A rate that is constant within the steps of a grid."""
+
+    values: Tensor
+    grid: Tensor
+
+    def __call__(self, t: Tensor) -> Tensor:
+        sign = 1.0 if self.grid[1] > self.grid[0] else -1.0
+        return self.values[torch.searchsorted(sign * self.grid[1:-1], sign * t, right=True)]
 
 
 def _duration(t: float, s: float) -> float:

@@ -220,6 +220,20 @@ def test_a_gradient_goes_around_the_graph(recorded):
     assert recorded == [(3, 1, 8, 8)]
 
 
+def test_the_gradient_of_a_parameter_goes_around_the_graph(recorded):
+    net = unet().requires_grad_()
+    graph = mls.CudaGraph(net)
+    with pytest.warns(RuntimeWarning, match=r"a gradient is wanted; solve inside torch.no_grad\(\) where none is"):
+        graph(images(), TIME).sum().backward()
+    graph(images(), TIME).sum().backward()
+    assert recorded == []
+    assert next(net.parameters()).grad is not None
+    with torch.no_grad():
+        assert torch.equal(graph(images(), TIME), net(images(), TIME))
+    assert recorded == [(3, 1, 8, 8)]
+    assert graph(images(), TIME).requires_grad
+
+
 # -- on a GPU -----------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import math
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -64,7 +65,7 @@ class Trajectory:
         self.position = -1
         self._first = self._last = math.nan
         self._direction = 0
-        self._state: Callable[[], Tensor | None] = lambda: None
+        self._state: Callable[[], Tensor | None] = _nothing
         self._version: int | None = None
 
     def visit(self, time: float, state: Tensor) -> int:
@@ -87,6 +88,10 @@ class Trajectory:
         self.position = position
         return position
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Forget which object the last state was, as it is another in another process."""
+        return self.__dict__ | {"_state": _nothing, "_version": None}
+
     def _repeats(self, time: float, state: Tensor) -> bool:
         return time == self._last and self._state() is state and self._version == _version(state)
 
@@ -96,6 +101,10 @@ class Trajectory:
         if self._direction < 0:
             return time > self._last * self._rise
         return self._direction > 0 and time * self._rise < self._last
+
+
+def _nothing() -> None:
+    return None
 
 
 def _version(state: Tensor) -> int | None:
