@@ -14,7 +14,7 @@ calls for N steps), sigma rising anew is a new trajectory, and every trajectory 
 
 Adaptive step sizes are not for random drifts: a correction looks like a local error, so the steps in which one is
 evaluated are rejected and drawn again, and what comes out is the cheap level's answer without a sign of it. Such use is
-refused where it makes more calls than planned, and warned of where sigma goes back and forth.
+refused where it makes more calls than planned, and warned of where sigma goes back to where it was before.
 
 References:
     Karras et al. 2022 (arXiv 2206.00364), algorithms 1 and 2, and NVlabs/edm, NVlabs/edm2 (`net(x, sigma, labels)`);
@@ -23,6 +23,7 @@ References:
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -38,6 +39,7 @@ from multilevel_diffusion.loops.trajectory import Meter, Stats, Trajectory
 __all__ = ["MultilevelDenoiser"]
 
 _RISE = 1.5  # EDM's churn raises sigma by up to sqrt(2) between two calls
+_SAME = 1e-6  # relative difference of noise levels that are the same
 _ANEW = 20.0  # a trajectory starts at a noise level at least so many times that at which the previous one ended
 
 
@@ -252,14 +254,15 @@ class _Turns:
     """Notice a sampler whose noise levels go back and forth as those of rejected steps do, and warn.
 
     Churn goes back too, but only to below the call before the last (except once, where it sets in), and a new
-    trajectory starts at least `_ANEW` times as far as the last one ended. Two other ways back are taken for rejections.
+    trajectory starts at least `_ANEW` times as far as the last one ended. A way back to the very noise level before the
+    last is a rejection, and so are two other ways back.
     """
 
     def __init__(self) -> None:
         self._begin([])
 
     def _begin(self, calls: list[float]) -> None:
-        self._last_two, self._direction, self._strange = calls, 0.0, 0
+        self._last_two, self._direction, self._strange, self._warned = calls, 0.0, 0, False
 
     def note(self, sigma: float) -> None:
         """Look at the noise level of a call."""
@@ -275,13 +278,14 @@ class _Turns:
             if max(sigma, calls[-1]) >= _ANEW * min(sigma, calls[-1]):
                 self._begin([sigma])
                 return
-            if abs(way) >= abs(calls[-1] - calls[0]):
-                self._suspect()
+            if abs(way) >= abs(calls[-1] - calls[0]) * (1 - _SAME):
+                self._suspect(sure=len(calls) == 2 and math.isclose(sigma, calls[0], rel_tol=_SAME))
         self._last_two = [calls[-1], sigma]
 
-    def _suspect(self) -> None:
+    def _suspect(self, *, sure: bool) -> None:
         self._strange += 1
-        if self._strange == 2:
+        if (sure or self._strange == 2) and not self._warned:
+            self._warned = True
             warnings.warn(
                 "the noise levels go back and forth: if this sampler adapts its steps, use one with fixed steps, as "
                 "adaptive steps reject the corrections and return the cheap level's answer; after a deliberate restart "

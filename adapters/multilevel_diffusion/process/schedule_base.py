@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from multilevel_sde.times import has_float64
+
 __all__ = ["SLACK", "NoiseSchedule", "VariancePreserving", "check_positive", "check_t_min", "log_or_inf"]
 
 Time = TypeVar("Time", float, Tensor)
@@ -128,6 +130,9 @@ class NoiseSchedule(ABC):
         """Evaluate a formula in float64: with `math` on a float, with `torch` on a tensor (dtype kept)."""
         if not isinstance(value, Tensor):
             return formula(float(value), math)
+        if not has_float64(value.device.type):  # on the host, which has it
+            result = formula(value.cpu().to(torch.float64), torch)
+            return result.to(value.dtype if value.is_floating_point() else torch.float32).to(value.device)
         result = formula(value.to(torch.float64), torch)
         return result.to(value.dtype) if value.is_floating_point() else result
 
@@ -162,4 +167,7 @@ class VariancePreserving(NoiseSchedule):
 
     def _sigma(self, t: Any, ops: Any) -> Any:
         log_snr = self._log_snr(t, ops)
-        return ops.exp(-log_snr) / ops.sqrt(1.0 + ops.exp(-2.0 * log_snr))
+        if ops is math:
+            return 1.0 if log_snr == -math.inf else ops.exp(-log_snr) / ops.sqrt(1.0 + ops.exp(-2.0 * log_snr))
+        sigma = ops.exp(-log_snr) / ops.sqrt(1.0 + ops.exp(-2.0 * log_snr))
+        return ops.where(log_snr == -math.inf, 1.0, sigma)  # inf / inf

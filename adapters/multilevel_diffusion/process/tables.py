@@ -2,9 +2,13 @@ r"""Noise schedules given by a table of betas: x_s = sqrt(1 - beta_s) x_{s-1} + 
 
 Then alpha^2(s / steps) = prod_{u <= s} (1 - beta_u) with time s / steps in [0, 1], and alpha^2 + sigma^2 = 1.
 
+The last beta may be 1, as in tables rescaled to zero terminal SNR: then alpha(1) = 0 and the state is pure noise.
+Within the last step alpha falls to 0 along a straight line.
+
 References:
     Ho, Jain, Abbeel 2020, Denoising Diffusion Probabilistic Models (arXiv 2006.11239): the linear table.
     Fritsch, Carlson 1980, Monotone Piecewise Cubic Interpolation (between the entries).
+    Lin et al. 2024, Common Diffusion Noise Schedules and Sample Steps are Flawed (arXiv 2305.08891): zero terminal SNR.
 """
 
 import math
@@ -36,13 +40,23 @@ class _Tabulated(VariancePreserving):
     @cached_property
     def _nodes(self) -> np.ndarray:
         """L at s / steps, s = 0 ... steps, (steps + 1,) float64."""
-        return np.concatenate([[0.0], np.cumsum(-np.log1p(-self._betas()))])
+        with np.errstate(divide="ignore"):  # log 0 where the last beta is 1
+            return np.concatenate([[0.0], np.cumsum(-np.log1p(-self._betas()))])
+
+    @cached_property
+    def _ends_in_noise(self) -> bool:
+        return bool(np.isinf(self._nodes[-1]))
 
     @cached_property
     def _cubics(self) -> np.ndarray:
         """Coefficients of the cubics in the offset within their cell, highest power first, (4, steps) float64."""
-        nodes = self._nodes
-        return PchipInterpolator(np.linspace(0.0, 1.0, len(nodes)), nodes).c
+        nodes, times = self._nodes, np.linspace(0.0, 1.0, len(self._nodes))
+        if not self._ends_in_noise:
+            return PchipInterpolator(times, nodes).c
+        if len(nodes) == 3:  # one finite step: a straight line
+            return np.array([[0.0, 0.0], [0.0, 0.0], [nodes[1] / times[1], 0.0], [0.0, nodes[1]]])
+        cubics = PchipInterpolator(times[:-1], nodes[:-1]).c
+        return np.concatenate([cubics, [[0.0], [0.0], [0.0], [nodes[-2]]]], axis=1)
 
     @cached_property
     def _columns(self) -> list[tuple[float, ...]]:
@@ -62,7 +76,13 @@ class _Tabulated(VariancePreserving):
             a, b, c, d = _on_device(self, t.device)[:, cell]
             cell = cell.to(torch.float64)
         offset = t - cell / steps
-        return ((a * offset + b) * offset + c) * offset + d
+        value = ((a * offset + b) * offset + c) * offset + d
+        if not self._ends_in_noise:
+            return value
+        if ops is math:
+            return value - 2.0 * log_or_inf(max(1.0 - offset * steps, 0.0), ops) if cell == steps - 1 else value
+        last = value - 2.0 * ops.log((1.0 - offset * steps).clamp(min=0.0))
+        return torch.where(torch.as_tensor(cell == steps - 1), last, value)
 
     def _time(self, log_snr: Any, ops: Any) -> Any:
         if ops is math:
@@ -165,7 +185,7 @@ class TableSchedule(_Tabulated):
     """As `LinearSchedule` with any table of betas, such as the one a checkpoint was trained with.
 
     Arguments:
-        betas: beta_1, ..., beta_steps, at least two, each in (0, 1).
+        betas: beta_1, ..., beta_steps, at least two, each in (0, 1); the last may be 1 (zero terminal SNR).
         t_min: smallest time at which a network is meant to be evaluated; None is 1 / steps, the table's first time.
 
     Raises:
@@ -182,10 +202,14 @@ class TableSchedule(_Tabulated):
 
     def __post_init__(self) -> None:
         betas = tuple(float(beta) for beta in self.betas)
-        if len(betas) < 2 or not all(0 < beta < 1 for beta in betas):
-            raise ValueError(
-                '"betas" must be at least two numbers strictly between 0 and 1, first the one next to the data.'
-            )
+        if len(betas) < 2:
+            raise ValueError(f'"betas" has {len(betas)} entries, expected at least 2, first the one next to the data.')
+        for place, beta in enumerate(betas):
+            if not 0 < beta < 1 and not (beta == 1 and place == len(betas) - 1):
+                raise ValueError(
+                    f'"betas[{place}]" is {beta} of {len(betas)}, expected a number strictly between 0 and 1; only the '
+                    "last may be 1, where the state is pure noise."
+                )
         object.__setattr__(self, "betas", betas)
         if self.t_min is None:
             object.__setattr__(self, "t_min", 1.0 / len(betas))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 import warnings
 from itertools import pairwise
 
@@ -268,6 +269,50 @@ def test_adaptive_steps_are_warned_of():
     with pytest.warns(UserWarning, match="back and forth"):
         _, rejected = k_adaptive(model, start())
     assert rejected > 1
+
+
+@pytest.mark.parametrize("at", [1, 5, 9])
+@pytest.mark.parametrize("rounding", [1.0, 1 + 1e-7, 1 - 1e-7])
+def test_the_first_rejected_step_is_warned_of_and_no_second_time(at, rounding):
+    """Every step evaluates at its start and its end; one is rejected and begun again with half the length."""
+    model, *_ = make(budget_fraction=0.2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sigma, x = 20.0, start()
+        for n in range(12):
+            model(x + n, sigma)
+            following = 0.7 * sigma
+            model(x - n, following)
+            assert not caught or n > at
+            if n in (at, at + 1):
+                sigma = sigma * rounding
+                model(x + 0.5, sigma)
+                assert len(caught) == 1
+                following = 0.85 * sigma
+                model(x - 0.5, following)
+            sigma = following
+    assert len(caught) == 1
+    assert "back and forth" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("churn", [0.0, 5.0, 40.0])
+def test_fixed_steps_are_not_warned_of(churn):
+    with warnings.catch_warnings(action="error"):
+        for steps in (12, 24, 96):
+            edm_sampler(make()[0], start(), num_steps=steps, churn=churn)
+        k_heun(make()[0], start(), SIGMAS)
+
+
+def test_a_pickled_denoiser_goes_on_where_it_was():
+    model, *_ = make(budget_fraction=0.4)
+    k_euler(model, start(), SIGMAS[:13])
+    copies = [pickle.loads(pickle.dumps(model)), copy.deepcopy(model)]
+    expected = k_euler(model, start(), SIGMAS[12:])
+    for other in copies:
+        assert torch.equal(k_euler(other, start(), SIGMAS[12:]), expected)
+        assert other.stats == model.stats
+        other.reset()
+        assert torch.equal(k_euler(other, start(), SIGMAS), k_euler(make(budget_fraction=0.4)[0], start(), SIGMAS))
 
 
 @pytest.mark.parametrize("stages", [[0.2, 0.3, 0.8, 8 / 9, 1.0, 1.0]])
