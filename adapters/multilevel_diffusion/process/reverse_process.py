@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import multilevel_sde as mls
-from multilevel_diffusion.process.grids import log_snr_uniform
+from multilevel_diffusion.process.grids import log_snr_uniform, uniform
 from multilevel_diffusion.process.noise import coupled_noise
 from multilevel_diffusion.process.schedule_base import NoiseSchedule
 from multilevel_diffusion.process.steps import ExponentialStep
+from multilevel_sde.files import checksum
 from multilevel_sde.times import thinned
 
 __all__ = ["MODES", "Process"]
@@ -69,6 +71,43 @@ class Process:
             if len(index) > steps:
                 return torch.cat([self.fine_times[index[:steps]], self.fine_times[-1:]])
         raise ValueError(f'"steps" is {steps}: the finest grid has not so many distinct times in log-SNR')
+
+    @property
+    def mode(self) -> str:
+        """Its name in `MODES`, or what its tau is."""
+        return next((name for name, tau in MODES.items() if tau == self.tau), f"tau {self.tau:g}")
+
+    @property
+    def fine(self) -> int | str:
+        """The finest grid: its number of steps where it is uniform in time, else a digest of it."""
+        steps = len(self.fine_times) - 1
+        times = self.fine_times.detach().cpu().double()
+        if torch.equal(times, uniform(self.schedule, steps).double()):
+            return steps
+        return checksum(["fine"], [times])
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is solved, as JSON values.
+
+        Example:
+            >>> from multilevel_diffusion import CosineSchedule, uniform
+            >>> told = Process(CosineSchedule(), 0.0, uniform(CosineSchedule(), 10)).describe()
+            >>> told["mode"], told["fine"]
+            ('ddim', 10)
+        """
+        return {"mode": self.mode, "tau": float(self.tau), "schedule": self.schedule.to_dict(), "fine": self.fine}
+
+    def has(self, times: Tensor) -> bool:
+        """Return whether all times are those of the finest grid, in its order from noise to data.
+
+        Example:
+            >>> from multilevel_diffusion import CosineSchedule, uniform
+            >>> process = Process(CosineSchedule(), 0.0, uniform(CosineSchedule(), 10))
+            >>> process.has(process.grid(5)), process.has(uniform(CosineSchedule(), 7))
+            (True, False)
+        """
+        fine, times = self.fine_times.double().cpu(), times.double().cpu()
+        return bool(torch.isin(times, fine).all()) and bool((times.diff() < 0).all())
 
     def start(self, seeds: Sequence[int], shape: Sequence[int], **kind: torch.dtype | torch.device | str) -> Tensor:
         """Return the noise that the images of these seeds start from, (B, *shape)."""

@@ -4,6 +4,7 @@
 - One process, many processes (:mod:`multilevel_diffusion.sampling.distributed`) and interrupted runs give the same
   bytes.
 - A shard that was deleted or changed is computed again.
+- A job with more seeds goes on where a shorter one ended; the images of the shorter one stay as they are.
 - A folder that holds another job is refused.
 
 :func:`run` does all of it in one process or in a process group. Engines that hand out work themselves use its three
@@ -24,13 +25,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 import multilevel_sde as mls
-from multilevel_diffusion.networks.store import DiffusionLadder
+from multilevel_diffusion.networks.image_ladders import ImageLadder
+from multilevel_diffusion.sampling.continuing import as_continued, told_of
 from multilevel_diffusion.sampling.distributed import gather, place
 from multilevel_diffusion.sampling.job import Job
+from multilevel_diffusion.sampling.plan_origin import made_for
 from multilevel_diffusion.sampling.shards import PLAN, Shard, read_manifest, remove_temporary_files, write_manifest
 from multilevel_sde.files import write_atomically
 
-__all__ = ["Result", "check_folder", "close_folder", "finish", "open_folder", "run", "stored_job"]
+__all__ = ["Result", "close_folder", "finish", "open_folder", "run", "stored_job"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Result:
     status: str
 
 
-def run(job: Job, folder: str | Path, *, progress: bool = False) -> Result:
+def run(job: Job, folder: str | Path, *, arguments: Mapping[str, Any] | None = None, progress: bool = False) -> Result:
     """Sample a job into a folder, alone or with the other processes of the default process group.
 
     Every process looks through its share of the shards; those that are missing or not intact are then dealt out in
@@ -57,6 +60,8 @@ def run(job: Job, folder: str | Path, *, progress: bool = False) -> Result:
     Arguments:
         job: What to sample; the same in every process.
         folder: Where, seen by all processes; made if it is missing.
+        arguments: The arguments of a command that the job came from, as JSON values: they are written into the
+            manifest, and a message names those in which another job differs.
         progress: Show a progress bar over the images of the first process.
 
     Raises:
@@ -76,11 +81,11 @@ def run(job: Job, folder: str | Path, *, progress: bool = False) -> Result:
         (3, 0, torch.Size([3, 1, 8, 8]))
     """
     folder, (rank, world) = Path(folder), place()
-    check_folder(job, folder)
+    job = as_continued(job, folder, arguments)
     if len(set(gather(job.digest))) > 1:  # and all have looked before anything is written
         raise ValueError('"job" differs between the processes; start them all with the same arguments and versions')
     if rank == 0:
-        open_folder(job, folder)
+        open_folder(job, folder, arguments)
     shards, silent = job.shards, not progress or rank > 0
     check = tqdm(shards[rank::world], desc="checking", unit="shard", disable=silent, delay=2)
     found = [entry for shard in check if (entry := shard.find(folder)) is not None]
@@ -96,19 +101,23 @@ def run(job: Job, folder: str | Path, *, progress: bool = False) -> Result:
     return Result(images, seconds, max(done.status for _, done in parts) or "nothing to do")
 
 
-def open_folder(job: Job, folder: str | Path) -> None:
+def open_folder(job: Job, folder: str | Path, arguments: Mapping[str, Any] | None = None) -> Job:
     """Make a folder a job's: write its plan and its manifest, remove what killed writers have left.
+
+    Returns the job as it goes on in this folder, with a cut where a shorter one ended: take its shards.
 
     Raises:
         ValueError, OSError: As :func:`run`.
     """
     folder = Path(folder)
-    check_folder(job, folder)
+    job = as_continued(job, folder, arguments)
     remove_temporary_files(folder)
     with _explained(folder):
-        job.plan.save(folder / PLAN, job.times)
-        if read_manifest(folder) is None:
-            write_manifest(folder, job.description, [])
+        job.plan.save(folder / PLAN, job.times, made_for(job.images, job.process))
+        manifest = read_manifest(folder)
+        if manifest is None or manifest["job"] != job.description:
+            write_manifest(folder, job.description, [], told_of(job, arguments))
+    return job
 
 
 def finish(job: Job, folder: str | Path, shard: Shard) -> dict[str, Any]:
@@ -131,19 +140,25 @@ def close_folder(job: Job, folder: str | Path, entries: Sequence[Mapping[str, An
     if [entry["file"] for entry in entries] != [shard.name for shard in job.shards]:
         raise ValueError(f'"entries" must name each of the {len(job.shards)} shards once, got {len(entries)} entries')
     remove_temporary_files(Path(folder))
+    told = (read_manifest(folder) or {}).get("told")
     with _explained(Path(folder)):
-        write_manifest(Path(folder), job.description, entries)
+        write_manifest(Path(folder), job.description, entries, told or told_of(job))
 
 
-def stored_job(folder: str | Path, images: DiffusionLadder) -> Job:
+def stored_job(
+    folder: str | Path, images: ImageLadder, conditions: Mapping[str, Tensor] | None = None, fine: Tensor | None = None
+) -> Job:
     """Return the job of a folder that was opened, for a process that has only the folder and the ladder.
 
     Arguments:
         folder: The folder.
         images: The job's ladder, on the device where it is to run.
+        conditions: The job's, where it has some.
+        fine: The finest grid of its process, where it is not uniform in time.
 
     Raises:
-        ValueError: The folder holds no job, or one of another ladder, kind of device or version.
+        ValueError: The folder holds no job, or one of another ladder, grid, kind of device or version, or with other
+            conditions.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -152,24 +167,13 @@ def stored_job(folder: str | Path, images: DiffusionLadder) -> Job:
     if times is None:
         raise ValueError(f'"folder" is {str(folder)!r}, whose {PLAN} holds no times; open it again')
     said = manifest["job"]
-    sizes = {key: said[key] for key in ("tau", "fine", "batch", "shard")}
+    sizes = {key: said[key] for key in ("tau", "batch", "shard")} | {"fine": said["fine"] if fine is None else fine}
+    if isinstance(sizes["fine"], str):
+        raise ValueError(f'"fine" is missing: the job in {str(folder)!r} has a finest grid of its own; give it')
     threads = said["threads"] or torch.get_num_threads()
-    job = Job(images, times, plan, range(*said["seeds"]), threads=threads, **sizes)
-    check_folder(job, Path(folder))
-    return job
-
-
-def check_folder(job: Job, folder: Path) -> None:
-    """Raise ValueError where a folder holds another job."""
-    manifest = read_manifest(folder)
-    if manifest is None:
-        return
-    for key, value in job.description.items():
-        if manifest["job"][key] != value:
-            raise ValueError(
-                f'"{folder}" holds another job: its {key} is {manifest["job"][key]}, this one has {value}; give '
-                "another folder, or delete that one"
-            )
+    cuts = tuple(said.get("cuts", ()))
+    job = Job(images, times, plan, range(*said["seeds"]), threads=threads, conditions=conditions, cuts=cuts, **sizes)
+    return as_continued(job, folder)
 
 
 def _sample(job: Job, folder: Path, shards: Sequence[Shard], silent: bool) -> tuple[list[dict[str, Any]], Result]:

@@ -6,16 +6,19 @@ hits, and :func:`multilevel_sde.fit_plan` fits the coefficients to the path of t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 import multilevel_sde as mls
-from multilevel_diffusion.networks.store import DiffusionLadder
+from multilevel_diffusion.networks.image_ladders import ImageLadder, labels_in_turn
 from multilevel_diffusion.process.grids import uniform
 from multilevel_diffusion.process.multistep import corrected_weights, multistep_weights
 from multilevel_diffusion.process.reverse_process import MODES, Process
 from multilevel_diffusion.sampling.samples import batch_for
+from multilevel_sde.conditions import Conditions, some_rows
 
 __all__ = ["base_coefficients", "fit", "reference", "run_pilot"]
 
@@ -39,13 +42,14 @@ def base_coefficients(process: Process, times: Tensor) -> Tensor:
 
 
 def run_pilot(
-    images: DiffusionLadder,
-    mode: str,
+    images: ImageLadder,
+    mode: str | Process,
     *,
     steps: int = 1000,
     samples: int = 32,
     candidates: int | None = None,
-    device: str | torch.device = "cpu",
+    conditions: Conditions | None = None,
+    device: str | torch.device | None = None,
     progress: bool = False,
 ) -> mls.Pilot:
     """Measure a ladder of networks.
@@ -54,12 +58,13 @@ def run_pilot(
     about uniform in log-SNR, and by its predictor of order 2 for the SDE, on one uniform in time.
 
     Arguments:
-        images: The ladder.
-        mode: A key of `MODES`.
-        steps: Steps of the finest, uniform grid.
+        images: The ladder, one of networks or an `OwnLadder`.
+        mode: A key of `MODES`, or a process of your own, whose finest grid it then is.
+        steps: Steps of the finest, uniform grid of a mode.
         samples: Trajectories; their seeds start at 1,000,000.
         candidates: Largest number of steps of a plan; by default 100, for the ODE 56.
-        device: Where the networks are.
+        conditions: What the denoisers are told about each sample; by default, with classes, every class in turn.
+        device: Where the networks are; by default the ladder's.
         progress: Show a progress bar.
 
     Raises:
@@ -71,9 +76,13 @@ def run_pilot(
         >>> run_pilot(digits, "ddim", steps=10, samples=2, candidates=8).steps
         8
     """
-    process = Process(images.schedule, MODES[mode], uniform(images.schedule, steps))
+    if isinstance(mode, Process):
+        process, steps = mode, len(mode.fine_times) - 1
+    else:
+        process = Process(images.schedule, MODES[mode], uniform(images.schedule, steps))
     seeds = range(FIRST_SEED, FIRST_SEED + max(0, samples))
-    start = process.start(seeds, images.image_shape, device=device)
+    start = process.start(seeds, images.image_shape, dtype=images.dtype, device=device or images.device)
+    told = labels_in_turn(images, len(seeds)) if conditions is None else conditions
     count = candidates or (56 if process.tau == 0 else 100)
     return mls.pilot(
         images.ladder,
@@ -83,30 +92,47 @@ def run_pilot(
         candidates=process.log_snr_grid(count) if process.tau == 0 and 8 <= count < steps else min(count, steps),
         multistep=lambda times: base_coefficients(process, times),
         progress=progress,
+        conditions=told or None,
         **process.arguments(seeds),
     )
 
 
-def reference(images: DiffusionLadder, process: Process, seeds: range, *, progress: bool = False) -> Tensor:
-    """Return where the largest network ends on the finest grid, (B, C, H, W)."""
+def reference(
+    images: ImageLadder,
+    process: Process,
+    seeds: range,
+    *,
+    conditions: Conditions | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Return where the largest network ends on the finest grid, (B, C, H, W).
+
+    Arguments:
+        images: The ladder.
+        process: What is solved.
+        seeds: One a sample.
+        conditions: What the denoisers are told about each sample.
+        progress: Show a progress bar.
+    """
     plan = mls.em_plan(images.ladder, process.fine_times)
     size, out = min(8, batch_for(images.image_shape)), []
     for first in tqdm(range(0, len(seeds), size), desc="targets", unit="batch", disable=not progress):
         part = seeds[first : first + size]
-        start = process.start(part, images.image_shape, device=_device(images))
-        out.append(
-            mls.solve(images.ladder, start, process.fine_times, plan, gradients=False, **process.arguments(part)).y
-        )
+        start = process.start(part, images.image_shape, dtype=images.dtype, device=images.device)
+        told = some_rows(conditions or {}, slice(first, first + size))
+        known: dict[str, Any] = process.arguments(part) | {"conditions": told or None, "gradients": False}
+        out.append(mls.solve(images.ladder, start, process.fine_times, plan, **known).y)
     return torch.cat(out)
 
 
 def fit(
-    images: DiffusionLadder,
+    images: ImageLadder,
     process: Process,
     budget: float,
     *,
     samples: int = 32,
     steps: int = 28,
+    conditions: Conditions | None = None,
     target: Tensor | None = None,
     progress: bool = False,
 ) -> mls.FittedPlan:
@@ -118,6 +144,7 @@ def fit(
         budget: Cost of an image in evaluations of the largest network.
         samples: Trajectories, a quarter of them to judge; their seeds start at 1,000,000.
         steps: Steps of the grid; plans with half as many are tried too.
+        conditions: What the denoisers are told about each sample; by default, with classes, every class in turn.
         target: :func:`reference` of those seeds, where it is known already.
         progress: Show progress bars.
 
@@ -134,8 +161,11 @@ def fit(
         (True, 8)
     """
     seeds = range(FIRST_SEED, FIRST_SEED + samples)
-    start = process.start(seeds, images.image_shape, device=_device(images))
-    target = reference(images, process, seeds, progress=progress) if target is None else target
+    start = process.start(seeds, images.image_shape, dtype=images.dtype, device=images.device)
+    told = labels_in_turn(images, samples) if conditions is None else conditions
+    if target is None:
+        target = reference(images, process, seeds, conditions=told, progress=progress)
+    given: dict[str, Any] = process.arguments(seeds) | {"conditions": told or None}
     pilot = mls.pilot(
         images.ladder,
         start,
@@ -144,11 +174,7 @@ def fit(
         candidates=process.log_snr_grid(steps),
         multistep=lambda times: base_coefficients(process, times),
         progress=progress,
-        **process.arguments(seeds),
+        **given,
     )
     proposed = pilot.in_evaluations("evaluations of the largest network").plans(budget=budget)
-    return mls.fit_plan(images.ladder, start, proposed, target, progress=progress, **process.arguments(seeds))
-
-
-def _device(images: DiffusionLadder) -> torch.device:
-    return next(images.networks[0].parameters()).device
+    return mls.fit_plan(images.ladder, start, proposed, target, progress=progress, **given)

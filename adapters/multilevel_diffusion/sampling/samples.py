@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 import multilevel_sde as mls
 from multilevel_diffusion.process.reverse_process import Process
+from multilevel_sde.conditions import Conditions, as_conditions, some_rows
 
 __all__ = ["Samples", "batch_for", "sample"]
 
@@ -47,6 +49,7 @@ def sample(
     seeds: Sequence[int],
     shape: Sequence[int],
     *,
+    conditions: Conditions | None = None,
     batch: int = 64,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -56,12 +59,14 @@ def sample(
     """Sample one image per seed, in batches.
 
     Arguments:
-        ladder: Denoisers (x_t, t) -> x_0.
+        ladder: Denoisers (x_t, t) -> x_0, or (x_t, t, **conditions) -> x_0.
         process: What is solved.
         times: A grid of the process.
         plan: Which level runs when.
         seeds: One integer per image.
         shape: (C, H, W).
+        conditions: What the denoisers are told about each image: tensors by name, one row an image, such as
+            {"label": labels}. The image of a seed and its row does not depend on the others.
         batch: Images at a time.
         dtype: Dtype of the state.
         device: Where the networks are.
@@ -69,7 +74,8 @@ def sample(
         label: Its text.
 
     Raises:
-        ValueError: No seeds, a batch below 1, or arguments that do not fit (see `multilevel_sde.solve`).
+        ValueError: No seeds, a batch below 1, conditions that have not one row an image, or arguments that do not fit
+            (see `multilevel_sde.solve`).
 
     Example:
         >>> from multilevel_diffusion import CosineSchedule, uniform
@@ -83,12 +89,15 @@ def sample(
     seeds = list(seeds)
     if not seeds or batch < 1:
         raise ValueError(f'"seeds" must not be empty and "batch" at least 1, got {len(seeds)} seeds and batch {batch}')
+    rows = as_conditions(conditions, torch.empty(len(seeds), 0))
     images, seconds, solution = [], 0.0, None
     with tqdm(total=len(seeds), desc=label, unit="image", disable=not progress) as bar:
         for first in range(0, len(seeds), batch):
             part = seeds[first : first + batch]
             x = process.start(part, shape, dtype=dtype, device=device)
-            solution = mls.solve(ladder, x, times, plan, gradients=False, **process.arguments(part))
+            told = {name: value.to(device) for name, value in some_rows(rows, slice(first, first + batch)).items()}
+            known: dict[str, Any] = process.arguments(part) | {"conditions": told or None, "gradients": False}
+            solution = mls.solve(ladder, x, times, plan, **known)
             images.append(solution.y)
             seconds += solution.stats.seconds
             bar.update(len(part))

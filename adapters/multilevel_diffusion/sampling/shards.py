@@ -1,13 +1,15 @@
 """What lies in the folder of a sampling job: shards of images, and a manifest that lists them.
 
-    manifest.json                    the job, its digest, and the shards with their SHA-256 once all are finished
+    manifest.json                    the job, its digest, with which arguments it was started, and the shards with
+                                     their SHA-256 once all are finished
     plan.safetensors                 the plan and its times
     shard_000000000.safetensors      "images" (B, C, H, W) of consecutive seeds; named by the first one
 
-A shard is a function of the job alone, to the last byte: its header names the job's digest and the seeds, and holds
-the SHA-256 of the images. So a shard is finished exactly if its file is what the images in it would be written as; no
-list of finished shards has to be kept up to date, and a file that was cut, changed or brought from another job is
-seen. Files appear whole or not at all (:mod:`multilevel_sde.files`); nothing is pickled.
+A shard is a function of its seeds and the job, to the last byte: its header names a digest of the job, whatever other
+seeds it has, and the shard's own seeds, and holds the SHA-256 of the images. So a shard is finished exactly if its file
+is what the images in it would be written as; no list of finished shards has to be kept up to date, and a file that was
+cut, changed or brought from another job is seen. Files appear whole or not at all (:mod:`multilevel_sde.files`);
+nothing is pickled.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from multilevel_diffusion.networks.fingerprints import as_bytes
 from multilevel_sde.files import write_atomically
 
 __all__ = ["Shard", "load_images", "read_manifest", "read_shards", "remove_temporary_files", "write_manifest"]
@@ -37,7 +40,7 @@ class Shard:
     """Images of the seeds first, ..., last - 1 of one job, in one file.
 
     Arguments:
-        job: Digest of the job.
+        job: Digest of all that its images depend on but the seeds.
         first: The first seed.
         last: The seed after the last one.
 
@@ -91,19 +94,28 @@ class Shard:
         return self.entry(content) if self.intact(content) else None
 
 
-def as_bytes(tensor: Tensor) -> memoryview:
-    """Return the bytes of a tensor's elements in order, without a copy where they lie so on the CPU already."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-
-
 def digest(values: Any) -> str:
     """Return the SHA-256 of JSON values, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def write_manifest(folder: Path, job: Mapping[str, Any], shards: Sequence[Mapping[str, Any]]) -> None:
-    """Write the manifest of a job: its description and digest, the entries of its finished shards, and a checksum."""
+def write_manifest(
+    folder: Path,
+    job: Mapping[str, Any],
+    shards: Sequence[Mapping[str, Any]],
+    told: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the manifest of a job: its description and digest, the entries of its finished shards, and a checksum.
+
+    Arguments:
+        folder: The job's folder.
+        job: Its description.
+        shards: The entries.
+        told: What a person is told about the job, such as its arguments; the images do not depend on it.
+    """
     values: dict[str, Any] = {"format": FORMAT, "digest": digest(job), "job": job, "shards": shards}
+    if told:
+        values["told"] = told
     values["sha256"] = digest(values)
     write_atomically(folder / MANIFEST, (json.dumps(values, indent=1) + "\n").encode())
 

@@ -8,35 +8,42 @@ from pathlib import Path
 from torch import Tensor
 
 import multilevel_sde as mls
-from multilevel_diffusion.networks.store import DiffusionLadder
+from multilevel_diffusion.networks.image_ladders import ImageLadder, pilot_name
+from multilevel_diffusion.process.grids import uniform
+from multilevel_diffusion.process.reverse_process import MODES, Process
+from multilevel_diffusion.sampling.plan_origin import load_plan
 
 __all__ = ["stored_pilot", "stored_plan"]
 
 _NEAR = 0.8  # a stored plan is used for budgets up to 1 / _NEAR of its cost
 
 
-def stored_pilot(ladder: DiffusionLadder, mode: str) -> mls.Pilot | None:
-    """Return the pilot that lies in a ladder's folder for a mode ("ddpm" or "ddim"), or None.
+def stored_pilot(ladder: ImageLadder, mode: str) -> mls.Pilot | None:
+    """Return the pilot that lies in a ladder's folder for a mode ("ddpm" or "ddim") and its guidance, or None.
 
     Example:
         >>> from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
         >>> stored_pilot(load_ladder(shipped_ladder("digits")), "ddpm").steps
         100
     """
-    if ladder.folder is None or not (ladder.folder / f"pilot_{mode}.safetensors").is_file():
+    name = pilot_name(mode, ladder.guidance)
+    if ladder.folder is None or not (ladder.folder / name).is_file():
         return None
-    return mls.Pilot.load(ladder.folder / f"pilot_{mode}.safetensors")
+    return mls.Pilot.load(ladder.folder / name)
 
 
-def stored_plan(images: DiffusionLadder, mode: str, budget: float) -> tuple[mls.Plan, Tensor] | None:
-    """Return the dearest fitted plan of a ladder's folder that a budget pays, with its grid, or None.
+def stored_plan(images: ImageLadder, mode: str, budget: float) -> tuple[mls.Plan, Tensor] | None:
+    """Return the most expensive fitted plan of a ladder's folder that a budget pays, with its grid, or None.
 
     Arguments:
         images: The ladder.
         mode: "ddpm" or "ddim".
         budget: Cost of an image in evaluations of the largest network; a plan of less than 0.8 of it is not returned.
+
+    Raises:
+        ValueError: The plan was made for another ladder, such as this one before it was trained on.
     """
-    if images.folder is None:
+    if images.folder is None or images.guidance is not None:
         return None
     found = {}
     for path in Path(images.folder).glob(f"plan_{mode}_*.safetensors"):
@@ -45,7 +52,7 @@ def stored_plan(images: DiffusionLadder, mode: str, budget: float) -> tuple[mls.
             found[float(number[1])] = path
     if not found:
         return None
-    plan, times = mls.Plan.load_with_times(found[max(found)])
-    if times is None:
-        raise ValueError(f'"{found[max(found)]}" holds no times; write it again with `multilevel-sde plan --fit`')
-    return plan, times
+    path = found[max(found)]
+    if mls.Plan.load_with_times(path)[1] is None:
+        raise ValueError(f'"{path}" holds no times; write it again with `multilevel-sde plan --fit`')
+    return load_plan(path, images, Process(images.schedule, MODES[mode], uniform(images.schedule, 1000)))

@@ -27,7 +27,7 @@ from multilevel_sde import cli
 
 PROCESSES = multiprocessing.get_context("forkserver")  # children of a process without threads, which has imported torch
 # pytest is the main module, which every child imports.
-PROCESSES.set_forkserver_preload(["pytest", "multilevel_diffusion.sample_command", "multilevel_sde.cli"])
+PROCESSES.set_forkserver_preload(["pytest", "multilevel_diffusion.commands.sample", "multilevel_sde.cli"])
 
 
 def job(ladder, seeds=range(3, 14), steps=3, **changes):
@@ -92,9 +92,9 @@ def run_and_read(ladder, folder):
     """Run a job and read its images at once; the first process takes its time to write the manifest."""
     write = job_folder.write_manifest
 
-    def slowly(folder, described, shards):
+    def slowly(folder, described, shards, told):
         time.sleep(0.5 if shards else 0)
-        write(folder, described, shards)
+        write(folder, described, shards, told)
 
     job_folder.write_manifest = slowly
     with process_group():

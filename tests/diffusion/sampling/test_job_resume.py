@@ -104,9 +104,9 @@ def test_missing_and_damaged_shards_are_reported_and_repaired(tiny_ladder, tmp_p
 def test_another_job_is_refused_and_changes_nothing(tiny_ladder, tmp_path, whole):
     run(job(tiny_ladder), tmp_path)
     kept = contents(tmp_path) | {PLAN: (tmp_path / PLAN).read_bytes()}
-    with pytest.raises(ValueError, match=r"its seeds is \[3, 14\], this one has \[3, 12\]; give another folder"):
+    with pytest.raises(ValueError, match=r"another job \(seeds \[3, 14\] against \[3, 12\]\); give another folder"):
         run(job(tiny_ladder, seeds=range(3, 12)), tmp_path)
-    with pytest.raises(ValueError, match="another job: its plan is"):
+    with pytest.raises(ValueError, match=r"a plan of 3 steps with evaluations \[3, 3\] against one of 6 with \[6, 6\]"):
         open_folder(job(tiny_ladder, steps=6), tmp_path)
     assert contents(tmp_path) | {PLAN: (tmp_path / PLAN).read_bytes()} == kept
 
