@@ -40,8 +40,7 @@ class Curve:
         """The predicted error at a budget, without correlations between levels: cheap, for choosing among curves."""
         count = self.allocation.count_within(budget - self.base_cost)
         promised, pilot, form = self.allocation.errors[count], self.pilot, self.form(memory)
-        level = pilot.tail * pilot.expected(promised, self.steps, form)
-        return level + pilot.step_tail * pilot.step_error_of(self.steps, form)
+        return pilot.expected(promised, self.steps, form) + pilot.step_tail * pilot.step_error_of(self.steps, form)
 
     def form(self, memory: bool) -> Form:
         """The form that its plans take."""
@@ -146,8 +145,8 @@ class Alone:
         top = self.level == pilot.levels - 1
         error = self._error(steps)
         step = error if top else min(error, pilot.single_error(pilot.levels - 1, steps, self.multistep))
-        above = self.tail * error - pilot.step_tail * step
-        return pilot.expectation(max(0.0, above), 1.0, step, evaluations)
+        step_mse = pilot.step_tail * step
+        return pilot.expectation(max(0.0, self.tail * error - step_mse), step_mse, error, evaluations)
 
 
 def allocate_levels(parts: list[Responses], costs: list[float], budget: float) -> Allocation:

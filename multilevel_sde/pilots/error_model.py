@@ -5,10 +5,9 @@ The predicted mean squared error of a plan to the path of the top level on the f
     level error + step error,    level error = q(e) e,  e = (w - 1)' G (w - 1),
 
 with the plan's weights w, the Gram matrix G of the responses (see :mod:`multilevel_sde.pilots.run_pilot`), and the step
-error of the top level on the plan's grid. q is the measured ratio of typical to first-order error, on this grid and in
-this form of plans, interpolated in the logarithm with q(e) e nondecreasing. Both are typical errors times a tail, the
-measured ratio of mean to typical error, which levels and steps have each their own. Plans are made with the
-off-diagonal of G shrunk by 5%, predicted without.
+error of the top level on the plan's grid. q is the measured ratio to the first-order error, on this grid and in this
+form of plans, interpolated in the logarithm with q(e) e nondecreasing. Step errors are typical ones times their tail,
+the measured ratio of mean to typical error. Plans are made with the off-diagonal of G shrunk by 5%, predicted without.
 """
 
 from __future__ import annotations
@@ -105,17 +104,17 @@ class ErrorModel:
 
     @cached_property
     def tail(self) -> float:
-        """Ratio of the mean to the typical squared error that levels cause: geometric mean over all calibrations."""
-        return _mean_tail(one.tail for one in self.calibration)
+        """Ratio of the mean to the typical squared error of plans: the median over all calibrations."""
+        return _median(one.tail for one in self.calibration)
 
     @cached_property
     def step_tail(self) -> float:
-        """The same of the errors that steps of the top level cause."""
+        """The same of the top level alone."""
         return self.single_tail(self.levels - 1)
 
     def single_tail(self, level: int) -> float:
-        """The same of a level alone."""
-        return _mean_tail(one.tail for one in self.singles if one.level == level)
+        """The same of any level alone."""
+        return _median(one.tail for one in self.singles if one.level == level)
 
     def share(self, samples: int, budget: float) -> float:
         """The pilot's cost as a part of a run of so many samples at a budget each."""
@@ -172,20 +171,21 @@ class ErrorModel:
             evaluations: Of each level, (K,).
             form: How it uses its corrections.
         """
+        usual, mean = (
+            _calibrated(first_order, self._measured(steps, form, "first_order", mean=m)) for m in (False, True)
+        )
         step = self.step_error_of(steps, form)
-        level = _calibrated(first_order, self._measured(steps, form, "first_order"))
-        return self.expectation(level, self.tail, step, evaluations)
+        return self.expectation(mean, self.step_tail * step, usual + step, evaluations)
 
-    def expectation(self, level: float, tail: float, step: float, evaluations: Tensor) -> Prediction:
-        """Return a prediction from typical level and step errors and the tail of the former."""
+    def expectation(self, level_mse: float, step_mse: float, typical: float, evaluations: Tensor) -> Prediction:
+        """Return a prediction with what these evaluations of each level cost."""
         cost = float(evaluations @ torch.tensor(self.costs, dtype=torch.float64))
         seconds = float(evaluations @ torch.tensor(self.seconds, dtype=torch.float64))
-        level_mse, step_mse = tail * level, self.step_tail * step
-        return Prediction(level_mse + step_mse, level_mse, step_mse, level + step, cost, seconds)
+        return Prediction(level_mse + step_mse, level_mse, step_mse, typical, cost, seconds)
 
     def expected(self, promised: float, steps: int, form: Form) -> float:
-        """Return the typical level error of a plan of which an allocation promises so much."""
-        return _calibrated(promised, self._measured(steps, form, "promised"))
+        """Return the mean squared level error of a plan of which an allocation promises so much."""
+        return _calibrated(promised, self._measured(steps, form, "promised", mean=True))
 
     def step_error(self, steps: int) -> float:
         """Predicted mean squared error of so many steps of the top level, to the finest grid, by the pilot's method.
@@ -220,20 +220,23 @@ class ErrorModel:
         """The form that erred least in the runs on the nearest grid, every run counting by its ratio."""
 
         def size(form: Form) -> float:
-            return sum(math.log(max(measured, 1e-300)) for _, measured in self._measured(steps, form, "promised"))
+            return sum(
+                math.log(max(measured, 1e-300)) for _, measured in self._measured(steps, form, "promised", mean=False)
+            )
 
         return min(forms, key=size)
 
-    def _measured(self, steps: int, form: Form, what: str) -> list[tuple[float, float]]:
+    def _measured(self, steps: int, form: Form, what: str, *, mean: bool) -> list[tuple[float, float]]:
         """(what a plan was said to err, what it erred beside its steps) on the grid that is nearest to a plan's."""
         same = [one for one in self.calibration if one.form is form] or list(self.calibration)
         near = min((abs(math.log(one.steps / steps)) for one in same), default=0.0)
-        step = self.step_error_of
-        return [
-            (getattr(one, what), max(one.measured - step(one.steps, form), _LEAST * one.measured))
-            for one in same
-            if abs(math.log(one.steps / steps)) <= near + 1e-12
-        ]
+        found = []
+        for one in same:
+            if abs(math.log(one.steps / steps)) <= near + 1e-12:
+                whole = one.measured * (one.tail if mean else 1.0)
+                step = self.step_error_of(one.steps, form) * (self.step_tail if mean else 1.0)
+                found.append((getattr(one, what), max(whole - step, _LEAST * whole)))
+        return found
 
     def _form(self, plan: Plan) -> Form:
         """In which form a plan is: by how far back it remembers."""
@@ -279,9 +282,9 @@ class ErrorModel:
         return track(plan, self.responses(plan.steps), self.multistep.get(plan.steps))
 
 
-def _mean_tail(tails: Iterable[float]) -> float:
+def _median(tails: Iterable[float]) -> float:
     known = list(tails)
-    return statistics.geometric_mean(known) if known else 1.0
+    return statistics.median(known) if known else 1.0
 
 
 def _calibrated(value: float, pairs: Iterable[tuple[float, float]]) -> float:

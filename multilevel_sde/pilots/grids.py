@@ -13,8 +13,9 @@ __all__ = ["refined"]
 def refined(fine: Tensor, candidates: Tensor, steps: int) -> Tensor:
     """Return a grid of so many steps of the finest grid, dense where the candidates are.
 
-    Up to M steps it is thinned from the M candidates, above from them and the times halfway between, as often as
-    needed.
+    Steps that divide the number M of candidates are some of those. Where the candidates are spread evenly over the
+    finest grid, so are all others; elsewhere they are thinned from the candidates and, above M, from the times halfway
+    between.
 
     Arguments:
         fine: The finest grid, (F + 1,).
@@ -26,7 +27,9 @@ def refined(fine: Tensor, candidates: Tensor, steps: int) -> Tensor:
         tensor([0., 2., 4., 6., 8.])
     """
     sign = 1.0 if bool(fine[-1] > fine[0]) else -1.0
-    index = torch.searchsorted(fine * sign, candidates * sign)
-    while len(index) - 1 < min(steps, len(fine) - 1):
+    index, finest, count = torch.searchsorted(fine * sign, candidates * sign), len(fine) - 1, len(candidates) - 1
+    if count % steps and torch.equal(index, thinned(finest, count)):
+        return fine[thinned(finest, steps)]
+    while len(index) - 1 < min(steps, finest):
         index = torch.cat([index, (index[1:] + index[:-1]) // 2]).unique()
     return fine[index[thinned(len(index) - 1, steps)]]

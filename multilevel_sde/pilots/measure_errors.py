@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from multilevel_sde.errors import NonFiniteError
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.pilots.answers import Form, Single
 from multilevel_sde.pilots.curves import allocate_levels, plan_of
@@ -63,18 +64,24 @@ class Finals:
 
         The top level is run with twice the candidates. What more steps change is that of the next level, as far as
         those cost no more than the candidates of the top level, then that of the one below, and so on: with the same
-        noise the changes of neighbouring levels differ by little.
+        noise the changes of neighbouring levels differ by little. A level whose change between the candidates and twice
+        as many is not that of the top level counts as much less as its regression on that says.
         """
-        end = torch.zeros((), dtype=self.trial.y0.dtype, device=self.trial.y0.device)
-        for level, steps, fewer in target_runs(self.trial.ladder, len(self.fine) - 1, len(self.grid) - 1):
-            end = end + self.of(level, steps) - (self.of(level, fewer) if fewer else 0.0)
+        runs = target_runs(self.trial.ladder, len(self.fine) - 1, len(self.grid) - 1)
+        (top, twice, count), *others = runs
+        end = self.of(top, twice)
+        for level, steps, fewer in others:
+            change = self.of(top, twice) - self.of(top, count)
+            own = self.of(level, twice) - self.of(level, count)
+            share = float((change * own).sum() / own.square().sum().clamp_min(1e-300))
+            end = end + min(1.0, max(0.0, share)) * (self.of(level, steps) - self.of(level, fewer))
         return end
 
 
 def target_runs(ladder: Ladder, finest: int, candidates: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (level, steps, fewer): the target is the sum of a level's ends with so many steps less those with fewer."""
+    """Yield the top level's steps and candidates, and for others (level, steps, fewer) whose change is added."""
     costs, top, reached = ladder.costs, len(ladder) - 1, min(finest, 2 * candidates)
-    yield top, reached, 0
+    yield top, reached, candidates
     for level in reversed(range(top)):
         steps = finest if level == 0 else min(finest, int(candidates * costs[top] / costs[level]))
         if steps > reached:
@@ -98,11 +105,17 @@ def single_steps(ladder: Ladder, level: int, finest: int, candidates: int, multi
 
 
 def single_runs(finals: Finals, target: Tensor) -> Iterator[tuple[Single, Tensor]]:
-    """Run every level alone, by the pilot's method and one step at a time; yield squared errors of all samples."""
+    """Run every level alone, by the pilot's method and one step at a time; yield squared errors of all samples.
+
+    Numbers of steps with which a level diverges are left out.
+    """
     ladder, finest, candidates = finals.trial.ladder, len(finals.fine) - 1, len(finals.grid) - 1
     for level in range(len(ladder)):
         for steps, one_step in single_steps(ladder, level, finest, candidates, finals.trial.coefficients is not None):
-            errors = squared(finals.of(level, steps, one_step=one_step), target)
+            try:
+                errors = squared(finals.of(level, steps, one_step=one_step), target)
+            except NonFiniteError:
+                continue  # too few steps for this level
             yield Single(level, steps, not one_step, 0.0, 1.0), errors
 
 
@@ -140,9 +153,18 @@ def kept_out_runs(trial: Trial, grid: Tensor, walk: Walk, grams: list[Tensor], t
                 promise, first_order, forms = fold.within(budget, trial.base(coarse) if trial.coefficients else None)
                 promised, predicted = promised + promise / len(folds), predicted + first_order / len(folds)
                 for form, plan in forms.items():
-                    errors.setdefault(form, []).append(squared(trial.run(coarse, plan, others), target[others]))
+                    errors.setdefault(form, []).append(_distance(trial, coarse, plan, others, target))
             for form, found in errors.items():
-                yield steps, form, promised, predicted, torch.cat(found)
+                if bool(torch.cat(found).isfinite().all()):
+                    yield steps, form, promised, predicted, torch.cat(found)
+
+
+def _distance(trial: Trial, grid: Tensor, plan: Plan, part: slice, target: Tensor) -> Tensor:
+    """Squared distances of some samples by a plan to the target, infinite where they diverge."""
+    try:
+        return squared(trial.run(grid, plan, part), target[part])
+    except NonFiniteError:
+        return torch.full((len(target[part]),), torch.inf, dtype=torch.float64)
 
 
 class _Fold:

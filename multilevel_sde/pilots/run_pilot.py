@@ -243,7 +243,8 @@ def _expected_cost(trial: Trial, fine: Tensor, count: int, copies: int) -> float
         for level in range(levels)
         for steps, _ in single_steps(ladder, level, finest, count, methods > 1)
     )
-    target = sum(a_step * (steps + fewer) * costs[k] for k, steps, fewer in target_runs(ladder, finest, count) if fewer)
+    others = list(target_runs(ladder, finest, count))[1:]
+    target = sum(a_step * (steps + fewer + 3 * count) * costs[k] for k, steps, fewer in others)
     calibration = sum(
         (methods + 1) * (steps * costs[0] + budget)
         for steps in grids_of_plans(a_step * count, a_step == 1)
