@@ -1,7 +1,6 @@
 """What lies in the folder of a sampling job: shards of images, and a manifest that lists them.
 
-    manifest.json                    the job, its digest, with which arguments it was started, and the shards with
-                                     their SHA-256 once all are finished
+    manifest.json                    the job, its digest and arguments; once finished, the shards with their SHA-256
     plan.safetensors                 the plan and its times
     shard_000000000.safetensors      "images" (B, C, H, W) of consecutive seeds; named by the first one
 
