@@ -183,4 +183,4 @@ class SecondsCost:
 
 
 def _time_on(t: float, x: Tensor) -> Tensor:
-    return torch.tensor(t, dtype=device_dtype(torch.float64, x.device), device=x.device)
+    return torch.full((), t, dtype=device_dtype(torch.float64, x.device), device=x.device)

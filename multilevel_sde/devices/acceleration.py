@@ -61,10 +61,10 @@ class Autocast:
         if self.dtype not in (torch.bfloat16, torch.float16):
             raise ValueError(f'"dtype" is {self.dtype}, expected torch.bfloat16 or torch.float16')
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return f(x, t), computed in half precision, shaped and typed like x."""
+    def __call__(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        """Return f(x, t, **conditions), computed in half precision, shaped and typed like x."""
         with torch.autocast(x.device.type, dtype=self.dtype):
-            return self.drift(x, t).to(x.dtype)
+            return self.drift(x, t, **conditions).to(x.dtype)
 
 
 def compiled(drift: Drift, *, fullgraph: bool = False, backend: str | Callable = "inductor") -> Drift:
@@ -132,22 +132,24 @@ class CudaGraph:
         self._plain: set[tuple] = set()  # and for which they do not
         self._warned = False
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return f(x, t)."""
-        key = (x.shape, x.dtype, x.device, t.shape, t.dtype, t.device)
-        if x.device.type != _GPU or (torch.is_grad_enabled() and (x.requires_grad or key in self._wanting)):
+    def __call__(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        """Return f(x, t, **conditions)."""
+        given = (x, t, *conditions.values())
+        key = (tuple(conditions), *((one.shape, one.dtype, one.device) for one in given))
+        wanted = torch.is_grad_enabled() and any(one.requires_grad for one in given)
+        if x.device.type != _GPU or wanted or (torch.is_grad_enabled() and key in self._wanting):
             self._warn(x)
-            return self.drift(x, t)
+            return self.drift(x, t, **conditions)
         if torch.is_grad_enabled() and key not in self._plain:
-            value = self.drift(x, t)
+            value = self.drift(x, t, **conditions)
             if value.requires_grad:  # parameters of the drift do
                 self._wanting.add(key)
                 self._warn(x)
                 return value
             self._plain.add(key)
         if key not in self._recordings:
-            self._recordings[key] = _record(self.drift, x, t)
-        return self._recordings[key](x, t)
+            self._recordings[key] = _record(self.drift, x, t, **conditions)
+        return self._recordings[key](*given)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the recordings, which are memory of this process's GPU."""
@@ -164,32 +166,31 @@ class CudaGraph:
 
 @dataclass(frozen=True)
 class _Recording:
-    """The buffers of a recorded call, and what replays it."""
+    """The buffers of a recorded call (the state, the time and the conditions), and what replays it."""
 
-    x: Tensor
-    t: Tensor
+    given: tuple[Tensor, ...]
     value: Tensor
-    replay: Callable[[], None]
+    replay: Callable[[], object]
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        self.x.copy_(x)
-        self.t.copy_(t)
+    def __call__(self, *given: Tensor) -> Tensor:
+        for buffer, value in zip(self.given, given, strict=True):
+            buffer.copy_(value)
         self.replay()
         return self.value.clone()
 
 
 @torch.no_grad()
-def _record(drift: Drift, x: Tensor, t: Tensor) -> _Recording:
+def _record(drift: Drift, x: Tensor, t: Tensor, **conditions: Tensor) -> _Recording:
     """Record a call on a GPU."""
-    x, t = x.clone(), t.clone()
+    x, t, conditions = x.clone(), t.clone(), {name: value.clone() for name, value in conditions.items()}
     stream = torch.cuda.Stream(x.device)
     stream.wait_stream(torch.cuda.current_stream(x.device))
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UP):
-            drift(x, t)
+            drift(x, t, **conditions)
     torch.cuda.current_stream(x.device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     # Of this thread only: an Offload may load weights from its own meanwhile.
     with torch.cuda.device(x.device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        value = drift(x, t)
-    return _Recording(x, t, value, graph.replay)
+        value = drift(x, t, **conditions)
+    return _Recording((x, t, *conditions.values()), value, graph.replay)

@@ -142,10 +142,7 @@ class Offload:
         return Ladder(drifts, GivenCost(self._ladder.costs, self._ladder.unit))
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            '"Offload" holds a buffer and a thread of its process and cannot be copied or pickled; make one in each '
-            "process, from the ladder and the modules"
-        )
+        raise TypeError('"Offload" holds a buffer and a thread of its process; make one in each process')
 
     @property
     def stats(self) -> OffloadStats:
@@ -153,26 +150,27 @@ class Offload:
         self._count_stalls()
         return OffloadStats(self._loads, self._prefetched, self._loaded, self._waited)
 
-    def _evaluate(self, level: int, rows: _Rows, x: Tensor, t: Tensor) -> Tensor:
+    def _evaluate(self, level: int, rows: _Rows, x: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
             raise ValueError(
                 f"level {level + 1} is offloaded and cannot be differentiated: its weights are gone when the gradient "
                 "is taken; solve with gradients=False, or leave the level out of the Offload"
             )
         with self._lock:
-            value = rows.kept(level, x, t)
+            where = (x, t, *conditions.values())
+            value = rows.kept(level, where)
             if value is not None:
                 return value
             row, following = rows.next(level)
             values = {}
             for place, now in enumerate(row):
                 self._bring(now)
-                values[now] = self._ladder.drifts[now](x, t)
+                values[now] = self._ladder.drifts[now](x, t, **conditions)
                 self._free = self._now()
                 after = row[place + 1] if place + 1 < len(row) else following
                 if after is not None and after != now:
                     self._start(after)
-            rows.keep(values, level, x, t)
+            rows.keep(values, level, where)
         return values[level]
 
     def _now(self) -> torch.cuda.Event | None:
@@ -206,8 +204,7 @@ class Offload:
             self._wait_for(arrived)
         self._weights[level].attach()
         self.resident = level
-        self._loads += 1
-        self._prefetched += ahead
+        self._loads, self._prefetched = self._loads + 1, self._prefetched + ahead
         self._loaded += self._weights[level].bytes
 
     def _wait_for(self, arrived: torch.cuda.Event) -> None:
@@ -248,9 +245,9 @@ class _OffloadedDrift:
     def __init__(self, offload: Offload, level: int, rows: _Rows):
         self._parts = offload, level, rows
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         offload, level, rows = self._parts
-        return offload._evaluate(level, rows, x, t)
+        return offload._evaluate(level, rows, x, t, conditions)
 
 
 class _Rows:
@@ -261,7 +258,7 @@ class _Rows:
         self._lowest = {row[-1] for row in rows}
         self._together = True
         self._values: dict[int, Tensor] = {}
-        self._where: tuple[Tensor, Tensor] | None = None
+        self._where: tuple[Tensor, ...] | None = None
 
     def next(self, level: int) -> tuple[Sequence[int], int | None]:
         """Return the levels of the next row that begins by asking for this one, and what comes after them.
@@ -279,14 +276,14 @@ class _Rows:
                 return row, self._rows[self._place][0 if self._together else -1]
         return [level], None
 
-    def keep(self, values: dict[int, Tensor], level: int, x: Tensor, t: Tensor) -> None:
-        """Keep the values at (x, t) of all levels but this one."""
+    def keep(self, values: dict[int, Tensor], level: int, where: tuple[Tensor, ...]) -> None:
+        """Keep the values at (x, t, conditions) of all levels but this one."""
         self._values = {other: value for other, value in values.items() if other != level}
-        self._where = (x, t) if self._values else None
+        self._where = where if self._values else None
 
-    def kept(self, level: int, x: Tensor, t: Tensor) -> Tensor | None:
-        """Return the value of a level at (x, t) if it is there, and forget it."""
-        if self._where is None or self._where[0] is not x or self._where[1] is not t:
+    def kept(self, level: int, where: tuple[Tensor, ...]) -> Tensor | None:
+        """Return the value of a level at (x, t, conditions) if it is there, and forget it."""
+        if self._where is None or [*map(id, self._where)] != [*map(id, where)]:
             return None
         value = self._values.pop(level, None)
         if not self._values:

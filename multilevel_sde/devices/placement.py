@@ -18,6 +18,7 @@ from torch import Tensor
 from multilevel_sde.arguments import check_drift
 from multilevel_sde.cost import Drift, GivenCost
 from multilevel_sde.ladder import Ladder
+from multilevel_sde.times import device_dtype
 
 __all__ = ["OnDevice", "place"]
 
@@ -46,9 +47,10 @@ class OnDevice:
         check_drift(self.drift)
         object.__setattr__(self, "device", torch.device(self.device))
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return f(x, t) on the device of x."""
-        return _moved(self.drift(_moved(x, self.device), _moved(t, self.device)), x.device)
+    def __call__(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        """Return f(x, t, **conditions) on the device of x."""
+        moved = {name: _moved(value, self.device) for name, value in conditions.items()}
+        return _moved(self.drift(_moved(x, self.device), _moved(t, self.device), **moved), x.device)
 
 
 def place(ladder: Ladder, devices: Sequence[torch.device | str | None]) -> Ladder:
@@ -80,4 +82,7 @@ def place(ladder: Ladder, devices: Sequence[torch.device | str | None]) -> Ladde
 
 def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
     # A copy to the host must be complete when it is read; on a GPU the order of its stream sees to that.
-    return tensor.to(device, non_blocking=torch.device(device).type != "cpu")
+    device = torch.device(device)
+    if device_dtype(tensor.dtype, device) != tensor.dtype:
+        tensor = tensor.float()
+    return tensor.to(device, non_blocking=device.type != "cpu")

@@ -191,7 +191,7 @@ class BrownianPath:
 
     def _refined(self, grid: Tensor) -> Iterator[Tensor]:
         ticks = self._ticks(grid)
-        for increments in LevyWalk(ticks, math.sqrt(self.unit), *self._source()).increments():
+        for increments in LevyWalk(ticks, math.sqrt(self.unit), *self._source(), self.device).increments():
             waiting = list(increments.to(self.dtype).unbind(0))[::-1]
             del increments  # a large one is not kept here while it is used
             while waiting:

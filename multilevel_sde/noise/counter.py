@@ -53,7 +53,7 @@ def _mix_(z: Tensor) -> Tensor:
 
 def hash_seeds(seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """Return one well-mixed 64-bit key per seed, int64 (B,); seeds are taken modulo 2^64."""
-    return _mix_(torch.tensor([_signed(seed + _GAMMA) for seed in seeds], dtype=torch.int64, device=device))
+    return _mix_(torch.tensor([_signed(seed + _GAMMA) for seed in seeds], dtype=torch.int64).to(device))
 
 
 class CounterNormals:

@@ -77,7 +77,7 @@ def as_noise(diffusion: Diffusion) -> Callable[[Tensor, Tensor, Tensor], Tensor]
 def _by_tensor(scale: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     if not transformed() and not math.isfinite(float(scale.detach())):
         raise ValueError(f'"diffusion" must be finite, got {float(scale.detach())}')
-    return lambda y, t, dW: dW * scale.to(dW.device)
+    return lambda y, t, dW: dW * scale
 
 
 def _is_single(value: object) -> bool:

@@ -42,6 +42,7 @@ class LevyWalk:
         scale: Standard deviation of the total of a unit interval.
         draw: draw(nodes, deviations) -> normals, stacked: one node as numbers, many as int64 and float64 tensors (M,).
         limit: Most ticks inside an interval that is refined at once.
+        device: Where the normals are.
 
     Example:
         >>> draw = lambda nodes, deviations: torch.ones(1) * torch.as_tensor(deviations).reshape(-1, 1)
@@ -50,11 +51,13 @@ class LevyWalk:
                 [0.]], dtype=torch.float64)
     """
 
-    def __init__(self, ticks: Sequence[int], scale: float, draw: Draw, limit: int):
+    def __init__(
+        self, ticks: Sequence[int], scale: float, draw: Draw, limit: int, device: torch.device | str = "cpu"
+    ):
         self.ascending = ticks[1] > ticks[0]
         self.ticks = ticks if self.ascending else ticks[::-1]
         self.scale = scale if self.ascending else -scale
-        self.draw, self.limit = draw, limit
+        self.draw, self.limit, self.device = draw, limit, torch.device(device)
         self.begun: Tensor | None = None  # the sum of what was visited since the last tick
 
     def increments(self) -> Iterator[Tensor]:
@@ -113,6 +116,7 @@ class LevyWalk:
             ends=self.ticks[-1] < high,
             closes=self._is_tick(high if self.ascending else low),
             carries=self.begun is not None,
+            device=self.device,
         )
         fresh = slice(0 if total is None else 1, None)
         parts = [self.draw(recipe.nodes[fresh] + low, recipe.deviations[fresh] * self.scale)]
@@ -156,7 +160,15 @@ class _Recipe:
 
 @lru_cache(maxsize=16)
 def _recipe(
-    length: int, inside: tuple[int, ...], *, ascending: bool, begins: bool, ends: bool, closes: bool, carries: bool
+    length: int,
+    inside: tuple[int, ...],
+    *,
+    ascending: bool,
+    begins: bool,
+    ends: bool,
+    closes: bool,
+    carries: bool,
+    device: torch.device,
 ) -> _Recipe:
     """Work out the recipe of an interval of `length` with the ticks `inside`, counted from its low end.
 
@@ -168,6 +180,7 @@ def _recipe(
         ends: The same for the highest tick.
         closes: The far end of the interval is a tick.
         carries: A sum begun before goes on.
+        device: Where rows are to be looked up.
     """
     rows = {(0, length): 0}
     nodes, deviations, splits = [0], [1.0], []
@@ -186,7 +199,7 @@ def _recipe(
                 nodes.append(middle)
                 deviations.append(deviation)
                 halves += [(low, middle), (middle, high)]
-            splits.append((share, slice(start, len(nodes)), torch.tensor(parents)))
+            splits.append((share, slice(start, len(nodes)), torch.tensor(parents).to(device)))
         intervals = [half for half in halves if bisect_left(inside, half[1]) > bisect_right(inside, half[0])]
     wanted = (inside[0] if begins else 0, inside[-1] if ends else length)
     stops = {*inside, (length if ascending else 0) if closes else -1}
@@ -201,8 +214,8 @@ def _recipe(
     tails = []
     for depth in range(1, max(map(len, runs))):
         more = [(i, run[depth]) for i, run in enumerate(runs) if len(run) > depth]
-        tails.append(torch.tensor(more).unbind(1))
-    heads = torch.tensor([run[0] for run in runs])
+        tails.append(torch.tensor(more).to(device).unbind(1))
+    heads = torch.tensor([run[0] for run in runs]).to(device)
     return _Recipe(torch.tensor(nodes), torch.tensor(deviations, dtype=torch.float64), splits, heads, tails, done)
 
 

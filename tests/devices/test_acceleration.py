@@ -167,10 +167,11 @@ def recorded(monkeypatch):
     """Recordings on the host: "replaying" one calls the drift on its buffers. Gives the list of what was recorded."""
     shapes = []
 
-    def record(drift, x, t):
+    def record(drift, x, t, **conditions):
         shapes.append(tuple(x.shape))
         x, t, value = x.clone(), t.clone(), torch.full_like(x, torch.nan)
-        return acceleration._Recording(x, t, value, lambda: value.copy_(drift(x, t)))
+        given = {name: condition.clone() for name, condition in conditions.items()}
+        return acceleration._Recording((x, t, *given.values()), value, lambda: value.copy_(drift(x, t, **given)))
 
     monkeypatch.setattr(acceleration, "_GPU", "cpu")
     monkeypatch.setattr(acceleration, "_record", record)
@@ -192,6 +193,16 @@ def test_a_recording_is_replayed_on_each_state_and_time(recorded):
     assert recorded == [(3, 1, 8, 8), (2, 1, 8, 8)]
     graph(images(3), TIME.float())
     assert len(recorded) == 3  # a time of another dtype is another program
+
+
+def test_a_recording_is_replayed_on_its_conditions(recorded):
+    graph = mls.CudaGraph(lambda x, t, shift: x + t * shift)
+    for value in (1.0, 2.0, 3.0):
+        x, shift = torch.full((2, 3), value), torch.full((2, 3), 10 * value)
+        assert torch.equal(graph(x, torch.tensor(0.5), shift=shift), x + 0.5 * shift)
+    assert recorded == [(2, 3)]
+    graph(x, torch.tensor(0.5), shift=shift[:, :1])
+    assert recorded == [(2, 3)] * 2
 
 
 def test_plans_that_remember_values_may_use_a_graph(recorded):

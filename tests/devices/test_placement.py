@@ -274,3 +274,44 @@ def test_a_state_on_a_gpu_visits_a_level_on_the_host():
     networks[0].cuda()
     placed = mls.place(ladder_of(networks), [None, "cpu", "cpu"])
     torch.testing.assert_close(mls.solve(placed, y0.cuda(), TIMES, plan).y.cpu(), expected, rtol=1e-3, atol=1e-4)
+
+
+# -- conditions -------------------------------------------------------------------------------------------------------
+
+
+class Shifted(torch.nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(scale), requires_grad=False)
+
+    def forward(self, x, t, shift):
+        return self.scale * (shift - x)
+
+
+@pytest.mark.parametrize("samples", [None, 4])
+@pytest.mark.parametrize("kind", ["placed", "offloaded", "offloaded ahead", "autocast", "graph", "compiled"])
+@pytest.mark.filterwarnings("ignore:CudaGraph")
+def test_conditions_pass_through_every_kind_of_drift(kind, samples):
+    nets = [Shifted(0.8), Shifted(0.9), Shifted(1.0)]
+    ladder = mls.Ladder(nets, costs=[1.0, 4.0, 16.0])
+    times, y0 = torch.linspace(0.0, 1.0, 9), torch.linspace(0.1, 1.0, 8).reshape(4, 2)
+    plan = mls.draw_plan(
+        torch.tensor([1.0, 0.5, 0.3]).expand(8, 3), generator=torch.Generator().manual_seed(0), samples=samples
+    )
+    for shift in (torch.arange(8.0).reshape(4, 2), torch.ones(4, 2)):  # the second time with others
+        options = {"conditions": {"shift": shift}}
+        expected = mls.solve(ladder, y0, times, plan, **options).y
+        if kind.startswith("offloaded"):
+            offload = mls.Offload(ladder, {1: nets[1], 2: nets[2]})
+            found = mls.solve(offload.ladder(plan if kind.endswith("ahead") else None), y0, times, plan, **options).y
+            nets = [Shifted(0.8), Shifted(0.9), Shifted(1.0)]
+            ladder = mls.Ladder(nets, costs=[1.0, 4.0, 16.0])
+        else:
+            make = {
+                "placed": lambda net: mls.OnDevice(net, "cpu"),
+                "autocast": mls.Autocast,
+                "graph": mls.CudaGraph,
+                "compiled": lambda net: mls.compiled(net, backend="eager"),
+            }[kind]
+            found = mls.solve(mls.Ladder(map(make, nets), costs=[1.0, 4.0, 16.0]), y0, times, plan, **options).y
+        torch.testing.assert_close(found, expected, rtol=1e-2 if kind == "autocast" else 1e-6, atol=1e-6)

@@ -203,7 +203,7 @@ def test_an_offload_says_that_it_belongs_to_its_process():
     offload = mls.Offload(mls.Ladder([rough, net := Net().requires_grad_(False)], costs=[1.0, 8.0]), {1: net})
     for way in (pickled, copy.deepcopy):
         with pytest.raises(
-            TypeError, match=r'"Offload" holds a buffer and a thread of its process.*one in each process'
+            TypeError, match=r'"Offload" holds a buffer and a thread of its process; make one in each process'
         ):
             way(offload)
 

@@ -241,7 +241,7 @@ def _common(sigma: Tensor | float) -> float:
     """Return the noise level of a call, or raise ValueError where the samples have different ones."""
     if not isinstance(sigma, Tensor):
         return float(sigma)
-    low, high = torch.stack(torch.aminmax(sigma.detach().double())).tolist()
+    low, high = torch.stack(torch.aminmax(sigma.detach())).tolist()
     if low != high:
         raise ValueError(
             f'"sigma" ranges from {low:.6g} to {high:.6g} over the batch, expected one noise level for all samples; '
