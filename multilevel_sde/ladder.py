@@ -32,6 +32,8 @@ from multilevel_sde.cost import CostModel, Drift, GivenCost
 
 __all__ = ["Ladder"]
 
+_LEAST, _MOST = 1e-75, 1e75  # of a cost
+
 
 class Ladder:
     """Drifts from cheap and rough to expensive and accurate, with the cost of one evaluation of each.
@@ -45,7 +47,8 @@ class Ladder:
 
     Raises:
         TypeError: A drift is not callable, or `costs` is neither a sequence nor a cost model.
-        ValueError: The ladder is empty, or the costs are not positive, finite, strictly increasing, one per drift.
+        ValueError: The ladder is empty, or the costs are not positive, strictly increasing numbers between 1e-75 and
+            1e75, one per drift.
 
     Example:
         >>> import torch, multilevel_sde as mls
@@ -139,6 +142,11 @@ def _check_costs(costs: tuple[float, ...], levels: int) -> None:
     for level, cost in enumerate(costs):
         if not (math.isfinite(cost) and cost > 0):
             raise ValueError(f'"costs[{level}]" must be a positive finite number, got {cost}')
+        if not _LEAST <= cost <= _MOST:
+            raise ValueError(
+                f'"costs[{level}]" must lie between {_LEAST:g} and {_MOST:g}, so that their products are numbers, got '
+                f"{cost}; choose another unit"
+            )
     for level in range(1, levels):
         if costs[level] <= costs[level - 1]:
             raise ValueError(

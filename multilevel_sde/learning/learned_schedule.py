@@ -33,6 +33,7 @@ __all__ = ["LearnedSchedule", "log_times"]
 _FORMAT = "multilevel_sde.learned_schedule"
 _VERSION = 2
 _READABLE = (1, 2)  # version 1 had no checksum
+_LARGEST = 1e100  # of a parameter, so that sums and products of them are numbers
 _FAR = 500.0  # a shift of the logits that makes every probability 0 or 1 to rounding
 
 
@@ -104,9 +105,9 @@ class LearnedSchedule(Schedule):
                 '"alphas" and "betas" must have one number for each level above the lowest, got '
                 f"{len(self.alphas)} and {len(self.betas)}"
             )
-        if not all(math.isfinite(value) for value in (*self.alphas, *self.betas, self.delta)):
+        if not all(abs(value) <= _LARGEST for value in (*self.alphas, *self.betas, self.delta)):
             raise ValueError(
-                '"alphas", "betas" and "delta" must be finite, got '
+                f'"alphas", "betas" and "delta" must be finite and at most {_LARGEST:g}, got '
                 f"{list(self.alphas)}, {list(self.betas)} and {self.delta}"
             )
 

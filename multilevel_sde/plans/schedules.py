@@ -44,6 +44,8 @@ from multilevel_sde.times import as_times
 
 __all__ = ["FixedSchedule", "InverseCostSchedule", "Schedule", "SwitchSchedule", "TheoremSchedule"]
 
+_LOG_RANGE = 690.0  # of numbers that a float can hold
+
 
 class Schedule(ABC):
     """Probabilities known up to one scale: p_k(n) = min(1, scale * shape_k(n)), the lowest level always 1."""
@@ -93,11 +95,15 @@ class Schedule(ABC):
     def _relative(self, ladder: Ladder, grid: Tensor) -> Tensor:
         return self.shape(ladder, grid)
 
+    def _proportions(self, ladder: Ladder, grid: Tensor) -> Tensor:
+        """The shape up to a factor, for a budget."""
+        return self._relative(ladder, grid)
+
     def _scaled(self, ladder: Ladder, grid: Tensor, scale: float) -> Tensor:
         return clip(self._relative(ladder, grid), scale)
 
     def _within(self, ladder: Ladder, grid: Tensor, budget: float, draw: Draw) -> Tensor:
-        return scale_to_budget(ladder, self._relative(ladder, grid), budget, draw)
+        return scale_to_budget(ladder, self._proportions(ladder, grid), budget, draw)
 
 
 def _positive(name: str, value: float) -> float:
@@ -153,9 +159,22 @@ class TheoremSchedule(Schedule):
             _positive(name, getattr(self, name))
 
     def shape(self, ladder: Ladder, times: Tensor) -> Tensor:
-        """T_k^{-(gamma + beta) / (2 gamma)} at every step."""
+        """T_k^{-(gamma + beta) / (2 gamma)} at every step, within what a float can hold."""
+        return self._powers(ladder, relative=False).expand(len(times) - 1, -1)
+
+    def _proportions(self, ladder: Ladder, grid: Tensor) -> Tensor:
+        return self._powers(ladder, relative=True).expand(len(grid) - 1, -1)
+
+    def _powers(self, ladder: Ladder, *, relative: bool) -> Tensor:
         costs = torch.tensor(ladder.costs, dtype=torch.float64)
-        return costs.pow(-(self.gamma + self.beta) / (2 * self.gamma)).expand(len(times) - 1, -1)
+        exponent = 0.5 + 0.5 * min(self.beta / self.gamma, 1e300)
+        powers = costs.pow(-exponent)
+        if bool((powers > 0).all() and powers.isfinite().all()):
+            return powers
+        logs = -exponent * costs.log()  # of numbers beyond what a float can hold
+        if relative:
+            logs = logs - logs[1:].max()
+        return logs.clamp(-_LOG_RANGE, _LOG_RANGE).exp()
 
 
 class FixedSchedule(Schedule):

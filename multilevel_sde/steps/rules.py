@@ -22,7 +22,7 @@ References:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -118,11 +118,12 @@ def plan_rows(step: Step | StepRule, times: Tensor | Sequence[float]) -> Tensor:
                 f"{step!r}"
             )
         return steps
-    counts = list(step.evaluations(grid))
-    if len(counts) != len(steps) or any(not isinstance(count, int) or count < 0 for count in counts):
+    found = step.evaluations(grid)
+    counts = list(found) if isinstance(found, Iterable) else None
+    if counts is None or len(counts) != len(steps) or any(type(count) is not int or count < 0 for count in counts):
         raise ValueError(
             f"{type(step).__name__}.evaluations must return {len(steps)} counts of at least 0, one for each step, got "
-            f"{counts if len(counts) < 10 else f'{len(counts)} of them'}"
+            f"{found if counts is None else counts if len(counts) < 10 else f'{len(counts)} of them'}"
         )
     return steps.repeat_interleave(torch.tensor(counts))
 

@@ -55,11 +55,12 @@ def main() -> int:
 
 def _table(outcomes: dict[str, Counter[str]]) -> str:
     kinds = sorted({kind for counts in outcomes.values() for kind in counts} - {"accepted"})
-    lines = [f"{'target':<18}{'tried':>9}{'good':>9}" + "".join(f"{kind:>20}" for kind in kinds)]
+    lines = [f"{'target':<18}{'tried':>9}{'good':>9}{'bad':>9}" + "".join(f"{kind:>20}" for kind in kinds)]
     total = sum(outcomes.values(), Counter())
     for name, counts in [*outcomes.items(), ("all", total)]:
         cells = "".join(f"{counts[kind]:>20}" for kind in kinds)
-        lines.append(f"{name:<18}{counts.total():>9}{counts['accepted']:>9}{cells}")
+        bad = counts.total() - counts["accepted"]
+        lines.append(f"{name:<18}{counts.total():>9}{counts['accepted']:>9}{bad:>9}{cells}")
     return "\n".join(lines)
 
 

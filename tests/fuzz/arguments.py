@@ -97,6 +97,9 @@ def _solves(draw):
         ),
         "save": st.one_of(st.lists(st.integers(-6, 6), max_size=3), st.booleans()),
         "step": st.sampled_from([mls.Heun(), mls.AdamsBashforth(2), None, "euler", mls.Heun]),
+        "conditions": _conditions,
+        "gradients": st.sampled_from([None, True, False]),
+        "check_finite": st.booleans(),
     }
     for name in draw(st.lists(st.sampled_from(sorted(bad)), max_size=2, unique=True)):
         arguments[name] = draw(bad[name])
@@ -106,8 +109,83 @@ def _solves(draw):
 def _solve(arguments):
     solution = mls.solve(**arguments)
     assert solution.status.startswith("completed")
-    assert bool(solution.ys.isfinite().all()), "NaN or infinity in a solution that says completed"
+    unseen = arguments.get("check_finite") is False
+    assert unseen or bool(solution.ys.isfinite().all()), "NaN or infinity in a solution that says completed"
+    assert solution.y.dtype == arguments["y0"].dtype, "a solution of another dtype than its start"
     return "accepted"
+
+
+# -- conditions: drifts that refuse the rows of others ----------------------------------------------------------------
+
+_names = st.one_of(st.just("label"), st.sampled_from(["shift", "x", "t", "", "a b", "class", 1, None]))
+_conditions = st.one_of(st.dictionaries(_names, st.one_of(tensor_of(max_dims=2), bad_object), max_size=2), bad_object)
+
+
+@st.composite
+def _conditioned(draw):
+    """A good solve with labels, of any dtype and draw, and conditions that may be anything."""
+    samples, steps = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    dtype = draw(st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]))
+    label = torch.arange(samples)
+    good = draw(st.sampled_from([{"label": label}, {"label": label.reshape(-1, 1)}, {"label": label.to(dtype)}]))
+    table = torch.tensor([1.0, draw(st.floats(0.1, 1.0))]).expand(steps, 2)
+    of_each = draw(st.sampled_from([None, samples]))
+    plan = mls.draw_plan(table, mls.independent, generator=torch.Generator().manual_seed(0), samples=of_each)
+    conditions = draw(either(good, st.one_of(_conditions, st.just({"label": label[1:]}))))
+    return {"y0": torch.arange(samples).reshape(-1, 1).to(dtype), "plan": plan, "conditions": conditions}
+
+
+def _label(arguments):
+    """The states are their own labels and do not move: where the rows are the right ones, every call sees its own."""
+    y0, given = arguments["y0"], arguments["conditions"]
+    label = given.get("label") if isinstance(given, dict) else None
+    right = isinstance(label, torch.Tensor) and label.tolist() in (y0.tolist(), y0.flatten().tolist())
+
+    def drift(x, t, label):
+        assert len(label) == len(x), "a drift saw the conditions of others"
+        assert not right or label.flatten().tolist() == x.flatten().tolist(), "a drift saw the conditions of others"
+        return torch.zeros_like(x)
+
+    ladder = mls.Ladder([drift, lambda x, t, label: drift(x, t, label)], costs=[1.0, 8.0])
+    times = torch.linspace(0.0, 1.0, arguments["plan"].steps + 1)
+    try:
+        y = mls.solve(ladder, times=times, **arguments).y
+    except TypeError as error:
+        if "_label.<locals>" in str(error):  # Python's own: the drift has other arguments
+            raise TypeError(f'"conditions" do not fit the drift: {error}') from None
+        raise
+    assert torch.equal(y, y0)
+    return "accepted"
+
+
+# -- step rules -------------------------------------------------------------------------------------------------------
+
+
+class _Rule(mls.StepRule):
+    """A rule that says one number of evaluations and makes another, at states of another kind perhaps."""
+
+    def __init__(self, says, makes, returned):
+        self.says, self.makes, self.returned = says, makes, returned
+
+    def evaluations(self, times):
+        return self.says if not isinstance(self.says, int) else [self.says] * (len(times) - 1)
+
+    def start(self, times):
+        def advance(y, F, t, s, noise):
+            estimate = torch.zeros_like(y)
+            for n in range(self.makes):
+                estimate = F(y, t if n == 0 else s)
+            return mls.euler_maruyama(y, estimate, t, s, noise) if self.returned is None else self.returned(y)
+
+        return advance
+
+
+def _ruled(says, makes, returned, rows):
+    rule, y0 = _Rule(says, makes, returned), torch.ones(2)
+    mls.plan_rows(rule, _TIMES)
+    plan = mls.em_plan(_LADDER, _TIMES, step=rule) if rows is None else mls.em_plan(_LADDER, range(rows + 1))
+    solution = mls.solve(_LADDER, y0, _TIMES, plan, step=rule)
+    assert bool(solution.y.isfinite().all()), "NaN or infinity in a solution that says completed"
 
 
 _record = st.fixed_dictionaries
@@ -193,4 +271,30 @@ TARGETS = [
         1.0,
     ),
     Target("solve", _solves(), _solve, 0.25),
+    Target("conditions", _conditioned(), _label, 0.5),
+    Target(
+        "StepRule",
+        _record(
+            {
+                "says": either(st.integers(1, 3), st.one_of(small_int, st.lists(small_int, max_size=3))),
+                "makes": st.integers(0, 4),
+                "returned": either(None, st.sampled_from([lambda y: y / 0.0, lambda y: y * float("nan")])),
+                "rows": either(None, st.integers(1, 7)),
+            }
+        ),
+        _call(_ruled),
+        0.5,
+    ),
+    Target(
+        "scale_to_budget",
+        _record(
+            {
+                "ladder": st.just(_LADDER),
+                "shape": st.one_of(tensor_of(max_dims=3), table(some_number), st.just(torch.ones(2, 2)), bad_object),
+                "budget": either(st.sampled_from([2.0, 9.0]), some_number),
+            }
+        ),
+        _call(mls.scale_to_budget),
+        0.5,
+    ),
 ]
