@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multilevel_diffusion.commands import demo, edit, measure, pilot, plan, sample, train
+from multilevel_diffusion.commands import demo, edit, measure, pilot, plan, quality, sample, train
 
 __all__ = ["register"]
 
@@ -15,7 +15,7 @@ def register(subparsers) -> None:
         >>> subparsers = argparse.ArgumentParser().add_subparsers()
         >>> register(subparsers)
         >>> list(subparsers.choices)
-        ['demo', 'sample', 'plan', 'pilot', 'measure', 'train', 'edit']
+        ['demo', 'sample', 'plan', 'pilot', 'measure', 'train', 'quality', 'edit']
     """
-    for room in (demo, sample, plan, pilot, measure, train, edit):
+    for room in (demo, sample, plan, pilot, measure, train, quality, edit):
         room.register(subparsers)

@@ -38,18 +38,31 @@ def _run(arguments: argparse.Namespace) -> int:
     import torch
 
     import multilevel_sde as mls
-    from multilevel_diffusion.networks.by_name import open_ladder, open_source
+    from multilevel_diffusion.networks.by_name import open_any, open_source, spec_of
+    from multilevel_diffusion.networks.data import LabelledSource
+    from multilevel_diffusion.networks.image_ladders import DiffusionLadder
     from multilevel_diffusion.networks.scaling import Scaling, measure_errors
 
     device = prepare(arguments)
-    ladder = open_ladder(arguments.ladder, device)
-    source = open_source(arguments.data or ladder.record["data"].get("data", ""), ladder.image_shape[-1])
+    ladder = open_any(arguments.ladder, device)
+    if not isinstance(ladder, DiffusionLadder):
+        raise ValueError(
+            f'"--ladder" is {arguments.ladder!r}, expected a folder: measure compares the noise estimates of networks; '
+            "`multilevel-sde pilot` measures denoisers of your own"
+        )
+    spec = arguments.data or spec_of(ladder.record["data"])
+    source = open_source(spec, ladder.image_shape[-1], labelled=bool(ladder.classes))
+    if isinstance(source, LabelledSource) and tuple(source.classes) != ladder.classes:
+        raise ValueError(
+            f'"--data" has classes {list(source.classes)}, expected {list(ladder.classes)}; give other data'
+        )
     if tuple(source.image_shape) != ladder.image_shape:
         raise ValueError(f'"--data" gives images {source.image_shape}, expected {ladder.image_shape}; give other data')
     errors = measure_errors(
         ladder.networks,
         ladder.schedule,
         source.held_out(arguments.images),
+        labels=source.held_out_labels(arguments.images) if ladder.classes else None,  # type: ignore[attr-defined]
         draws=arguments.draws,
         seed=arguments.seed,
         device=device,

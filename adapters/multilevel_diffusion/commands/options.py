@@ -13,18 +13,71 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["add_device", "add_ladder", "add_mode", "add_out", "add_seed", "add_threads", "prepare"]
+    from multilevel_diffusion.networks.image_ladders import DiffusionLadder, OwnLadder
+
+__all__ = [
+    "add_device",
+    "add_guidance",
+    "add_ladder",
+    "add_mode",
+    "add_out",
+    "add_seed",
+    "add_threads",
+    "own_words",
+    "prepare",
+    "the_ladder",
+]
 
 
 def add_ladder(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """Add --ladder, required where it has no default."""
-    text = "folder of a ladder, or the name of a shipped one" + ("" if default is None else " [%(default)s]")
+    text = "folder of a ladder, the name of a shipped one, or module:function that returns an OwnLadder"
+    text += "" if default is None else " [%(default)s]"
     parser.add_argument("--ladder", required=default is None, default=default, help=text)
 
 
 def add_mode(parser: argparse.ArgumentParser) -> None:
     """Add --mode: the keys of `multilevel_diffusion.process.reverse_process.MODES`."""
     parser.add_argument("--mode", choices=["ddpm", "ddim"], default="ddpm", help="reverse SDE or its ODE [%(default)s]")
+
+
+def add_guidance(parser: argparse.ArgumentParser) -> None:
+    """Add --guidance, for ladders that know classes."""
+    parser.add_argument("--guidance", type=float, metavar="SCALE", help="classifier-free guidance; 1 is none, try 2")
+
+
+def the_ladder(arguments: argparse.Namespace, device: torch.device) -> DiffusionLadder | OwnLadder:
+    """Return the ladder that --ladder names, with the guidance of --guidance.
+
+    Raises:
+        ValueError: There is no such ladder, or it cannot be guided.
+
+    Example:
+        >>> the_ladder(argparse.Namespace(ladder="digits", guidance=None), "cpu").image_shape
+        (1, 8, 8)
+    """
+    from multilevel_diffusion.networks.by_name import open_any
+    from multilevel_diffusion.networks.image_ladders import DiffusionLadder
+
+    images = open_any(arguments.ladder, device)
+    if arguments.guidance is None:
+        return images
+    if not isinstance(images, DiffusionLadder):
+        raise ValueError('"--guidance" guides networks of a folder; wrap your own ones in Guided, and leave it out')
+    if not images.classes:
+        raise ValueError(f'"--guidance" needs a ladder that knows classes, {arguments.ladder} knows none; leave it out')
+    return images.guided(arguments.guidance)
+
+
+def own_words(arguments: argparse.Namespace) -> str:
+    """Return the options by which a person names the ladder and the mode once more.
+
+    Example:
+        >>> own_words(argparse.Namespace(ladder="mine", mode="ddim", guidance=None))
+        '--ladder mine --mode ddim'
+    """
+    guided = "" if arguments.guidance is None else f" --guidance {arguments.guidance:g}"
+    return f"--ladder {arguments.ladder} --mode {arguments.mode}{guided}"
 
 
 def add_out(parser: argparse.ArgumentParser, default: str, what: str = "folder of the results") -> None:

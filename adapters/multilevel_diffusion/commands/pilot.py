@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from multilevel_diffusion.commands.options import add_device, add_ladder, add_mode, add_out, add_threads, prepare
+from multilevel_diffusion.commands.options import (
+    add_device,
+    add_guidance,
+    add_ladder,
+    add_mode,
+    add_out,
+    add_threads,
+    prepare,
+    the_ladder,
+)
 
 __all__ = ["register"]
 
@@ -26,6 +35,7 @@ def register(subparsers) -> None:
     )
     add_ladder(parser)
     add_mode(parser)
+    add_guidance(parser)
     parser.add_argument("--steps", type=int, default=_STEPS, help="finest grid, the reference [%(default)s]")
     parser.add_argument("--samples", type=int, default=32, help="trajectories [%(default)s]")
     parser.add_argument("--candidates", type=int, help="largest number of steps of a plan [100, for the ODE 56]")
@@ -38,7 +48,7 @@ def register(subparsers) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Measure how large every level's corrections are and what they do to the image; say what plans will cost."""
-    from multilevel_diffusion.networks.by_name import open_ladder
+    from multilevel_diffusion.networks.image_ladders import pilot_name
     from multilevel_diffusion.sampling.pilots_and_fits import run_pilot
 
     if arguments.samples < 2:
@@ -46,7 +56,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.save and arguments.steps != _STEPS:
         raise ValueError(f'"--save" keeps the default for {_STEPS} steps, got --steps {arguments.steps}; leave one out')
     device = prepare(arguments)
-    images = open_ladder(arguments.ladder, device)
+    images = the_ladder(arguments, device)
+    if arguments.save and images.folder is None:
+        raise ValueError(
+            f'"--save" keeps the pilot in the folder of the ladder, and {arguments.ladder} has none; leave it out, and '
+            f"give the pilot to `multilevel-sde plan --pilot {arguments.out}/pilot.safetensors`"
+        )
     found = run_pilot(
         images,
         arguments.mode,
@@ -66,7 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
     print(f"pilot.safetensors, report.html and report.json written to {arguments.out}/")
     if arguments.save:
         assert images.folder is not None
-        path = images.folder / f"pilot_{arguments.mode}.safetensors"
+        path = images.folder / pilot_name(arguments.mode, arguments.guidance)
         found.save(path)
         print(f"kept as {path}")
     return 0

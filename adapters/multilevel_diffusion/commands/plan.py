@@ -11,13 +11,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multilevel_diffusion.commands.options import add_device, add_ladder, add_mode, add_threads, prepare
+from multilevel_diffusion.commands.options import (
+    add_device,
+    add_guidance,
+    add_ladder,
+    add_mode,
+    add_threads,
+    own_words,
+    prepare,
+    the_ladder,
+)
 
 if TYPE_CHECKING:
     import torch
 
     import multilevel_sde as mls
-    from multilevel_diffusion.networks.store import DiffusionLadder
+    from multilevel_diffusion.networks.image_ladders import ImageLadder
 
 __all__ = ["register"]
 
@@ -38,6 +47,7 @@ def register(subparsers) -> None:
     )
     add_ladder(parser)
     add_mode(parser)
+    add_guidance(parser)
     amount = parser.add_mutually_exclusive_group(required=True)
     amount.add_argument("--budget", type=float, help="cost of an image in evaluations of the largest network")
     amount.add_argument("--target-mse", type=float, help="mean squared error per pixel to reach instead")
@@ -55,26 +65,27 @@ def register(subparsers) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Write the plan that a pilot predicts to be best at a budget, or cheapest at an error."""
-    from multilevel_diffusion.networks.by_name import open_ladder
+    from multilevel_diffusion.process.grids import uniform
+    from multilevel_diffusion.process.reverse_process import MODES, Process
+    from multilevel_diffusion.sampling.plan_origin import made_for
 
     device = prepare(arguments)
-    images = open_ladder(arguments.ladder, device)
+    images = the_ladder(arguments, device)
     if arguments.fit:
         return _fit(arguments, images)
     found = _pilot(arguments, images, device).in_evaluations("evaluations of the largest network")
     best = found.plan(budget=arguments.budget, target_mse=arguments.target_mse)
-    best.plan.save(arguments.out, best.times)
+    process = Process(images.schedule, MODES[arguments.mode], uniform(images.schedule, _STEPS))
+    best.plan.save(arguments.out, best.times, made_for(images, process))
     print(
         f"{best.plan.steps} steps of {_STEPS}, levels {_numbers(best.levels)}: cost {best.predicted.cost:.3g} "
         f"{found.unit}, expected mean squared error {best.predicted.mse:.3g}; written to {arguments.out}"
     )
-    print(
-        f"use it with: multilevel-sde sample --ladder {arguments.ladder} --mode {arguments.mode} --plan {arguments.out}"
-    )
+    print(f"use it with: multilevel-sde sample {own_words(arguments)} --plan {arguments.out}")
     return 0
 
 
-def _pilot(arguments: argparse.Namespace, images: DiffusionLadder, device: torch.device) -> mls.Pilot:
+def _pilot(arguments: argparse.Namespace, images: ImageLadder, device: torch.device) -> mls.Pilot:
     """The pilot that was named, or the stored one, or a new one."""
     import multilevel_sde as mls
     from multilevel_diffusion.sampling.pilots_and_fits import run_pilot
@@ -89,16 +100,17 @@ def _pilot(arguments: argparse.Namespace, images: DiffusionLadder, device: torch
     return found
 
 
-def _fit(arguments: argparse.Namespace, images: DiffusionLadder) -> int:
+def _fit(arguments: argparse.Namespace, images: ImageLadder) -> int:
     from multilevel_diffusion.process.grids import uniform
     from multilevel_diffusion.process.reverse_process import MODES, Process
     from multilevel_diffusion.sampling.pilots_and_fits import fit
+    from multilevel_diffusion.sampling.plan_origin import made_for
 
     if arguments.budget is None or arguments.pilot is not None:
         raise ValueError('"--fit" takes a "--budget" and makes its own pilot; leave out --target-mse and --pilot')
     process = Process(images.schedule, MODES[arguments.mode], uniform(images.schedule, _STEPS))
     found = fit(images, process, arguments.budget, samples=arguments.samples, steps=arguments.steps, progress=True)
-    found.plan.save(arguments.out, found.times)
+    found.plan.save(arguments.out, found.times, made_for(images, process))
     top = images.ladder.costs[-1]
     print(
         f"{found.plan.steps} steps, levels {_numbers(found.levels)}: cost {found.plan.cost(images.ladder) / top:.3g} "

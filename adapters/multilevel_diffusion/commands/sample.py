@@ -1,6 +1,7 @@
 """`multilevel-sde sample`: images of a ladder as tensors and PNG pages, and a record of how they were made.
 
-A run that was killed continues when it is started again with the same arguments; `torchrun --nproc-per-node N -m
+A run that was killed continues when it is started again with the same arguments, and a larger --count adds to what is
+there; `torchrun --nproc-per-node N -m
 multilevel_sde sample ...` runs it on N processes.
 """
 
@@ -9,24 +10,29 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import multilevel_sde as mls
 from multilevel_diffusion.commands.options import (
     add_device,
+    add_guidance,
     add_ladder,
     add_mode,
     add_out,
     add_seed,
     add_threads,
+    own_words,
     prepare,
+    the_ladder,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from multilevel_diffusion.networks.store import DiffusionLadder
+    from multilevel_diffusion.networks.image_ladders import ImageLadder
     from multilevel_diffusion.process.reverse_process import Process
     from multilevel_diffusion.sampling.job import Job
     from multilevel_diffusion.sampling.job_folder import Result
@@ -35,6 +41,9 @@ __all__ = ["register"]
 
 _PAGE = 64  # images on a page
 _UNIT = "evaluations of the largest network"
+# The options that images depend on, by which a message tells two runs apart.
+_NAMED = ["--budget", "--plan", "--mode", "--label", "--guidance", "--method", "--steps", "--fine", "--plan-seed"]
+_NAMED += ["--seed", "--count", "--ladder", "--batch", "--shard"]
 
 
 def register(subparsers) -> None:
@@ -50,9 +59,13 @@ def register(subparsers) -> None:
     add_ladder(parser)
     parser.add_argument("--budget", type=float, help="cost of an image in evaluations of the largest network")
     parser.add_argument("--plan", type=Path, help="a saved plan instead of a budget")
-    parser.add_argument("--count", type=int, default=64, help="images [%(default)s]")
+    parser.add_argument("--count", type=int, default=64, help="images; more than before adds to them [%(default)s]")
     add_seed(parser, "seed of the first image; images take consecutive ones")
     add_mode(parser)
+    parser.add_argument(
+        "--label", nargs="+", metavar="CLASS", help="classes by name or number, one for all images or several in turn"
+    )
+    add_guidance(parser)
     parser.add_argument("--method", choices=["em", "ml-em"], default="ml-em", help="[%(default)s]")
     parser.add_argument("--steps", type=int, help="steps; default: the plan's, or the budget's for em, or 200")
     parser.add_argument("--fine", type=int, default=1000, help="finest grid, on which the noise is defined [1000]")
@@ -60,6 +73,7 @@ def register(subparsers) -> None:
     parser.add_argument("--batch", type=int, help="images at a time; default: by memory")
     parser.add_argument("--shard", type=int, help="images in a file of tensors; default: four batches")
     parser.add_argument("--pages", type=int, help="at most so many PNG pages of 64 images; default: all images")
+    parser.add_argument("--png", action="store_true", help="also write each image as png/SEED.png")
     add_out(parser, "samples", "folder; a stopped run continues")
     add_device(parser, "where the networks run; cuda: one GPU a process")
     add_threads(parser)
@@ -72,7 +86,6 @@ def register(subparsers) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     import torch
 
-    from multilevel_diffusion.networks.by_name import open_ladder
     from multilevel_diffusion.process.grids import uniform
     from multilevel_diffusion.process.reverse_process import MODES, Process
     from multilevel_diffusion.sampling.distributed import place, process_group
@@ -81,7 +94,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from multilevel_diffusion.sampling.samples import batch_for
     from multilevel_diffusion.sampling.shards import read_manifest
 
-    for name, least in (("count", 1), ("pages", 0)):
+    for name, least in (("count", 1), ("pages", 0), ("batch", 1), ("shard", 1), ("steps", 1), ("fine", 1)):
         if (value := getattr(arguments, name)) is not None and value < least:
             raise ValueError(f'"--{name}" must be at least {least}, got {value}')
     with process_group(prepare(arguments), timeout=arguments.timeout) as device:
@@ -89,18 +102,37 @@ def _run(arguments: argparse.Namespace) -> int:
         before = ((read_manifest(arguments.out) or {}).get("job") or {}).get("threads")
         if before and arguments.threads is None:
             torch.set_num_threads(before)
-        images = open_ladder(arguments.ladder, device)
+        images = the_ladder(arguments, device)
         process = Process(images.schedule, MODES[arguments.mode], uniform(images.schedule, arguments.fine))
+        told = _conditions(arguments, images)
         times, plan, how = _choose(arguments, images, process)
         batch = arguments.batch or batch_for(images.image_shape)
         seeds = range(arguments.seed, arguments.seed + arguments.count)
         shard = arguments.shard or 4 * batch
-        threads = torch.get_num_threads()
-        job = Job(images, times, plan, seeds, MODES[arguments.mode], arguments.fine, batch, shard, threads)
-        result = run(job, arguments.out, progress=True)
+        threads, tau = torch.get_num_threads(), MODES[arguments.mode]
+        job = Job(images, times, plan, seeds, tau, arguments.fine, batch, shard, threads, told)
+        result = run(job, arguments.out, arguments={name: _given(arguments, name) for name in _NAMED}, progress=True)
         if place()[0] == 0:
             _report(arguments, job, result, how)
     return 0
+
+
+def _given(arguments: argparse.Namespace, name: str) -> Any:
+    """The value of an option, as JSON has it."""
+    value = getattr(arguments, name.removeprefix("--").replace("-", "_"))
+    return str(value) if isinstance(value, Path) else value
+
+
+def _conditions(arguments: argparse.Namespace, images: ImageLadder) -> dict[str, Tensor] | None:
+    """The label of each image, None without labels."""
+    from multilevel_diffusion.networks.image_ladders import class_labels
+
+    if arguments.label is None:
+        if arguments.guidance is not None:
+            raise ValueError('"--guidance" needs the class to follow; give --label')
+        return None
+    labels = class_labels(images, arguments.label)
+    return {"label": labels.repeat(-(-arguments.count // len(labels)))[: arguments.count].to(images.device)}
 
 
 def _report(arguments: argparse.Namespace, job: Job, result: Result, how: str) -> None:
@@ -116,6 +148,8 @@ def _report(arguments: argparse.Namespace, job: Job, result: Result, how: str) -
         "ladder": str(arguments.ladder),
         "method": how,
         "mode": arguments.mode,
+        "label": arguments.label,
+        "guidance": arguments.guidance,
         "steps": plan.steps,
         "fine": arguments.fine,
         "seeds": [job.seeds.start, job.seeds.stop],
@@ -128,6 +162,8 @@ def _report(arguments: argparse.Namespace, job: Job, result: Result, how: str) -
         "job": job.digest,
         "pages": _write_pages(arguments.out, job.seeds, arguments.pages),
     }
+    if arguments.png:
+        _write_images(arguments.out)
     write_atomically(arguments.out / "record.json", (json.dumps(record, indent=1) + "\n").encode())
     there = arguments.count - result.images
     print(
@@ -154,18 +190,33 @@ def _write_pages(folder: Path, seeds: range, most: int | None) -> list[str]:
     return names
 
 
-def _choose(arguments: argparse.Namespace, images: DiffusionLadder, process: Process) -> tuple[Tensor, mls.Plan, str]:
+def _write_images(folder: Path) -> None:
+    """Write each image alone, named by its seed."""
+    from tqdm import tqdm
+
+    from multilevel_diffusion.sampling.pictures import save_image
+    from multilevel_diffusion.sampling.shards import read_shards
+
+    for seeds, images in tqdm(read_shards(folder), desc="png", unit="shard", delay=2):
+        for seed, image in zip(seeds, images, strict=True):
+            save_image(folder / "png" / f"{seed:06d}.png", image)
+
+
+def _choose(arguments: argparse.Namespace, images: ImageLadder, process: Process) -> tuple[Tensor, mls.Plan, str]:
     """The grid, the plan and its name."""
     import torch
 
+    from multilevel_diffusion.sampling.plan_origin import load_plan
     from multilevel_diffusion.sampling.stored import stored_pilot, stored_plan
 
     ladder = images.ladder.in_evaluations(_UNIT)
     if arguments.plan is not None:
         if arguments.method == "em" or arguments.budget is not None:
             raise ValueError('"--plan" already says what runs; leave out --method em and --budget')
-        plan, times = mls.Plan.load_with_times(arguments.plan)
-        return process.grid(plan.steps) if times is None else times, plan, f"plan {arguments.plan.name}"
+        plan, times = load_plan(arguments.plan, images, process)
+        if arguments.steps not in (None, plan.steps):
+            raise ValueError(f'"--steps" is {arguments.steps}, but the plan has {plan.steps}; leave it out')
+        return times, plan, f"plan {arguments.plan.name}"
     if arguments.method == "em":
         steps = arguments.steps or round(arguments.budget or arguments.fine)
         if arguments.budget is not None and steps > arguments.budget:
@@ -182,7 +233,33 @@ def _choose(arguments: argparse.Namespace, images: DiffusionLadder, process: Pro
     if pilot is not None and usual:
         planned = pilot.in_evaluations(_UNIT).plan(budget=arguments.budget)
         return planned.times, planned.plan, "ML-EM, the pilot's plan"
-    times = process.grid(arguments.steps or min(200, arguments.fine))
+    if pilot is None and usual:
+        _advise_a_pilot(arguments, images)
+    times = process.grid(arguments.steps or _usual_steps(arguments.budget, ladder.costs[0], arguments.fine))
     table = mls.InverseCostSchedule().probabilities(ladder, times, budget=arguments.budget)
     generator = torch.Generator().manual_seed(arguments.plan_seed)
     return times, mls.draw_plan(table, mls.systematic, generator=generator), "ML-EM, p = C / T, systematic"
+
+
+def _usual_steps(budget: float, cheapest: float, fine: int) -> int:
+    """At most 200 steps, on half of the budget at the cheapest level, and no fewer than it pays of the largest one."""
+    return max(1, min(fine, max(math.ceil(budget), min(200, int(budget / (2 * cheapest))))))
+
+
+def _advise_a_pilot(arguments: argparse.Namespace, images: ImageLadder) -> None:
+    """Say which command makes the pilot that is missing."""
+    from multilevel_diffusion.sampling.distributed import place
+
+    words = own_words(arguments)
+    how = f"multilevel-sde pilot {words} --save"
+    if images.folder is None:
+        how = (
+            f"multilevel-sde pilot {words}, then multilevel-sde plan {words} --pilot pilot/pilot.safetensors, and give"
+        )
+        how += " --plan"
+    if place()[0] == 0:
+        print(
+            f"note: {arguments.ladder} has no pilot for --mode {arguments.mode}, so the plan is drawn at random, which "
+            f"is usually worse; make one with: {how}",
+            file=sys.stderr,
+        )

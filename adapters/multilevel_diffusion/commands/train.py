@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,13 +25,16 @@ def register(subparsers) -> None:
     Example:
         >>> parser = argparse.ArgumentParser()
         >>> register(parser.add_subparsers())
-        >>> parser.parse_args(["train", "--data", "digits", "--out", "mine"]).size
-        64
+        >>> parser.parse_args(["train", "--data", "digits", "--out", "mine"]).size is None
+        True
     """
     parser = subparsers.add_parser("train", help="train the networks of a ladder", description=_run.__doc__)
     parser.add_argument("--data", required=True, metavar="SPEC", help="digits, deadleaves, folder:PATH or celeba:PATH")
     parser.add_argument("--out", required=True, type=Path, help="folder of the ladder; a stopped run resumes from it")
-    parser.add_argument("--size", type=int, default=64, help="side of the images (digits are 8x8) [%(default)s]")
+    parser.add_argument(
+        "--size", type=int, help="side of the images [that of the images in a folder; 64 for deadleaves and celeba]"
+    )
+    parser.add_argument("--classes", choices=["subfolders"], help="train on labels too: a folder's subfolders")
     # The names in multilevel_diffusion.networks.by_name.PRESETS, which a test compares.
     presets = ["digits", "deadleaves32", "paper"]
     parser.add_argument("--preset", choices=presets, help="networks and steps known to work together")
@@ -40,7 +45,9 @@ def register(subparsers) -> None:
         help="networks instead of a preset's: base width, bottom depth, depth at the other scales; cheapest first",
     )
     parser.add_argument("--halvings", type=int, help="with --levels: how often the side is halved [to 4 pixels]")
-    parser.add_argument("--steps", type=int, nargs="+", help="optimiser steps, one number or one per network")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", help="optimiser steps, one number or one per network; more than before goes on"
+    )
     parser.add_argument("--batch", type=int, help="images a step")
     parser.add_argument("--learning-rate", type=float, help="peak rate of Adam")
     add_seed(parser, "seed of the first network; each takes the next one")
@@ -51,26 +58,65 @@ def register(subparsers) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Train the networks of a ladder, one after the other; started again, it resumes where it was stopped."""
-    from multilevel_diffusion.networks.by_name import PRESETS, open_source, preset_for
-    from multilevel_diffusion.networks.training import train_ladder
+    from multilevel_diffusion.networks.by_name import PRESETS, default_preset, open_source, preset_for
+    from multilevel_diffusion.networks.training import seconds_left, train_ladder
     from multilevel_diffusion.process.schedules import CosineSchedule
 
     device = prepare(arguments)
-    source = open_source(arguments.data, arguments.size)
+    if arguments.size is not None and arguments.size < 4:
+        raise ValueError(f'"--size" is {arguments.size}, expected a side of at least 4 pixels; give one')
+    source = open_source(arguments.data, arguments.size, labelled=arguments.classes is not None)
     preset = PRESETS[arguments.preset] if arguments.preset else preset_for(source.image_shape)
     if arguments.levels:
         configs = [_parse_level(text, arguments.halvings, source) for text in arguments.levels]
-    elif preset is not None:
-        configs = preset.configs()
     else:
-        raise ValueError(f'"--levels" is missing and no preset has images {source.image_shape}; give --levels')
+        preset = preset or default_preset(source.image_shape)
+        configs = preset.configs()
+    if arguments.classes:
+        configs = [replace(config, classes=len(source.classes)) for config in configs]  # type: ignore[attr-defined]
+    if configs[0].image_shape != tuple(source.image_shape):
+        raise ValueError(
+            f'"--preset" {arguments.preset} is for images {configs[0].image_shape}, got {tuple(source.image_shape)}; '
+            f"give --size {configs[0].image_size}, or leave it out"
+        )
     settings = _settings(arguments, preset, len(configs))
-    ladder = train_ladder(configs, source, CosineSchedule(), arguments.out, settings, device=device)
+    schedule = CosineSchedule()
+    left = seconds_left(configs, source, schedule, arguments.out, settings, device=device)
+    print(_intention(arguments, source, configs, settings, left), flush=True)
+    ladder = train_ladder(configs, source, schedule, arguments.out, settings, device=device)
     for level, entry in enumerate(ladder.record["levels"], start=1):
         size = f"{entry['parameters']} parameters, {entry['flops']:.3g} FLOPs"
         print(f"level {level}: {size}, held-out loss {entry['error']['loss']:.5f}")
     print(f"ladder written to {arguments.out}")
     return 0
+
+
+def _intention(
+    arguments: argparse.Namespace,
+    source: Source,
+    configs: Sequence[UNetConfig],
+    settings: Sequence[TrainSettings],
+    left: Sequence[float],
+) -> str:
+    """What will be trained, and how long it will take."""
+    told, classes = source.describe(), getattr(source, "classes", ())
+    count = f"{told['images']} images" if "images" in told else "images"
+    lines = [f"{count} of {'x'.join(map(str, source.image_shape))} from {arguments.data}"]
+    if classes:
+        lines[0] += f", classes {', '.join(classes)}"
+    for level, (config, setting, seconds) in enumerate(zip(configs, settings, left, strict=True), start=1):
+        shape = f"{config.base_dim}:{config.bottom_depth}:{config.mid_depth}"
+        rest = f"about {_words(seconds)}" if seconds else "trained already"
+        lines.append(f"network {level}: {shape}, {setting.steps} steps of {setting.batch_size} images, {rest}")
+    lines.append(f"in all about {_words(sum(left))}, by the time of a few steps; a stopped run resumes")
+    return "\n".join(lines)
+
+
+def _words(seconds: float) -> str:
+    for size, unit in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.2g} {unit}" if seconds < 9.5 * size else f"{seconds / size:.0f} {unit}"
+    return "a second" if seconds < 1.5 else f"{seconds:.0f} seconds"
 
 
 def _settings(arguments: argparse.Namespace, preset: Preset | None, networks: int) -> list[TrainSettings]:
@@ -96,6 +142,7 @@ def _settings(arguments: argparse.Namespace, preset: Preset | None, networks: in
 
 def _parse_level(text: str, halvings: int | None, source: Source) -> UNetConfig:
     """Read DIM:BOTTOM:MID."""
+    from multilevel_diffusion.networks.by_name import halvings_for
     from multilevel_diffusion.networks.unet import UNetConfig
 
     try:
@@ -103,6 +150,5 @@ def _parse_level(text: str, halvings: int | None, source: Source) -> UNetConfig:
     except ValueError:
         raise ValueError(f'"--levels" has {text!r}, expected DIM:BOTTOM:MID such as 32:3:2; write it so') from None
     channels, size, _ = source.image_shape
-    if halvings is None:
-        halvings = max(n for n in range(size.bit_length()) if size % 2**n == 0 and (n == 0 or size >> n >= 4))
+    halvings = halvings_for(size) if halvings is None else halvings
     return UNetConfig(dim, bottom, mid, levels=halvings, image_size=size, channels=channels)

@@ -18,7 +18,18 @@ from multilevel_diffusion.networks.image_ladders import DiffusionLadder, OwnLadd
 from multilevel_diffusion.networks.store import load_ladder, shipped_ladder, shipped_ladders
 from multilevel_diffusion.networks.unet import UNetConfig, dead_leaves_ladder, digits_ladder, paper_ladder
 
-__all__ = ["PRESETS", "SOURCES", "Preset", "open_any", "open_ladder", "open_source", "preset_for", "spec_of"]
+__all__ = [
+    "PRESETS",
+    "SOURCES",
+    "Preset",
+    "default_preset",
+    "halvings_for",
+    "open_any",
+    "open_ladder",
+    "open_source",
+    "preset_for",
+    "spec_of",
+]
 
 _LARGEST = 256  # images of a larger side are not taken as they are
 
@@ -154,6 +165,32 @@ def preset_for(image_shape: tuple[int, int, int]) -> Preset | None:
         True
     """
     return next((preset for preset in PRESETS.values() if preset.configs()[0].image_shape == image_shape), None)
+
+
+def halvings_for(size: int) -> int:
+    """Return how often a side is halved, until it is odd or 4 pixels are left.
+
+    Example:
+        >>> [halvings_for(size) for size in (64, 12, 7)]
+        [4, 1, 0]
+    """
+    return max(n for n in range(size.bit_length()) if size % 2**n == 0 and (n == 0 or size >> n >= 4))
+
+
+def default_preset(image_shape: tuple[int, int, int]) -> Preset:
+    """Return networks for images of any shape, about a factor 7 in cost apart, where there is no preset.
+
+    Example:
+        >>> [config.base_dim for config in default_preset((3, 24, 24)).configs()]
+        [8, 16, 32, 64]
+    """
+    channels, size, _ = image_shape
+    shapes, halvings = [(8, 1, 1), (16, 2, 1), (32, 3, 2), (64, 4, 2)], halvings_for(size)
+
+    def configs() -> list[UNetConfig]:
+        return [UNetConfig(*shape, levels=halvings, image_size=size, channels=channels) for shape in shapes]
+
+    return Preset(configs, (20_000,) * len(shapes))
 
 
 def _own_side(path: str) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,55 +24,6 @@ from multilevel_diffusion.networks.unet import UNet
 from multilevel_diffusion.process.schedule_base import NoiseSchedule
 
 __all__ = ["DiffusionLadder", "ImageLadder", "OwnLadder", "class_labels", "labels_in_turn", "pilot_name"]
-
-
-class ImageLadder(Protocol):
-    """What is known about a ladder of denoisers for one kind of image."""
-
-    @property
-    def ladder(self) -> mls.Ladder:
-        """The denoisers (x_t, t) -> x_0, cheapest first, and their costs."""
-        ...
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        """The noise schedule."""
-        ...
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """Shape (C, H, W) of one image."""
-        ...
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, which the denoisers are told as label=0, 1, ...; empty without classes."""
-        ...
-
-    @property
-    def guidance(self) -> float | None:
-        """Scale of the classifier-free guidance, None without it."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where the denoisers are."""
-        ...
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the states."""
-        ...
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder where its pilots and plans are kept, or None."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of what it computes."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -240,6 +191,10 @@ class OwnLadder:
         content = hashlib.sha256(json.dumps(told).encode())
         content.update(fingerprint(self.ladder.drifts).encode())
         return content.hexdigest()
+
+
+ImageLadder = DiffusionLadder | OwnLadder
+"""What pilots, fits, samples and jobs take."""
 
 
 def pilot_name(mode: str, guidance: float | None) -> str:

@@ -51,6 +51,8 @@ def _another(job: Job, manifest: Mapping[str, Any], folder: str | Path, argument
     before = told.get("arguments") or {}
     if before and arguments:
         other = {name: value for name, value in arguments.items() if before.get(name) != value}
+        if len(other) > 1:
+            other.pop("--count", None)  # more images alone are welcome
         changed = [f"{name} {_as_words(before.get(name))} against {_as_words(new)}" for name, new in other.items()]
         if changed:
             return (

@@ -167,7 +167,9 @@ def stored_job(
     if times is None:
         raise ValueError(f'"folder" is {str(folder)!r}, whose {PLAN} holds no times; open it again')
     said = manifest["job"]
-    sizes = {key: said[key] for key in ("tau", "batch", "shard")} | {"fine": said["fine"] if fine is None else fine}
+    sizes: dict[str, Any] = {key: said[key] for key in ("tau", "batch", "shard")} | {
+        "fine": said["fine"] if fine is None else fine
+    }
     if isinstance(sizes["fine"], str):
         raise ValueError(f'"fine" is missing: the job in {str(folder)!r} has a finest grid of its own; give it')
     threads = said["threads"] or torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Grids of images as PNG files."""
+"""Images as PNG files: in grids, in rows, each alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from multilevel_sde.files import write_atomically
 
-__all__ = ["image_grid", "save_grid", "save_rows"]
+__all__ = ["image_grid", "save_grid", "save_image", "save_rows"]
 
 
 def image_grid(images: Tensor, columns: int | None = None, *, scale: int = 1, gap: int = 2) -> Tensor:
@@ -54,6 +54,27 @@ def save_grid(path: str | os.PathLike[str], images: Tensor, columns: int | None 
 
     buffer = io.BytesIO()
     Image.fromarray(image_grid(images, columns, scale=scale).numpy()).save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def save_image(path: str | os.PathLike[str], image: Tensor) -> None:
+    """Write one image (1 or 3, H, W) in [-1, 1] as PNG, pixel for pixel, whole or not at all.
+
+    Raises:
+        ValueError: Another number of channels.
+
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/grey.png"
+        >>> save_image(path, torch.zeros(1, 4, 4))
+        >>> from PIL import Image
+        >>> Image.open(path).size
+        (4, 4)
+    """
+    from PIL import Image
+
+    pixels, buffer = image_grid(image[None], 1, gap=0).numpy(), io.BytesIO()
+    Image.fromarray(pixels[..., 0] if image.shape[0] == 1 else pixels).save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue())
 
 

@@ -15,7 +15,7 @@ from multilevel_diffusion.process.reverse_process import MODES
 from multilevel_diffusion.sampling.stored import stored_pilot
 from multilevel_sde import cli
 
-COMMANDS = ["demo", "sample", "plan", "pilot", "measure", "train", "edit", "rates"]
+COMMANDS = ["demo", "sample", "plan", "pilot", "measure", "train", "quality", "edit", "rates"]
 
 
 def test_help_imports_nothing_heavy():

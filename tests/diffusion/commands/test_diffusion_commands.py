@@ -29,7 +29,8 @@ def trained(tmp_path_factory):
 def test_levels_are_counted_from_one(trained, capsys):
     assert run("train", "--data", "digits", "--out", str(trained), "--steps", "12", "--batch", "4", *LEVELS) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines[:-1]] == ["level 1", "level 2", "level 3"]
+    levels = [line.split(":")[0] for line in lines if line.startswith(("network", "level"))]
+    assert levels == ["network 1", "network 2", "network 3", "level 1", "level 2", "level 3"]
 
 
 def test_train_writes_a_ladder(trained):
@@ -60,6 +61,9 @@ def test_preset_is_found_by_the_shape_of_the_images(tmp_path, monkeypatch):
         raise ValueError("stop here")
 
     monkeypatch.setattr("multilevel_diffusion.networks.training.train_ladder", record)
+    monkeypatch.setattr(
+        "multilevel_diffusion.networks.training.seconds_left", lambda configs, *a, **k: [0.0] * len(configs)
+    )
     for data, size, base_dims, steps in [
         ("digits", "8", [4, 8, 16, 32, 64], [8000, 8000, 8000, 4500, 3500]),
         ("deadleaves", "32", [4, 8, 16, 32], [6000, 4000, 2500, 2500]),
@@ -77,7 +81,15 @@ def test_preset_is_found_by_the_shape_of_the_images(tmp_path, monkeypatch):
         (["train", "--data", "cats", "--out", "x"], "\"--data\" is 'cats'"),
         (["train", "--data", "folder", "--out", "x"], "expected folder:PATH"),
         (["train", "--data", "digits:here", "--out", "x"], "expected digits"),
-        (["train", "--data", "deadleaves", "--size", "16", "--out", "x"], '"--levels" is missing'),
+        (
+            ["train", "--data", "digits", "--preset", "paper", "--out", "x"],
+            r'"--preset" paper is for images \(3, 64, 64\)',
+        ),
+        (
+            ["train", "--data", "digits", "--classes", "subfolders", "--out", "x"],
+            '"--classes" is subfolders, which needs',
+        ),
+        (["train", "--data", "digits", "--size", "2", "--out", "x"], '"--size" is 2, expected a side of at least 4'),
         (["train", "--data", "digits", "--out", "x", "--steps", "1", "2"], '"--steps" has 2 numbers for 5'),
         (["train", "--data", "digits", "--out", "x", "--levels", "4:1"], "\"--levels\" has '4:1'"),
         (["train", "--data", "digits", "--out", "x", "--levels", "4:1:0"], '"--steps" is missing'),
