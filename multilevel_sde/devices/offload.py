@@ -1,12 +1,12 @@
-"""Dear levels whose weights are on the device only around their hits, loaded ahead because the plan is known.
+"""Expensive levels whose weights are on the device only around their hits, loaded ahead because the plan is known.
 
 All offloaded levels share one buffer on the device, as large as the largest of them: the slot. The weights wait in host
 memory (pinned where the device is a GPU) or in a safetensors file; an evaluation of a level finds them in the slot. A
 generic offloader must guess what comes next. A plan says it before the solve: as soon as a level was evaluated, the
 weights of the next offloaded level that the plan hits are loaded by a thread, on a stream of their own, while the cheap
 levels run. With hits m steps apart the transfer is hidden where m evaluations of what stays resident take as long.
-Levels that a step needs together are evaluated dearest first, so that the loads that remain to be waited for, those
-within a step, are of the smaller ones.
+Levels that a step needs together are evaluated most expensive first, so that the loads to be waited for, those within
+a step, are of the smaller ones.
 
 Weights are copied, never changed, so a solve gives what it gives without offloading, bit for bit. A plan other than the
 announced one costs waiting, not correctness.
@@ -80,15 +80,15 @@ class Offload:
 
     Example:
         >>> import multilevel_sde as mls
-        >>> class Dear(nn.Linear):
+        >>> class Large(nn.Linear):
         ...     def forward(self, x, t):
         ...         return super().forward(x)
-        >>> dear = Dear(4, 4).requires_grad_(False)
-        >>> ladder = mls.Ladder([lambda x, t: -x, dear], costs=[1.0, 16.0])
+        >>> large = Large(4, 4).requires_grad_(False)
+        >>> ladder = mls.Ladder([lambda x, t: -x, large], costs=[1.0, 16.0])
         >>> times = torch.linspace(0.0, 1.0, 9)
         >>> plan = mls.draw_plan(torch.tensor([1.0, 0.25]).expand(8, 2), generator=torch.Generator().manual_seed(0))
         >>> expected = mls.solve(ladder, torch.ones(2, 4), times, plan).y
-        >>> offload = mls.Offload(ladder, {1: dear})
+        >>> offload = mls.Offload(ladder, {1: large})
         >>> torch.equal(mls.solve(offload.ladder(plan), torch.ones(2, 4), times, plan).y, expected), offload.slot_bytes
         (True, 512)
     """

@@ -1,10 +1,10 @@
 """Ladders that do not fit one device: each level where its weights are, and only the state moves.
 
 A drift is evaluated on a device of its own: the state x and the time t go there, the value comes back. That is
-numel(x) numbers each way for an evaluation, against the weights of a network; a dear level is evaluated rarely, so its
-device may even be a slow one. Levels on two GPUs run at the same time, as a GPU does not make the host wait.
+numel(x) numbers each way for an evaluation, against the weights of a network; an expensive level is evaluated rarely,
+so its device may even be a slow one. Levels on two GPUs run at the same time, as a GPU does not make the host wait.
 
-Where there is one device only, keep the dear levels' weights off it with :class:`multilevel_sde.Offload`.
+Where there is one device only, keep the expensive levels' weights off it with :class:`multilevel_sde.Offload`.
 """
 
 from __future__ import annotations
