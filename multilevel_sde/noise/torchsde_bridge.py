@@ -15,26 +15,28 @@ from multilevel_sde.noise.diffusion import NoiseTerm
 
 __all__ = ["from_torchsde"]
 
-_SUPPORTED = ("additive", "diagonal", "scalar")
+_DIFFUSIONS = ("g", "f_and_g", "g_prod")
+_SUPPORTED = ("additive", "diagonal", "general", "scalar")
 
 
 def from_torchsde(sdes: Sequence[Any], costs: Sequence[float] | CostModel | None = None) -> tuple[Ladder, NoiseTerm]:
     """Turn torchsde SDE objects, cheapest first, into a ladder of their drifts and the diffusion of the last.
 
     The diffusion is shared by all levels (the method replaces the drift only), so it is taken from the top one.
-    Ito SDEs with additive, diagonal or scalar noise; states have torchsde's shape (B, d).
+    Ito SDEs of every noise type; states have torchsde's shape (B, d).
 
     Arguments:
-        sdes: Objects with f(t, y), g(t, y), noise_type and sde_type.
+        sdes: Objects with noise_type and sde_type, and with f(t, y) and g(t, y), or both as f_and_g(t, y), or the top
+            one with g_prod(t, y, dW), as torchsde takes them.
         costs: As for :class:`Ladder`; by default 1, 2, 4, ... which only orders the levels: give real ones.
 
     Returns:
-        (ladder, diffusion) for :func:`solve`. For additive and scalar noise the Brownian path has torchsde's shape
-        (B, m): pass `BrownianPath(seeds, shape=(m,))`.
+        (ladder, diffusion) for :func:`solve`. But for diagonal noise the Brownian path has torchsde's shape (B, m):
+        pass `BrownianPath(seeds, shape=(m,))`.
 
     Raises:
-        ValueError: No SDEs, Stratonovich or general noise, or noise types that differ.
-        TypeError: An object lacks one of the four attributes.
+        ValueError: No SDEs, Stratonovich noise, or noise types that differ.
+        TypeError: An object lacks its drift, its diffusion or its types.
 
     Example:
         >>> class OU:
@@ -51,7 +53,8 @@ def from_torchsde(sdes: Sequence[Any], costs: Sequence[float] | CostModel | None
     if not sdes:
         raise ValueError('"sdes" is empty; give at least one SDE object')
     for level, sde in enumerate(sdes):
-        missing = [name for name in ("f", "g", "noise_type", "sde_type") if not hasattr(sde, name)]
+        ways = {"noise_type": ("noise_type",), "sde_type": ("sde_type",), "f": ("f", "f_and_g"), "g": _DIFFUSIONS}
+        missing = [name for name, others in ways.items() if not any(hasattr(sde, other) for other in others)]
         if missing:
             raise TypeError(f'"sdes[{level}]" lacks {", ".join(missing)}; give objects that torchsde.sdeint accepts')
         if sde.sde_type != "ito":
@@ -70,30 +73,27 @@ def from_torchsde(sdes: Sequence[Any], costs: Sequence[float] | CostModel | None
             )
     top = sdes[-1]
     ladder = Ladder([_Drift(sde) for sde in sdes], costs if costs is not None else [2.0**k for k in range(len(sdes))])
-    if top.noise_type == "diagonal":
-        return ladder, NoiseTerm(_Diagonal(top))
-    return ladder, NoiseTerm(_Matrix(top))
+    return ladder, NoiseTerm(_Noise(top))
 
 
 @dataclass(frozen=True)
 class _Drift:
+    """f, by itself or of a pair."""
+
     sde: Any
 
     def __call__(self, y: Tensor, t: Tensor) -> Tensor:
-        return self.sde.f(t, y)
+        return self.sde.f(t, y) if hasattr(self.sde, "f") else self.sde.f_and_g(t, y)[0]
 
 
 @dataclass(frozen=True)
-class _Diagonal:
+class _Noise:
+    """g applied to an increment: element by element, or as a matrix (B, d, m)."""
+
     sde: Any
 
     def __call__(self, y: Tensor, t: Tensor, increment: Tensor) -> Tensor:
-        return self.sde.g(t, y) * increment
-
-
-@dataclass(frozen=True)
-class _Matrix:
-    sde: Any
-
-    def __call__(self, y: Tensor, t: Tensor, increment: Tensor) -> Tensor:
-        return torch.einsum("bdm,bm->bd", self.sde.g(t, y), increment)
+        if not hasattr(self.sde, "g") and hasattr(self.sde, "g_prod"):
+            return self.sde.g_prod(t, y, increment)
+        g = self.sde.g(t, y) if hasattr(self.sde, "g") else self.sde.f_and_g(t, y)[1]
+        return g * increment if self.sde.noise_type == "diagonal" else torch.einsum("bdm,bm->bd", g, increment)

@@ -34,7 +34,50 @@ class Scalar(Diagonal):
         return (0.2 * y)[..., None]
 
 
-SDES = {"diagonal": (Diagonal(), D), "additive": (Additive(), M), "scalar": (Scalar(), 1)}
+class General(Diagonal):
+    noise_type = "general"
+
+    def g(self, t, y):
+        return 0.2 * y[:, :, None] * torch.linspace(0.5, 1.5, M, dtype=y.dtype)
+
+
+class Joint:
+    """Drift and diffusion from one network."""
+
+    noise_type, sde_type = "diagonal", "ito"
+
+    def f_and_g(self, t, y):
+        return torch.sin(y) - t, 0.3 + 0.1 * torch.cos(y) + t
+
+
+class JointGeneral(Joint):
+    noise_type = "general"
+
+    def f_and_g(self, t, y):
+        return torch.sin(y) - t, General().g(t, y)
+
+
+class Product:
+    """A diffusion that is only known by what it does to an increment."""
+
+    noise_type, sde_type = "general", "ito"
+
+    def f(self, t, y):
+        return torch.sin(y) - t
+
+    def g_prod(self, t, y, v):
+        return torch.einsum("bdm,bm->bd", General().g(t, y), v)
+
+
+SDES = {
+    "diagonal": (Diagonal(), D),
+    "additive": (Additive(), M),
+    "scalar": (Scalar(), 1),
+    "general": (General(), M),
+    "joint": (Joint(), D),
+    "joint general": (JointGeneral(), M),
+    "product": (Product(), M),
+}
 
 
 @pytest.mark.parametrize("name", SDES)
@@ -110,7 +153,8 @@ def test_torchsde_noise_runs_down_as_minus_up():
     ("attributes", "message"),
     [
         ({"sde_type": "stratonovich"}, r'"sdes\[1\]" has sde_type \'stratonovich\'; only "ito"'),
-        ({"noise_type": "general"}, r'"sdes\[1\]" has noise_type \'general\'; only additive, diagonal, scalar'),
+        ({"noise_type": "brown"}, r'"sdes\[1\]" has noise_type \'brown\'; only additive, diagonal, general, scalar'),
+        ({"noise_type": "general"}, r'"sdes\[1\]" has noise_type \'general\' and "sdes\[0\]" \'diagonal\''),
         ({"noise_type": "scalar"}, r'"sdes\[1\]" has noise_type \'scalar\' and "sdes\[0\]" \'diagonal\''),
     ],
 )
@@ -122,7 +166,7 @@ def test_what_is_not_supported_is_refused(attributes, message):
 def test_other_objects_are_refused():
     with pytest.raises(ValueError, match='"sdes" is empty'):
         mls.from_torchsde([])
-    with pytest.raises(TypeError, match=r'"sdes\[1\]" lacks g, noise_type, sde_type'):
+    with pytest.raises(TypeError, match=r'"sdes\[1\]" lacks noise_type, sde_type, g'):
         mls.from_torchsde([Diagonal(), type("Half", (), {"f": None})()])
     with pytest.raises(TypeError, match='"bm" must be a torchsde Brownian object, got float'):
         mls.TorchSDEBrownian(0.5)
