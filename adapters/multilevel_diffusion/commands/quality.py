@@ -83,6 +83,8 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     if pairs:
         found["psnr"] = pairs
+        if not arguments.psnr:
+            print("note: images of one name or seed are not independent: for the distances, sample another --seed")
         print(f"PSNR of {pairs['pairs']} pairs of images: {pairs['mean']:.2f} dB, the lowest {pairs['lowest']:.2f} dB")
     content = json.dumps({name: _finite(value) for name, value in found.items()}, indent=1) + "\n"
     write_atomically(arguments.out / "quality.json", content.encode())

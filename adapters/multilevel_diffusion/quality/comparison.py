@@ -62,7 +62,7 @@ class Comparison:
             ("told apart", f"{self.told_apart.estimate:.3f}", "0.5", f"({_ends(self.told_apart)})"),
         ]
         lines = [f"{self.samples} samples against {self.reference} real images", ""]
-        lines.append(f"{'':<20}{'samples':>10}  {'two halves of the real images':<32}")
+        lines.append(f"{'':<20}{'samples':>10}  two halves of the real images")
         lines += [f"{name:<20}{value:>10}  {floor:<32}{note}".rstrip() for name, value, floor, note in rows]
         return "\n".join(lines)
 

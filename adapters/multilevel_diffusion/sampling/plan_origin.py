@@ -12,7 +12,7 @@ import multilevel_sde as mls
 from multilevel_diffusion.networks.image_ladders import ImageLadder
 from multilevel_diffusion.process.reverse_process import Process
 
-__all__ = ["load_plan", "made_for"]
+__all__ = ["load_plan", "made_for", "write_origin"]
 
 
 def made_for(images: ImageLadder, process: Process) -> dict[str, Any]:
@@ -54,6 +54,33 @@ def load_plan(path: str | Path, images: ImageLadder, process: Process) -> tuple[
             "--fine that it was made with"
         )
     return plan, times
+
+
+def write_origin(path: str | Path, images: ImageLadder, process: Process) -> None:
+    """Write into a plan file that does not say it what its plan was made for; plan and times stay as they are.
+
+    Arguments:
+        path: The file, rewritten whole or not at all.
+        images: The ladder that the plan was made for.
+        process: What it was made to solve.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, or the plan does not fit, or was made for another ladder or process.
+
+    Example:
+        >>> import tempfile
+        >>> from multilevel_diffusion import load_ladder, shipped_ladder, uniform
+        >>> digits = load_ladder(shipped_ladder("digits"))
+        >>> process = Process(digits.schedule, 0.0, uniform(digits.schedule, 10))
+        >>> path = tempfile.mkdtemp() + "/plan.safetensors"
+        >>> mls.em_plan(digits.ladder, process.grid(5)).save(path, process.grid(5))
+        >>> write_origin(path, digits, process)
+        >>> mls.Plan.load_made_for(path)["mode"]
+        'ddim'
+    """
+    plan, times = load_plan(path, images, process)
+    plan.save(path, times, made_for(images, process))
 
 
 def _check(path: str | Path, told: Mapping[str, Any], mine: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
 from multilevel_diffusion.process.grids import uniform
 from multilevel_diffusion.process.reverse_process import Process
 from multilevel_diffusion.sampling.pilots_and_fits import base_coefficients, fit, reference
+from multilevel_diffusion.sampling.plan_origin import load_plan, made_for
 from multilevel_diffusion.sampling.samples import sample
 from multilevel_diffusion.sampling.stored import stored_plan
 from multilevel_sde.cli import main
@@ -83,3 +84,27 @@ def test_fit_needs_a_budget(tmp_path, capsys):
     arguments = ["plan", "--ladder", "digits", "--mode", "ddim", "--target-mse", "0.1", "--fit"]
     assert main([*arguments, "-o", str(tmp_path / "plan.safetensors")]) != 0
     assert '"--fit" takes a "--budget"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["digits", "deadleaves32"])
+def test_shipped_plans_name_their_ladder(name):
+    images = load_ladder(shipped_ladder(name))
+    process = Process(images.schedule, 0.0, uniform(images.schedule, 1000))
+    assert images.folder is not None
+    paths = sorted(images.folder.glob("plan_*.safetensors"))
+    assert len(paths) == 5
+    for path in paths:
+        assert mls.Plan.load_made_for(path) == made_for(images, process)
+        plan, _ = load_plan(path, images, process)
+        top = images.ladder.costs[-1]
+        assert plan.cost(images.ladder) <= float(path.stem.split("_")[-1]) * top * (1 + 1e-9)
+
+
+def test_a_stored_plan_of_weights_that_changed_is_refused(tmp_path):
+    shutil.copytree(shipped_ladder("digits"), tmp_path / "digits")
+    digits = load_ladder(tmp_path / "digits")
+    assert stored_plan(digits, "ddim", 8.0) is not None
+    with torch.no_grad():
+        next(digits.networks[0].parameters()).add_(1e-3)
+    with pytest.raises(ValueError, match="holds a plan for another ladder, or for this one before its weights changed"):
+        stored_plan(digits, "ddim", 8.0)
