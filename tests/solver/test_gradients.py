@@ -188,6 +188,27 @@ def test_vmap_over_states_and_parameters():
     assert torch.allclose(slopes, -((1 - k / STEPS) ** (STEPS - 1)))
 
 
+def test_vmap_over_the_noise_or_a_remembered_value_alone():
+    """What is added to has no batch, what is added has one, so the sum is not made in its memory."""
+    ladder, path = mls.Ladder([lambda y, t: -y], costs=[1.0]), mls.BrownianPath(range(3))
+
+    def noisy(sigma):
+        noise = {"diffusion": lambda t: sigma, "brownian": path, "check_finite": False}
+        return mls.solve(ladder, torch.ones(3, dtype=DOUBLE), TIMES, mls.em_plan(ladder, TIMES), **noise).y
+
+    sigmas = torch.tensor([0.0, 0.3, 1.0], dtype=DOUBLE)
+    assert torch.allclose(torch.vmap(noisy)(sigmas), torch.stack([noisy(sigma) for sigma in sigmas]))
+
+    def remembered(k):
+        ladder = mls.Ladder([lambda y, t: torch.ones_like(y), lambda y, t: k * torch.ones_like(y)], costs=[1.0, 8.0])
+        recall = mls.Recall([(1, 0, 0, 0.5), (1, 1, 0, 0.25)])
+        plan = mls.Plan(torch.ones(2, 2, dtype=torch.bool), torch.tensor([[1.0, 1.0], [1.0, 0.0]]), recall=recall)
+        y0 = torch.zeros(1, dtype=DOUBLE)
+        return mls.solve(ladder, y0, [0.0, 0.5, 1.0], plan, check_finite=False).y
+
+    assert torch.allclose(torch.vmap(remembered)(sigmas), torch.stack([remembered(k) for k in sigmas]))
+
+
 def test_vmap_with_what_it_cannot_do_is_one_sentence():
     k = torch.linspace(0.0, 1.0, 5, dtype=DOUBLE)
     with pytest.raises(ValueError, match=r'"check_finite" .* inside torch.vmap; pass check_finite=False'):
