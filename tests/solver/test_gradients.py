@@ -149,6 +149,7 @@ def test_gradients_of_times_are_those_of_finite_differences(step):
         return mls.solve(ladder, torch.ones(2, dtype=DOUBLE), times, plan, step=step).y
 
     assert torch.autograd.gradcheck(end, (grid,))
+    assert torch.allclose(end(grid), end(grid.detach()))
     reverse = torch.autograd.functional.jacobian(end, grid.detach())
     assert torch.allclose(torch.func.jacrev(end)(grid.detach()), reverse)
     assert torch.allclose(torch.func.jacfwd(end)(grid.detach()), reverse)
