@@ -287,6 +287,26 @@ def test_no_graph_outlives_a_step_where_none_is_asked_for(gradients, rule):
     assert max(alive[20:]) <= max(alive[:20])
 
 
+def test_a_step_with_a_parameter_has_a_graph_where_one_is_asked_for():
+    scale = torch.tensor(0.9, dtype=DOUBLE, requires_grad=True)
+
+    class Scaled(mls.StepRule):
+        def evaluations(self, times):
+            return [1] * (len(times) - 1)
+
+        def start(self, times):
+            return lambda y, F, t, s, noise: y + scale * (s - t) * F(y, t)
+
+    for step in (lambda y, estimate, t, s, noise: y + scale * (s - t) * estimate, Scaled()):
+        assert decay(number(), step=step).requires_grad
+        seen = []
+        ladder = mls.Ladder([lambda y, t, seen=seen: (seen.append(y.requires_grad), -y)[1]], costs=[1.0])
+        plan = mls.em_plan(ladder, FINE, step=step)
+        y = mls.solve(ladder, torch.ones(1, dtype=DOUBLE), FINE, plan, step=step, gradients=False).y
+        assert not y.requires_grad
+        assert not any(seen)
+
+
 def test_a_draw_per_sample_names_conditions_where_a_drift_knows_its_batch():
     labels = torch.ones(4, 2)
     ladder = mls.Ladder([lambda y, t: -y, lambda y, t: labels - y], costs=[1.0, 8.0])
