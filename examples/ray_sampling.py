@@ -54,7 +54,7 @@ class ShardWriter:
 
 def run(job: Job, folder: str, ladder: str, *, workers: int, gpus: float = 0.0) -> tuple[int, float]:
     """Sample a job with Ray Data; return how many images were computed now, and the workers' seconds for them."""
-    open_folder(job, folder)
+    job = open_folder(job, folder)  # as it goes on there, where a shorter one was
     shards = [{"index": index} for index in range(len(job.shards))]
     # From items, not from range: the tasks of a range would wait for CPUs that the actors hold.
     work = ray.data.from_items(shards, override_num_blocks=min(len(shards), 16 * workers))

@@ -202,6 +202,6 @@ def test_plans_that_do_not_say_are_taken_where_they_fit(tmp_path):
     made.plan.save(path, made.times)
     assert load_plan(path, made.images, made.process)[0] == made.plan
     with pytest.raises(ValueError, match="has times that are not on the finest grid of 7 steps"):
-        load_plan(path, made.images, Process(SCHEDULE, 0.0, uniform(SCHEDULE, 7)))
+        load_plan(path, made.images, Process(SCHEDULE, 1.0, uniform(SCHEDULE, 7)))
     with pytest.raises(ValueError, match="was made for 2 levels"):
         load_plan(path, OwnLadder(made.images.ladder.top(), SCHEDULE, SHAPE), made.process)
