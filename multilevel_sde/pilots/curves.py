@@ -39,8 +39,7 @@ class Curve:
     def estimate(self, budget: float, memory: bool = True) -> float:
         """The predicted error at a budget, without correlations between levels: cheap, for choosing among curves."""
         count = self.allocation.count_within(budget - self.base_cost)
-        promised, pilot, form = self.allocation.errors[count], self.pilot, self.form(memory)
-        return pilot.expected(promised, self.steps, form) + pilot.step_tail * pilot.step_error_of(self.steps, form)
+        return self.pilot.expected(self.allocation.errors[count], self.steps, self.form(memory))
 
     def form(self, memory: bool) -> Form:
         """The form that its plans take."""
@@ -80,7 +79,7 @@ class Alone:
         self.pilot, self.level, self.multistep = pilot, level, multistep
         known = pilot.measured_alone(level, multistep)
         self.least, self.most = (min(known), max(known)) if known else (1, 0)
-        self.levels, self.tail = (level,), pilot.single_tail(level)
+        self.levels = (level,)
 
     @property
     def price(self) -> float:
@@ -96,7 +95,7 @@ class Alone:
         """The predicted error at a budget; infinite where plans may not remember and this one does."""
         if self.multistep and not memory:
             return math.inf
-        return self.tail * self._error(self._steps(budget))
+        return self._mse(self._steps(budget))
 
     def within(self, budget: float, memory: bool = True) -> PilotPlan:
         """The plan that costs at most the budget, which must pay the fewest steps."""
@@ -110,7 +109,7 @@ class Alone:
 
     def cost_of(self, mse: float) -> float:
         """Cost at which it reaches a mean squared error, infinite where it does not."""
-        known = {n: self.tail * error for n, error in self.pilot.measured_alone(self.level, self.multistep).items()}
+        known = {n: self._mse(n) for n in self.pilot.measured_alone(self.level, self.multistep)}
         before: tuple[int, float] | None = None
         for n, error in known.items():
             if error <= mse:
@@ -129,24 +128,24 @@ class Alone:
             choices = sorted(n for n in self.pilot.multistep if self.least <= n <= most) or [self.least]
         else:
             choices = [max(self.least, most)]
-        least = self._error(choices[-1])
+        least = self._mse(choices[-1])
         if not self.multistep:
             measured = [n for n in self.pilot.measured_alone(self.level, False) if n < most]
             choices = [*measured, *choices]
-        return next(n for n in choices if self._error(n) <= (1 + _AS_GOOD) * least)
+        return next(n for n in choices if self._mse(n) <= (1 + _AS_GOOD) * least)
 
-    def _error(self, steps: int) -> float:
-        return self.pilot.single_error(self.level, steps, self.multistep)
+    def _mse(self, steps: int) -> float:
+        error = self.pilot.single_error(self.level, steps, self.multistep)
+        return error * self.pilot.single_tail(self.level, steps, self.multistep)
 
     def _predicted(self, steps: int) -> Prediction:
         pilot = self.pilot
         evaluations = torch.zeros(pilot.levels, dtype=torch.float64)
         evaluations[self.level] = steps * pilot.rows / pilot.steps
-        top = self.level == pilot.levels - 1
-        error = self._error(steps)
-        step = error if top else min(error, pilot.single_error(pilot.levels - 1, steps, self.multistep))
-        step_mse = pilot.step_tail * step
-        return pilot.expectation(max(0.0, self.tail * error - step_mse), step_mse, error, evaluations)
+        mse, typical = self._mse(steps), pilot.single_error(self.level, steps, self.multistep)
+        top = Alone(pilot, pilot.levels - 1, self.multistep)
+        step_mse = min(mse, top._mse(steps))
+        return pilot.expectation(mse - step_mse, step_mse, typical, evaluations)
 
 
 def allocate_levels(parts: list[Responses], costs: list[float], budget: float) -> Allocation:

@@ -6,8 +6,9 @@ The predicted mean squared error of a plan to the path of the top level on the f
 
 with the plan's weights w, the Gram matrix G of the responses (see :mod:`multilevel_sde.pilots.run_pilot`), and the step
 error of the top level on the plan's grid. q is the measured ratio to the first-order error, on this grid and in this
-form of plans, interpolated in the logarithm with q(e) e nondecreasing. Step errors are typical ones times their tail,
-the measured ratio of mean to typical error. Plans are made with the off-diagonal of G shrunk by 5%, predicted without.
+form of plans, interpolated in the logarithm with q(e) e nondecreasing. These are typical errors. Their sum is
+multiplied by the tail, the measured ratio of mean to typical error, made nondecreasing in the error too. Plans are made
+with the off-diagonal of G shrunk by 5%, predicted without.
 """
 
 from __future__ import annotations
@@ -105,16 +106,7 @@ class ErrorModel:
     @cached_property
     def tail(self) -> float:
         """Ratio of the mean to the typical squared error of plans: the median over all calibrations."""
-        return _median(one.tail for one in self.calibration)
-
-    @cached_property
-    def step_tail(self) -> float:
-        """The same of the top level alone."""
-        return self.single_tail(self.levels - 1)
-
-    def single_tail(self, level: int) -> float:
-        """The same of any level alone."""
-        return _median(one.tail for one in self.singles if one.level == level)
+        return statistics.median([one.tail for one in self.calibration] or [1.0])
 
     def share(self, samples: int, budget: float) -> float:
         """The pilot's cost as a part of a run of so many samples at a budget each."""
@@ -171,11 +163,18 @@ class ErrorModel:
             evaluations: Of each level, (K,).
             form: How it uses its corrections.
         """
-        usual, mean = (
-            _calibrated(first_order, self._measured(steps, form, "first_order", mean=m)) for m in (False, True)
-        )
-        step = self.step_error_of(steps, form)
-        return self.expectation(mean, self.step_tail * step, usual + step, evaluations)
+        return self._expected(first_order, steps, evaluations, form, "first_order")
+
+    def _expected(self, value: float, steps: int, evaluations: Tensor, form: Form, what: str) -> Prediction:
+        """As :meth:`prediction`, from the first-order error or from what an allocation promised, as `what` says."""
+        step, runs = self.step_error_of(steps, form), self._runs(steps, form)
+        beside = [max(one.measured - self.step_error_of(one.steps, form), _LEAST * one.measured) for one in runs]
+        known = [getattr(one, what) for one in runs]
+        typical = step + _calibrated(value, list(zip(known, beside, strict=True)))
+        mse = typical * _rising(value, known, [one.tail for one in runs])
+        multistep = bool(self.multistep) and form is not Form.PLAIN
+        step_mse = step * self.single_tail(self.levels - 1, steps * self.steps / self.rows, multistep)
+        return self.expectation(max(0.0, mse - step_mse), step_mse, typical, evaluations)
 
     def expectation(self, level_mse: float, step_mse: float, typical: float, evaluations: Tensor) -> Prediction:
         """Return a prediction with what these evaluations of each level cost."""
@@ -184,8 +183,8 @@ class ErrorModel:
         return Prediction(level_mse + step_mse, level_mse, step_mse, typical, cost, seconds)
 
     def expected(self, promised: float, steps: int, form: Form) -> float:
-        """Return the mean squared level error of a plan of which an allocation promises so much."""
-        return _calibrated(promised, self._measured(steps, form, "promised", mean=True))
+        """Return the mean squared error of a plan of which an allocation promises so much."""
+        return self._expected(promised, steps, torch.zeros(self.levels, dtype=torch.float64), form, "promised").mse
 
     def step_error(self, steps: int) -> float:
         """Predicted mean squared error of so many steps of the top level, to the finest grid, by the pilot's method.
@@ -195,7 +194,8 @@ class ErrorModel:
         """
         if not steps >= 1:
             raise ValueError(f'"steps" must be at least 1, got {steps}')
-        return self.step_tail * self.single_error(self.levels - 1, steps, bool(self.multistep))
+        top, multistep = self.levels - 1, bool(self.multistep)
+        return self.single_error(top, steps, multistep) * self.single_tail(top, steps, multistep)
 
     def single_error(self, level: int, steps: float, multistep: bool) -> float:
         """Typical squared error of a level alone, interpolated in the logarithm of the number of steps."""
@@ -205,6 +205,12 @@ class ErrorModel:
         x, y = np.log(list(known)), np.log(np.maximum(list(known.values()), 1e-300))
         found = float(np.exp(np.interp(math.log(steps), x, y)))
         return found if found > 1e-299 else 0.0
+
+    def single_tail(self, level: int, steps: float, multistep: bool) -> float:
+        """Ratio of the mean to that."""
+        runs = [one for one in self.singles if (one.level, one.multistep) == (level, multistep) and one.error > 0]
+        error = self.single_error(level, steps, multistep)
+        return _rising(error, [one.error for one in runs], [one.tail for one in runs])
 
     def measured_alone(self, level: int, multistep: bool) -> dict[int, float]:
         """Steps -> typical squared error of a level alone, as it was measured, in the order of steps."""
@@ -220,23 +226,15 @@ class ErrorModel:
         """The form that erred least in the runs on the nearest grid, every run counting by its ratio."""
 
         def size(form: Form) -> float:
-            return sum(
-                math.log(max(measured, 1e-300)) for _, measured in self._measured(steps, form, "promised", mean=False)
-            )
+            return sum(math.log(max(one.measured, 1e-300)) for one in self._runs(steps, form))
 
         return min(forms, key=size)
 
-    def _measured(self, steps: int, form: Form, what: str, *, mean: bool) -> list[tuple[float, float]]:
-        """(what a plan was said to err, what it erred beside its steps) on the grid that is nearest to a plan's."""
+    def _runs(self, steps: int, form: Form) -> list[Calibration]:
+        """The runs of plans in this form, or any, on the grid that is nearest to one of so many rows."""
         same = [one for one in self.calibration if one.form is form] or list(self.calibration)
         near = min((abs(math.log(one.steps / steps)) for one in same), default=0.0)
-        found = []
-        for one in same:
-            if abs(math.log(one.steps / steps)) <= near + 1e-12:
-                whole = one.measured * (one.tail if mean else 1.0)
-                step = self.step_error_of(one.steps, form) * (self.step_tail if mean else 1.0)
-                found.append((getattr(one, what), max(whole - step, _LEAST * whole)))
-        return found
+        return [one for one in same if abs(math.log(one.steps / steps)) <= near + 1e-12]
 
     def _form(self, plan: Plan) -> Form:
         """In which form a plan is: by how far back it remembers."""
@@ -282,11 +280,6 @@ class ErrorModel:
         return track(plan, self.responses(plan.steps), self.multistep.get(plan.steps))
 
 
-def _median(tails: Iterable[float]) -> float:
-    known = list(tails)
-    return statistics.median(known) if known else 1.0
-
-
 def _calibrated(value: float, pairs: Iterable[tuple[float, float]]) -> float:
     """The value times the ratio of measured to given, interpolated in the logarithm of the given.
 
@@ -298,3 +291,16 @@ def _calibrated(value: float, pairs: Iterable[tuple[float, float]]) -> float:
         return value
     x, y = np.log(known).T
     return value * math.exp(float(np.interp(math.log(value), x, isotonic_regression(y).x - x)))
+
+
+def _rising(value: float, known: list[float], tails: list[float]) -> float:
+    """The tail at a value, interpolated in logarithms of what was measured, made nondecreasing in the error.
+
+    A tail that grows as errors fall comes from the few samples that end up somewhere else whatever is done, so that the
+    runs with smaller errors share one.
+    """
+    pairs = sorted((x, tail) for x, tail in zip(known, tails, strict=True) if x > 0)
+    if not pairs or value <= 0:
+        return 1.0
+    x, y = np.log(pairs).T
+    return math.exp(float(np.interp(math.log(value), x, isotonic_regression(y).x)))

@@ -212,6 +212,9 @@ class Pilot(ErrorModel):
         budget = as_number("budget", budget)
         if not math.isfinite(budget):
             raise ValueError(f'"budget" must be a finite cost, got {budget}')
+        least = min([self.least_budget, *(one.base_cost for one in self._alone)])
+        if budget < least * (1 - 1e-9):
+            raise ValueError(f'"budget" must be at least {least:.6g} {self.unit}, got {budget}')
         paid = any(one.base_cost <= budget * (1 + 1e-9) for one in self._alone)
         best = self.plan(budget=budget) if budget >= self.least_budget or not paid else self.single(budget=budget)
         single = self.single(budget=budget) if paid else best

@@ -71,7 +71,7 @@ def pilot(
     brownian: Brownian | BrownianPath | None = None,
     conditions: Mapping[str, Tensor] | None = None,
     multistep: Multistep | None = None,
-    samples: int = 16,
+    samples: int = 32,
     candidates: int | Tensor = 100,
     limit: float | None = None,
     batch: int | None = None,
@@ -127,8 +127,11 @@ def pilot(
     copies = chunk_for(trial, batch)
     grid = _candidate_grid(trial, fine, candidates, limit, copies)
     count, expected = len(grid) - 1, _expected_cost(trial, fine, len(grid) - 1, copies)
+    delay = 0 if progress else 2
     name = f"pilot, about {expected / ladder.costs[-1]:.3g} evaluations of the top level a sample"
-    with tqdm(desc=name, total=expected / ladder.costs[-1], disable=progress is False, delay=2, bar_format=_BAR) as bar:
+    with tqdm(
+        desc=name, total=expected / ladder.costs[-1], disable=progress is False, delay=delay, bar_format=_BAR
+    ) as bar:
         trial.bar = bar
         track = walk(trial, grid, copies)
         gram, grams = _grams(track.responses, min(_FOLDS, len(trial)))
@@ -170,7 +173,7 @@ def _check(ladder: Ladder, y0: Tensor, samples: int, step: Step | StepRule, mult
     if y0.dim() == 0 or min(len(y0), samples) < 2:
         given = 0 if y0.dim() == 0 else len(y0)
         raise ValueError(
-            f'"samples" must be at least 2 (better 16), got samples={samples} and {given} initial states in "y0"'
+            f'"samples" must be at least 2 (better 32), got samples={samples} and {given} initial states in "y0"'
         )
     if isinstance(step, StepRule) and multistep is not None:
         raise ValueError('"multistep" belongs to steps with one estimate, got a StepRule as "step"; leave out one')
@@ -250,7 +253,7 @@ def _expected_cost(trial: Trial, fine: Tensor, count: int, copies: int) -> float
         for steps in grids_of_plans(a_step * count, a_step == 1)
         for budget in calibration_budgets(costs, steps, coarse=steps < a_step * count)
     )
-    return walked + alone + target + calibration
+    return walked + alone - a_step * count * costs[-1] + target + calibration  # the path itself is one of those alone
 
 
 def _grams(responses: Tensor, folds: int) -> tuple[Tensor, list[Tensor]]:

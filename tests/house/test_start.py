@@ -22,7 +22,7 @@ def run(title):
 def test_own_drifts(capsys):
     names = run("Your own drifts")
     ladder, y0, times, noise = (names[name] for name in ("ladder", "y0", "times", "noise"))
-    assert names["solution"].stats.cost <= 900.0
+    assert names["solution"].stats.cost <= 600.0
     top = mls.solve(ladder, y0, times, mls.em_plan(ladder, times), diffusion=0.1, brownian=noise).y
     measured = float((names["solution"].y - top).square().mean())
     assert 0.5 < names["best"].predicted.mse / measured < 2

@@ -1,8 +1,8 @@
 """The law of advice: all single levels and the plan are run, and what the pilot says before is what comes out.
 
 On fourteen ladders the levels run alone on twenty numbers of steps each. The speed-up of a plan is the cost at which
-the best of them reaches its error, over its own. Where that is above 1.15 the pilot must say that the ladder pays, below
-0.85 that it does not; a single level that it names must be the best, to 15% of its cost.
+the best of them reaches its error, over its own. Where that is above 1.15 the pilot must say that the ladder pays,
+below 0.85 that it does not; a single level that it names must be the best, to 15% of its cost.
 """
 
 import math

@@ -120,7 +120,7 @@ def warnings(pilot: Pilot) -> list[str]:
     if ratios and max(ratios) > 8:
         found.append("The first-order prediction is more than 8 times too small; trust the calibrated figures only.")
     if pilot.samples < 8:
-        found.append(f"Only {pilot.samples} samples were used; 16 make the figures on this page reliable.")
+        found.append(f"Only {pilot.samples} samples were used; 32 make the figures on this page reliable.")
     return found
 
 
