@@ -71,8 +71,8 @@ class Finals:
         (top, twice, count), *others = runs
         end = self.of(top, twice)
         for level, steps, fewer in others:
-            change = self.of(top, twice) - self.of(top, count)
-            own = self.of(level, twice) - self.of(level, count)
+            change = (self.of(top, twice) - self.of(top, count)).double()
+            own = (self.of(level, twice) - self.of(level, count)).double()
             share = float((change * own).sum() / own.square().sum().clamp_min(1e-300))
             end = end + min(1.0, max(0.0, share)) * (self.of(level, steps) - self.of(level, fewer))
         return end

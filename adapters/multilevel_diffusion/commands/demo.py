@@ -158,7 +158,9 @@ def _write(out: Path, rows: list[Row], pictures: list, reference: Samples, pilot
     save_grid(out / "samples.png", pictures[-1][1], scale=6)
     _plot(out / "error.png", rows)
     measured = [(row.method, row.cost * pilot.costs[-1], row.mse) for row in rows]
-    write_report(pilot, out / "report.html", title="Pilot of the digits ladder, DDPM", measured=measured)
+    budgets = sorted({row.budget * pilot.costs[-1] for row in rows})
+    title = "Pilot of the digits ladder, DDPM"
+    write_report(pilot, out / "report.html", title=title, measured=measured, budgets=budgets)
     count = len(reference.images)
     record = {"version": mls.__version__, "seed": seed, "images": count, "rows": [asdict(row) for row in rows]}
     write_atomically(out / "demo.json", (json.dumps(record, indent=1) + "\n").encode())

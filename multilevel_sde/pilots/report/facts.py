@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -17,20 +17,27 @@ __all__ = ["facts", "warnings"]
 _CURVE_POINTS = 10
 
 
-def facts(pilot: Pilot, title: str, measured: Iterable[tuple[str, float, float]] = ()) -> dict[str, Any]:
+def facts(
+    pilot: Pilot,
+    title: str,
+    measured: Iterable[tuple[str, float, float]] = (),
+    budgets: Sequence[float] | None = None,
+) -> dict[str, Any]:
     """Collect everything a report shows.
 
     Arguments:
         pilot: The measurements.
         title: Heading of the page.
         measured: Points to draw beside the predictions: (label, cost in the ladder's unit, mean squared error).
+        budgets: What to advise on; by default three from tight to generous.
 
     Returns:
         A dict of numbers, strings, lists and dicts; costs named `cost_in_top` are in evaluations of the top level.
     """
     top = pilot.costs[-1]
-    budgets = _budgets(pilot)
-    advice = [pilot.advise(budget=budget) for budget in budgets]
+    budgets = _budgets(pilot) if budgets is None else list(budgets)
+    told = pilot.in_evaluations()
+    advice = [told.advise(budget=budget / top) for budget in budgets]
     return {
         "title": title,
         "summary": _summary(pilot),
@@ -47,7 +54,7 @@ def facts(pilot: Pilot, title: str, measured: Iterable[tuple[str, float, float]]
         "responses": torch.diag(pilot.gram).clamp_min(0).sqrt().reshape(pilot.levels - 1, -1).tolist(),
         "plans": [
             {
-                "cost_in_top": one.best.predicted.cost / top,
+                "cost_in_top": one.best.predicted.cost,
                 "steps": one.best.plan.steps,
                 "levels": [level + 1 for level in one.best.levels],
                 "predicted_mse": one.best.predicted.mse,
@@ -56,7 +63,7 @@ def facts(pilot: Pilot, title: str, measured: Iterable[tuple[str, float, float]]
             }
             for one in advice
         ],
-        "probabilities": _probabilities(pilot, budgets[1]),
+        "probabilities": _probabilities(pilot, budgets[len(budgets) // 2]),
         "curve": _curve(pilot),
         "em": [
             {"cost_in_top": float(n), "mse": pilot.step_error(n)}

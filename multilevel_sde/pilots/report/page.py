@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ def write_report(
     *,
     title: str = "Pilot report",
     measured: Iterable[tuple[str, float, float]] = (),
+    budgets: Sequence[float] | None = None,
 ) -> None:
     """Write what a pilot found as an HTML page, and beside it the same numbers as JSON.
 
@@ -41,9 +42,10 @@ def write_report(
         path: Where the page goes; the JSON file has the suffix .json.
         title: Its heading.
         measured: Points to draw beside the predictions: (label, cost in the ladder's unit, mean squared error).
+        budgets: What to advise on, in the ladder's unit; by default three from tight to generous.
 
     Raises:
-        ValueError: The path ends in .json.
+        ValueError: The path ends in .json; a budget that pays nothing.
         ModuleNotFoundError: matplotlib or jinja2 is missing; both come with the extra `plot`.
 
     Example:
@@ -59,7 +61,7 @@ def write_report(
     page = Path(path)
     if page.suffix == ".json":
         raise ValueError(f'"path" is {str(path)!r}, the page would be overwritten by its JSON; end it in .html')
-    contents = facts(pilot, title, measured)
+    contents = facts(pilot, title, measured, budgets)
     text = _page(contents)
     write_atomically(page.with_suffix(".json"), (json.dumps(contents, indent=1, allow_nan=False) + "\n").encode())
     write_atomically(page, text.encode())
