@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from multilevel_sde.conditions import Conditioned, Conditions, some_rows
 from multilevel_sde.cost import GivenCost
 from multilevel_sde.ladder import Ladder
-from multilevel_sde.steps.sums import HALF, transformed
+from multilevel_sde.steps.sums import HALF
 
 __all__ = ["Evaluate", "detacher", "evaluator", "in_float32"]
 
@@ -58,7 +58,7 @@ def evaluator(
 
 def detacher() -> Callable[[Tensor], Tensor]:
     """Return a function that takes a tensor off its graph, and is quick where it has none."""
-    if transformed() or forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0:  # a tensor does not say that it has a tangent
         return Tensor.detach
     return lambda value: value.detach() if value.requires_grad else value
 

@@ -166,7 +166,7 @@ def test_a_fit_says_what_it_did(toy, fitted):
     assert found.held_out[1] == pytest.approx(typical(error[held]), rel=1e-9)
     assert found.mean == pytest.approx(float(error[held].mean()), rel=1e-9)
     assert list(found.errors) == sorted(found.errors, reverse=True)
-    assert len(set(found.errors)) == len(found.errors) > 2
+    assert len(set(found.errors)) == len(found.errors) > 1
     started = [(toy.run(toy.y0, best, 0) - toy.target).square().mean(1) for best in toy.plans]
     begun = [n for n, error in enumerate(started) if typical(error[~held]) == pytest.approx(found.errors[0], rel=1e-9)]
     assert begun

@@ -287,6 +287,30 @@ def test_no_graph_outlives_a_step_where_none_is_asked_for(gradients, rule):
     assert max(alive[20:]) <= max(alive[:20])
 
 
+@pytest.mark.parametrize("samples", [None, 2])
+@pytest.mark.parametrize("gradients", [None, False])
+def test_steps_and_rules_are_given_a_graph_where_one_is_asked_for(samples, gradients):
+    weight, seen = torch.ones(1, dtype=DOUBLE, requires_grad=True), set()
+
+    class Watching(mls.StepRule):
+        def evaluations(self, times):
+            return [1] * (len(times) - 1)
+
+        def start(self, times):
+            return lambda y, F, t, s, noise: watching(y, F(y, t), t, s, noise)
+
+    def watching(y, estimate, t, s, noise):
+        seen.update((estimate.requires_grad, noise.requires_grad))
+        return mls.euler_maruyama(y, estimate, t, s, noise)
+
+    ladder = mls.Ladder([lambda y, t: -weight * y, lambda y, t: -2 * weight * y], costs=[1.0, 8.0])
+    noise = {"diffusion": lambda y, t: weight, "brownian": mls.BrownianPath(range(2)), "gradients": gradients}
+    plan = draw(table=torch.tensor([1.0, 0.5]), samples=samples)
+    for step in (watching, Watching()):
+        mls.solve(ladder, torch.ones(2, dtype=DOUBLE), TIMES, plan, step=step, **noise)
+    assert seen == {gradients is None}
+
+
 def test_a_step_with_a_parameter_has_a_graph_where_one_is_asked_for():
     scale = torch.tensor(0.9, dtype=DOUBLE, requires_grad=True)
 
