@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from multilevel_sde.plans.plan import Plan
+from multilevel_sde.plans.recall import Recall
 from multilevel_sde.steps.sums import HALF, added
 
 __all__ = ["Combine", "Estimator", "Telescoping"]
@@ -48,12 +50,13 @@ class Telescoping:
 
     def start(self, plan: Plan) -> Combine:
         """Return the weighted sum; of values of 16 bits it is formed in float32 and rounded once."""
-        return _in_float32(self._started(plan))
-
-    def _started(self, plan: Plan) -> Combine:
         if plan.recall is None:
-            return self._present(plan)
-        present, recall = self._present(plan), plan.recall.reader()
+            present = self._present(plan)
+            return present if plan.samples is None else _in_float32(present)
+        return _in_float32(self._with_recall(plan, plan.recall))
+
+    def _with_recall(self, plan: Plan, remembered: Recall) -> Combine:
+        present, recall = self._present(plan), remembered.reader()
         coefficients = plan.coefficients
 
         def both(n: int, values: dict[int, Tensor]) -> Tensor:
@@ -67,12 +70,15 @@ class Telescoping:
 
     def _present(self, plan: Plan) -> Combine:
         coefficients = plan.coefficients
-        first, rows = 0, []
+        first, rows, half = 0, [], False
 
         def shared(n: int, values: dict[int, Tensor]) -> Tensor:
-            nonlocal first, rows
+            nonlocal first, rows, half
             if not 0 <= n - first < len(rows):
                 first, rows = n, coefficients[n : n + _BLOCK].tolist()
+                half = next(iter(values.values())).dtype in HALF
+            if half:
+                return _wide(shared_float32, n, values)
             row = rows[n - first]
             estimate = None
             for level, value in values.items():
@@ -82,6 +88,10 @@ class Telescoping:
                     estimate = torch.add(estimate, value, alpha=row[level])
             assert estimate is not None
             return estimate
+
+        def shared_float32(n: int, values: dict[int, Tensor]) -> Tensor:
+            row = rows[n - first]
+            return sum(value * row[level] for level, value in values.items())  # type: ignore[return-value]
 
         def per_sample(n: int, values: dict[int, Tensor]) -> Tensor:
             estimate = None
@@ -101,14 +111,16 @@ def _in_float32(combine: Combine) -> Combine:
     """
     chosen: Combine | None = None
 
-    def wide(n: int, values: dict[int, Tensor]) -> Tensor:
-        dtype = next(iter(values.values())).dtype
-        return combine(n, {level: value.float() for level, value in values.items()}).to(dtype)
-
     def first(n: int, values: dict[int, Tensor]) -> Tensor:
         nonlocal chosen
         if chosen is None:
-            chosen = wide if next(iter(values.values())).dtype in HALF else combine
+            half = next(iter(values.values())).dtype in HALF
+            chosen = partial(_wide, combine) if half else combine
         return chosen(n, values)
 
     return first
+
+
+def _wide(combine: Combine, n: int, values: dict[int, Tensor]) -> Tensor:
+    dtype = next(iter(values.values())).dtype
+    return combine(n, {level: value.float() for level, value in values.items()}).to(dtype)

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 
 from multilevel_sde.arguments import as_integer, as_items
@@ -155,8 +154,6 @@ def _require_gradient(times: object) -> bool:
     """Whether a gradient of the times is wanted, in reverse or forward mode."""
     if not isinstance(times, Tensor):
         return False
-    if transformed() and is_functorch_wrapped_tensor(times):
-        return True
     backwards = times.requires_grad and torch.is_grad_enabled()
     return backwards or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(times).tangent is not None)
 

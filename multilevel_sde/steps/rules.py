@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multilevel_sde.steps.sums import added
+from multilevel_sde.steps.sums import transformed
 from multilevel_sde.times import as_times
 
 __all__ = [
@@ -57,7 +57,9 @@ def euler_maruyama(y: Tensor, estimate: Tensor, t: float, s: float, noise: Tenso
     if isinstance(s, Tensor):  # times that require a gradient
         return y + (s - t) * estimate
     following = torch.add(y, estimate, alpha=s - t)
-    return following if noise is None else added(following, noise)
+    if noise is None:
+        return following
+    return torch.add(following, noise) if transformed() else following.add_(noise)
 
 
 class StepRule(ABC):

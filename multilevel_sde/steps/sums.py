@@ -5,14 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Whether a transform of torch.func (grad, vjp, jvp, vmap) is at work; asked at every step, so not behind another call.
+from torch._C import _are_functorch_transforms_active as transformed
+
 __all__ = ["HALF", "added", "at_least_float32", "transformed"]
 
 HALF = frozenset((torch.float16, torch.bfloat16))  # sums of these are formed in float32, and rounded once
-
-
-def transformed() -> bool:
-    """Whether a transform of torch.func (grad, vjp, jvp, vmap) is at work."""
-    return torch._C._are_functorch_transforms_active()
 
 
 def added(total: Tensor, value: Tensor, factor: float = 1.0) -> Tensor:
