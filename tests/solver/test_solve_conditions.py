@@ -242,3 +242,19 @@ def test_fits_and_learning_of_forces_from_energies():
     seeds = {"calibration": range(8), "held_out": range(8, 16), "candidates": 2}
     best = [mls.best_plan(one, p, states, TIMES, generator=generator(), **seeds) for one in (forces, exact)]
     assert best[0].error == pytest.approx(best[1].error, rel=1e-9)
+
+
+def test_fits_take_values_off_their_graph():
+    weight, seen = torch.ones(1, dtype=DOUBLE, requires_grad=True), set()
+
+    def step(y, estimate, t, s, noise):
+        seen.update((y.requires_grad, estimate.requires_grad))
+        return mls.euler_maruyama(y, estimate, t, s, noise)
+
+    exact = mls.Ladder([lambda y, t, k=k: -k * torch.sin(y) for k in (0.8, 1.0)], costs=[1.0, 30.0])
+    trained = mls.Ladder([lambda y, t, k=k: -k * weight * torch.sin(y) for k in (0.8, 1.0)], costs=[1.0, 30.0])
+    y0 = torch.linspace(0.2, 2.0, 32, dtype=DOUBLE).reshape(16, 2)
+    plans = mls.pilot(exact, y0, TIMES, candidates=16, progress=False).plans(budget=80.0)[:2]
+    target = mls.solve(trained, y0, TIMES, mls.em_plan(trained, TIMES)).y
+    mls.fit_plan(trained, y0, plans, target, step=step, iterations=1)
+    assert seen == {False}
