@@ -51,9 +51,7 @@ class LevyWalk:
                 [0.]], dtype=torch.float64)
     """
 
-    def __init__(
-        self, ticks: Sequence[int], scale: float, draw: Draw, limit: int, device: torch.device | str = "cpu"
-    ):
+    def __init__(self, ticks: Sequence[int], scale: float, draw: Draw, limit: int, device: torch.device | str = "cpu"):
         self.ascending = ticks[1] > ticks[0]
         self.ticks = ticks if self.ascending else ticks[::-1]
         self.scale = scale if self.ascending else -scale
