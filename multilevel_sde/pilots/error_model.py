@@ -170,7 +170,9 @@ class ErrorModel:
         step, runs = self.step_error_of(steps, form), self._runs(steps, form)
         beside = [max(one.measured - self.step_error_of(one.steps, form), _LEAST * one.measured) for one in runs]
         known = [getattr(one, what) for one in runs]
-        typical = step + _calibrated(value, list(zip(known, beside, strict=True)))
+        # However many corrections, plans on coarser grids do not become the top level: no less than was measured.
+        least = min((x for x in known if x > 0), default=0.0) if runs and runs[0].steps < self.rows else 0.0
+        typical = step + _calibrated(max(value, least), list(zip(known, beside, strict=True)))
         mse = typical * _rising(value, known, [one.tail for one in runs])
         multistep = bool(self.multistep) and form is not Form.PLAIN
         step_mse = step * self.single_tail(self.levels - 1, steps * self.steps / self.rows, multistep)

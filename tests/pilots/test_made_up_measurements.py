@@ -168,6 +168,9 @@ def test_every_grid_and_form_has_its_own_ratio():
         assert found.level_mse == pytest.approx(found.mse - steps**-2.0)
         assert (found.cost, found.seconds) == (64 + 64.0, pytest.approx(6.4 + 6.4))
         assert pilot.expected(1e-3, steps, form) == pytest.approx(found.mse)
+    for less in (1e-5, 1e-9):  # the top level itself on the candidates, no less than was measured on coarser grids
+        assert pilot.prediction(less, 64, evaluations, Form.PLAIN).typical == pytest.approx(5 * less + 64.0**-2)
+        assert pilot.prediction(less, 32, evaluations, Form.PLAIN).typical == pytest.approx(7 * 1e-4 + 32.0**-2)
     near = pilot.prediction(1e-3, 16, evaluations, Form.PLAIN)  # no run on this grid: the nearest
     assert near.mse == pytest.approx(3 * (7e-3 + 16.0**-2))
     assert pilot.tail == 1.0
