@@ -36,6 +36,13 @@ def test_the_theorem_meets_every_budget_whatever_its_exponents(costs, gamma, bet
         assert bool(((p > 0) & (p <= 1)).all())
 
 
+def test_levels_keep_their_order_where_a_float_holds_none_of_the_powers():
+    """8^-5000 and 64^-5000 are both 0 in a float, but the second is by far the smaller."""
+    p = mls.TheoremSchedule(1e-4, beta=1.0).probabilities(ladder_of([1.0, 8.0, 64.0]), TIMES, budget=8.0)
+    assert p[0, 1] == pytest.approx((8.0 - 2.0) / 2 / (8.0 + 1.0 - 1.0), rel=0.2)
+    assert p[0, 2] < 1e-100
+
+
 @pytest.mark.parametrize("gamma", [1.0, 3.0, 10.0])
 def test_where_a_float_holds_them_the_powers_are_those_of_the_formula(gamma):
     p = mls.TheoremSchedule(gamma).probabilities(ladder_of([1.0, 16.0, 256.0]), TIMES, scale=0.5)

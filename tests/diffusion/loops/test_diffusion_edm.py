@@ -303,6 +303,16 @@ def test_fixed_steps_are_not_warned_of(churn):
         k_heun(make()[0], start(), SIGMAS)
 
 
+def test_churn_that_sets_in_on_the_way_is_not_warned_of():
+    """The first raised noise level lies beyond the call before the last, but is none that was asked for."""
+    model, *_ = make(budget_fraction=0.2)
+    with warnings.catch_warnings(action="error"):
+        for n, sigma in enumerate(SIGMAS[:-2].tolist()):
+            raised = sigma * (1.4 if n > 8 else 1.0)
+            model(start() + n, raised)
+            model(start() - n, float(SIGMAS[n + 1]))
+
+
 def test_a_pickled_denoiser_goes_on_where_it_was():
     model, *_ = make(budget_fraction=0.4)
     k_euler(model, start(), SIGMAS[:13])
