@@ -120,14 +120,15 @@ def _by_sample(ladder: Ladder, conditions: Conditions, detached: Callable[[Tenso
                 continue
             chosen = None if len(rows) == len(y) else rows.to(y.device, non_blocking=True)
             given = conditions if chosen is None or not conditions else some_rows(conditions, rows)
+            some = y if chosen is None else y[chosen]
             try:
-                value = drift(y if chosen is None else y[chosen], t, **given)
+                value = drift(some, t, **given)
             except RuntimeError as error:
                 if chosen is not None and not conditions:
                     error.add_note(_ROWS.format(seen=len(rows), all=len(y)))
                 raise
-            if not isinstance(value, Tensor):
-                _check_value(level, y, value)
+            if not isinstance(value, Tensor) or value.dtype != y.dtype or value.shape != some.shape:
+                _check_value(level, some, value)
             if detached is not None:
                 value = detached(value)
             values[level] = value if chosen is None else torch.zeros_like(y).index_copy(0, chosen, value)

@@ -71,6 +71,14 @@ def test_a_drift_that_returns_nothing_later_is_named(samples):
         mls.solve(ladder, torch.ones(3), torch.linspace(0.0, 1.0, 5), plan)
 
 
+@pytest.mark.parametrize("wrong", [lambda x: x.half(), lambda x: x.double(), lambda x: x[:1], lambda x: x[:, None]])
+def test_a_drift_that_returns_something_else_later_is_named_with_a_draw_per_sample(wrong):
+    ladder = mls.Ladder([lambda x, t: x, lambda x, t: x if t < 0.3 else wrong(x)], costs=[1.0, 2.0])
+    hits = torch.tensor([[True, True], [True, True], [True, False]]).expand(4, 3, 2)
+    with refused("drift of level 2 returned (shape|dtype) .* a drift must return a tensor like its state"):
+        mls.solve(ladder, torch.ones(3), torch.linspace(0.0, 1.0, 5), mls.Plan(hits, hits.double()))
+
+
 def test_only_levels_that_are_called_are_checked():
     ladder = mls.Ladder([lambda x, t: x[:1], lambda x, t: -x], costs=[1.0, 2.0])
     assert solve(ladder).status == "completed"
