@@ -164,9 +164,8 @@ def main() -> None:
     cases += [lambda: steep(None), lambda: steep(0.3), pendulum, particles]
     cases += [lambda: toy("double well *", mls.problems.double_well())]
     cases += [lambda n=n, m=m: networks(n, m) for n in arguments.ladders for m in MODES]
-    print(
-        "| problem | budget | steps | MSE predicted | measured | ratio | typical: ratio |\n|---|---|---|---|---|---|---|"
-    )
+    print("| problem | budget | steps | MSE predicted | measured | ratio | typical: ratio |")
+    print("|---|---|---|---|---|---|---|")
     everything = []
     for make in cases:
         case = make()

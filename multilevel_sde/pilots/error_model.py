@@ -200,13 +200,17 @@ class ErrorModel:
         return self.single_error(top, steps, multistep) * self.single_tail(top, steps, multistep)
 
     def single_error(self, level: int, steps: float, multistep: bool) -> float:
-        """Typical squared error of a level alone, interpolated in the logarithm of the number of steps."""
-        known = self.measured_alone(level, multistep)
+        """Typical squared error of a level alone, interpolated in the logarithm of the number of steps.
+
+        Between the last number that errs and the finest grid, whose path is the target, it falls as (1/n - 1/F)^2.
+        """
+        known = {n: error for n, error in self.measured_alone(level, multistep).items() if error > 0}
         if not known:
             return 0.0
-        x, y = np.log(list(known)), np.log(np.maximum(list(known.values()), 1e-300))
-        found = float(np.exp(np.interp(math.log(steps), x, y)))
-        return found if found > 1e-299 else 0.0
+        last, finest = max(known), len(self.fine_times) - 1
+        if steps > last and finest in self.measured_alone(level, multistep):  # the target itself has no error
+            return known[last] * ((1 / steps - 1 / finest) / (1 / last - 1 / finest)) ** 2
+        return float(np.exp(np.interp(math.log(steps), np.log(list(known)), np.log(list(known.values())))))
 
     def single_tail(self, level: int, steps: float, multistep: bool) -> float:
         """Ratio of the mean to that."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -16,7 +17,7 @@ from multilevel_sde.pilots.grids import refined
 from multilevel_sde.pilots.measure_responses import Walk
 from multilevel_sde.pilots.responses import SHRINKAGE, Responses
 from multilevel_sde.pilots.tracking import total_weights, track
-from multilevel_sde.pilots.trial import Trial, squared
+from multilevel_sde.pilots.trial import Trial, squared, typical
 from multilevel_sde.plans.memory import multistep
 from multilevel_sde.plans.plan import Plan
 
@@ -34,6 +35,7 @@ __all__ = [
 _SHARES = (0.04, 0.12, 0.3, 0.5)  # of what lies between the cheapest plan of a grid and the top level at every step
 _COARSE_SHARES = (0.1, 0.35)  # the same on coarser grids
 _FEWEST = 8  # steps of a coarser grid
+_ALIKE = 0.5  # and its inverse: between them the top level's change is like that of a level, by regression
 Run = tuple[int, Form, float, float, Tensor]  # steps, form, promised, first order, squared errors of all samples
 
 
@@ -65,28 +67,40 @@ class Finals:
         The top level is run with twice the candidates. What more steps change is that of the next level, as far as
         those cost no more than the candidates of the top level, then that of the one below, and so on: with the same
         noise the changes of neighbouring levels differ by little. A level whose change between the candidates and twice
-        as many is not that of the top level counts as much less as its regression on that says.
+        as many is not that of the top level is passed over. What no level says is extrapolated from the top level's own
+        last changes, by the order that they show.
         """
-        runs = target_runs(self.trial.ladder, len(self.fine) - 1, len(self.grid) - 1)
-        (top, twice, count), *others = runs
-        end = self.of(top, twice)
-        for level, steps, fewer in others:
-            change = (self.of(top, twice) - self.of(top, count)).double()
+        finest, count = len(self.fine) - 1, len(self.grid) - 1
+        twice, top = min(finest, 2 * count), len(self.trial.ladder) - 1
+        end, reached = self.of(top, twice), twice
+        if twice == finest:
+            return end
+        change = (end - self.of(top, count)).double()
+        for level, steps in target_runs(self.trial.ladder, finest, count):
             own = (self.of(level, twice) - self.of(level, count)).double()
             share = float((change * own).sum() / own.square().sum().clamp_min(1e-300))
-            end = end + min(1.0, max(0.0, share)) * (self.of(level, steps) - self.of(level, fewer))
-        return end
+            if steps > reached and _ALIKE < share < 1 / _ALIKE:
+                end = end + min(1.0, share) * (self.of(level, steps) - self.of(level, reached))
+                reached = steps
+        return end + (self._rest(reached, change) * change).to(end) if reached < finest else end
+
+    def _rest(self, reached: int, change: Tensor) -> float:
+        """What the finest grid changes beyond so many steps, over the change from the candidates to twice as many."""
+        finest, count, top = len(self.fine) - 1, len(self.grid) - 1, len(self.trial.ladder) - 1
+        if count < 2:
+            return 0.0
+        before = typical(squared(self.of(top, count), self.of(top, count // 2)))
+        after = typical(change.square().reshape(len(change), -1).mean(1).cpu())
+        order = 0.5 * math.log2(before / after) if before > 0 and after > 0 else 1.0
+        order = min(4.0, max(0.5, order))
+        whole = count**-order - min(finest, 2 * count) ** -order
+        return (reached**-order - finest**-order) / whole
 
 
-def target_runs(ladder: Ladder, finest: int, candidates: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the top level's steps and candidates, and for others (level, steps, fewer) whose change is added."""
-    costs, top, reached = ladder.costs, len(ladder) - 1, min(finest, 2 * candidates)
-    yield top, reached, candidates
-    for level in reversed(range(top)):
-        steps = finest if level == 0 else min(finest, int(candidates * costs[top] / costs[level]))
-        if steps > reached:
-            yield level, steps, reached
-            reached = steps
+def target_runs(ladder: Ladder, finest: int, candidates: int) -> Iterator[tuple[int, int]]:
+    """Yield the lower levels and with how many steps each may say what the finest grid changes."""
+    for level in reversed(range(len(ladder) - 1)):
+        yield level, finest if level == 0 else min(finest, int(candidates * ladder.costs[-1] / ladder.costs[level]))
 
 
 def single_steps(ladder: Ladder, level: int, finest: int, candidates: int, multistep: bool) -> list[tuple[int, bool]]:
@@ -107,11 +121,13 @@ def single_steps(ladder: Ladder, level: int, finest: int, candidates: int, multi
 def single_runs(finals: Finals, target: Tensor) -> Iterator[tuple[Single, Tensor]]:
     """Run every level alone, by the pilot's method and one step at a time; yield squared errors of all samples.
 
-    Numbers of steps with which a level diverges are left out.
+    Numbers of steps with which a level diverges are left out, and so is the run from which the target was made.
     """
     ladder, finest, candidates = finals.trial.ladder, len(finals.fine) - 1, len(finals.grid) - 1
     for level in range(len(ladder)):
         for steps, one_step in single_steps(ladder, level, finest, candidates, finals.trial.coefficients is not None):
+            if level == len(ladder) - 1 and candidates < steps < finest:
+                continue
             try:
                 errors = squared(finals.of(level, steps, one_step=one_step), target)
             except NonFiniteError:

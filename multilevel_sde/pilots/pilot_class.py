@@ -223,7 +223,7 @@ class Pilot(ErrorModel):
         text = self._use(best, single, cost) if pays else f"This ladder does not pay here: {self._described(single)}."
         if best.predicted.step_mse > 0.5 * best.predicted.mse and best.plan.steps >= self.rows < self._finest_rows:
             text += (
-                f" More candidates would help: plans have at most {self.steps} steps, and steps are most of the error."
+                f" More candidates would help: plans have at most {self.steps} steps, which are most of their error."
             )
         return Advice(pays, text, best, single, em, cost, max(1, int(budget / self.costs[-1] * (1 + 1e-9))))
 
@@ -239,7 +239,7 @@ class Pilot(ErrorModel):
             else f"the best single level needs {cost / best.predicted.cost:.2g} times as much"
         )
         return (
-            f"Use levels {levels} with {best.plan.steps} steps: expected mean squared error "
+            f"Use levels {levels} with {len(best.times) - 1} steps: expected mean squared error "
             f"{best.predicted.mse:.3g} at cost {best.predicted.cost:.3g} {self.unit}; {rival}."
         )
 

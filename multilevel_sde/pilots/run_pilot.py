@@ -32,6 +32,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from multilevel_sde.arguments import as_integer, as_number
+from multilevel_sde.conditions import as_conditions
 from multilevel_sde.cost import SecondsCost
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.noise.brownian import Brownian, BrownianPath
@@ -50,6 +52,7 @@ from multilevel_sde.pilots.measure_errors import (
 from multilevel_sde.pilots.measure_responses import chunk_for, copies_cost, walk
 from multilevel_sde.pilots.pilot_class import Pilot
 from multilevel_sde.pilots.trial import Multistep, Trial, typical
+from multilevel_sde.solver.integrate import check_problem
 from multilevel_sde.steps.rules import Step, StepRule, euler_maruyama, plan_rows
 from multilevel_sde.times import as_times, thinned
 
@@ -122,8 +125,13 @@ def pilot(
         (True, True)
     """
     fine = as_times(times).double()
-    _check(ladder, y0, samples, step, multistep)
-    trial = Trial(ladder, y0, step, diffusion, brownian, conditions, samples, multistep)
+    given = as_conditions(conditions, check_problem(ladder, y0, diffusion, brownian))
+    _check(ladder, y0, as_integer("samples", samples), step, multistep)
+    limit = None if limit is None else as_number("limit", limit)
+    if batch is not None and as_integer("batch", batch) < 1:
+        raise ValueError(f'"batch" must be at least 1 row, got {batch}; leave it out to measure what fits')
+    trial = Trial(ladder, y0, step, diffusion, brownian, given, samples, multistep)
+    trial.try_once(fine)
     copies = chunk_for(trial, batch)
     grid = _candidate_grid(trial, fine, candidates, limit, copies)
     count, expected = len(grid) - 1, _expected_cost(trial, fine, len(grid) - 1, copies)
@@ -135,6 +143,11 @@ def pilot(
         trial.bar = bar
         track = walk(trial, grid, copies)
         gram, grams = _grams(track.responses, min(_FOLDS, len(trial)))
+        if not bool(gram.isfinite().all()):
+            raise ValueError(
+                '"ladder" has a cheapest level that diverges where it carries small perturbations to the end; leave '
+                'level 1 out, or take more "candidates"'
+            )
         if float(torch.diag(gram).max()) == 0:
             raise ValueError('"ladder" has levels that are equal along the path; there is nothing to correct')
         finals = Finals(trial, fine, grid)
@@ -143,7 +156,7 @@ def pilot(
         singles = list(single_runs(finals, target))
         runs = list(kept_out_runs(trial, grid, track, grams, target))
     timer = SecondsCost(trial.y0, t=float(grid[count // 2]), calls=_TIMED - 1, warmup=1, **_given(trial))
-    seconds = timer(ladder.drifts)
+    seconds = timer(trial.ladder.drifts)
     trial.charge(_TIMED * sum(ladder.costs) * len(trial))
     longer = sorted({one.steps for one, _ in singles if one.multistep and one.steps > count})
     known = [*range(1, count + 1), *longer] if multistep else []
@@ -189,8 +202,9 @@ def _tail(errors: Tensor) -> float:
 
 
 def _disagreement(responses: Tensor) -> float:
-    """Ratio of the mean squared responses of every second sample to those of the others, at least 1; warns above 3."""
-    halves = [float(responses[:, :, half::2].double().square().mean()) for half in (0, 1)]
+    """Ratio of the mean squared responses of half of the samples to those of the others, at least 1; warns above 3."""
+    order = torch.randperm(responses.shape[2], generator=torch.Generator().manual_seed(0))  # labels may take turns
+    halves = [float(responses[:, :, order[half::2]].double().square().mean()) for half in (0, 1)]
     ratio = max(halves) / max(min(halves), 1e-300)
     if ratio > _APART:
         warnings.warn(
@@ -203,7 +217,7 @@ def _disagreement(responses: Tensor) -> float:
 
 def _candidate_grid(trial: Trial, fine: Tensor, candidates: int | Tensor, limit: float | None, copies: int) -> Tensor:
     if not isinstance(candidates, Tensor):
-        count = min(candidates, len(fine) - 1)
+        count = min(as_integer("candidates", candidates), len(fine) - 1)
         if candidates < 1:
             raise ValueError(f'"candidates" must be at least 1, got {candidates}')
         return fine[thinned(len(fine) - 1, _within(trial, fine, count, limit, copies))]
@@ -214,7 +228,9 @@ def _candidate_grid(trial: Trial, fine: Tensor, candidates: int | Tensor, limit:
             f"{len(grid) - 1} steps from {float(grid[0]):.6g} to {float(grid[-1]):.6g}"
         )
     if _within(trial, fine, len(grid) - 1, limit, copies) < len(grid) - 1:
-        raise ValueError(f'"limit" is {limit}, too little for the {len(grid) - 1} steps of "candidates"; give a number')
+        raise ValueError(
+            f'"limit" is {limit:g}, too little for the {len(grid) - 1} steps of "candidates"; give a number'
+        )
     return grid
 
 
@@ -222,6 +238,8 @@ def _within(trial: Trial, fine: Tensor, count: int, limit: float | None, copies:
     """The largest number of candidates, at most the given one, whose pilot costs at most the limit."""
     if limit is None:
         return count
+    if not limit > 0:
+        raise ValueError(f'"limit" must be a positive cost, got {limit}; leave it out for no limit')
     cost = lambda count: len(trial) * _expected_cost(trial, fine, count, copies)  # noqa: E731
     while count > 8 and cost(count) > limit:
         count -= 1
@@ -238,7 +256,7 @@ def _expected_cost(trial: Trial, fine: Tensor, count: int, copies: int) -> float
     ladder, finest = trial.ladder, len(fine) - 1
     costs, levels = ladder.costs, len(ladder)
     a_step = len(plan_rows(trial.step, fine[thinned(finest, count)])) // count
-    walked = (a_step * count + _TIMED + 2) * sum(costs)
+    walked = (a_step * (count + 1) + _TIMED + 2) * sum(costs)
     walked += copies_cost(a_step * count, levels, copies, isinstance(trial.step, StepRule)) * costs[0]
     methods = 1 if trial.coefficients is None else 2
     alone = sum(
@@ -246,8 +264,8 @@ def _expected_cost(trial: Trial, fine: Tensor, count: int, copies: int) -> float
         for level in range(levels)
         for steps, _ in single_steps(ladder, level, finest, count, methods > 1)
     )
-    others = list(target_runs(ladder, finest, count))[1:]
-    target = sum(a_step * (steps + fewer + 3 * count) * costs[k] for k, steps, fewer in others)
+    others = target_runs(ladder, finest, count) if 2 * count < finest else ()
+    target = sum(a_step * (2 * steps + 3 * count) * costs[k] for k, steps in others)
     calibration = sum(
         (methods + 1) * (steps * costs[0] + budget)
         for steps in grids_of_plans(a_step * count, a_step == 1)

@@ -15,8 +15,10 @@ from multilevel_sde.noise.diffusion import Diffusion, as_noise
 from multilevel_sde.plans.drawing import em_plan
 from multilevel_sde.plans.memory import multistep
 from multilevel_sde.plans.plan import Plan
+from multilevel_sde.solver.evaluate import in_float32
 from multilevel_sde.solver.integrate import solve
 from multilevel_sde.steps.rules import Step, StepRule, plan_rows
+from multilevel_sde.steps.sums import at_least_float32
 from multilevel_sde.times import thinned
 
 __all__ = ["Multistep", "Trial", "squared", "typical"]
@@ -45,16 +47,21 @@ class Trial:
         samples: int,
         coefficients: Multistep | None,
     ):
-        self.ladder, self.step, self.diffusion, self.coefficients = ladder, step, diffusion, coefficients
+        self.ladder, self.step, self.diffusion, self.coefficients = (
+            in_float32(ladder, y0.dtype),
+            step,
+            diffusion,
+            coefficients,
+        )
         self.rows = thinned(len(y0) - 1, min(samples, len(y0)) - 1).tolist()
-        self.y0 = y0.detach()[self.rows]
+        self.y0 = at_least_float32(y0.detach()[self.rows])  # as in solve, which carries 16 bits so
         self.conditions = {name: value[self.rows] for name, value in (conditions or {}).items()}
         self.noise_of = None if diffusion is None else as_noise(diffusion)
         if isinstance(brownian, BrownianPath) and len(brownian.seeds) >= len(y0):
             self.brownian: Brownian | None = brownian.subset(self.rows)
             self._everyone = self.y0
         else:
-            self.brownian, self._everyone = brownian, y0.detach()
+            self.brownian, self._everyone = brownian, at_least_float32(y0.detach())
         self.cost = 0.0
         self.bar = tqdm(disable=True)
 
@@ -83,6 +90,11 @@ class Trial:
         solution = solve(self.ladder, self.y0[part], grid, plan, gradients=False, **given)
         self.charge(solution.stats.cost * len(self.y0[part]))
         return solution.y
+
+    def try_once(self, fine: Tensor) -> None:
+        """Let every level make one step, so that :func:`solve` says what is wrong with drifts, noise or conditions."""
+        for level in range(len(self.ladder)):
+            self.run(fine[:2], self.alone(fine[:2], level, one_step=True))
 
     def base(self, grid: Tensor) -> Tensor:
         """Coefficients of the pilot's multistep method on a grid, (N, order); ones for one-step methods."""
@@ -113,4 +125,4 @@ def typical(errors: Tensor) -> float:
 
 def squared(a: Tensor, b: Tensor) -> Tensor:
     """Mean squared distance of every sample, (B,)."""
-    return (a - b).double().square().reshape(len(a), -1).mean(1).cpu()
+    return (a - b).cpu().double().square().reshape(len(a), -1).mean(1)

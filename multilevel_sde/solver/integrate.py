@@ -35,7 +35,7 @@ from multilevel_sde.steps.rules import Heun, Midpoint, Step, StepRule, euler_mar
 from multilevel_sde.steps.sums import HALF, transformed
 from multilevel_sde.times import as_times, device_dtype
 
-__all__ = ["solve"]
+__all__ = ["check_problem", "solve"]
 
 _DTYPES = (torch.float32, torch.float64, *HALF)
 
@@ -106,8 +106,8 @@ def solve(
     start = time.perf_counter()
     moving = _require_gradient(times) and gradients is not False
     grid = _grid(times)
-    given = as_conditions(conditions, _check_state(y0, check_finite))
-    _check_arguments(ladder, y0, plan, diffusion, brownian)
+    given = as_conditions(conditions, check_problem(ladder, y0, diffusion, brownian, check_finite))
+    _check_plan(ladder, y0, plan)
     _check_rows(plan, step, grid)
     if moving:
         _check_moving(step, diffusion, y0.dtype)
@@ -179,7 +179,26 @@ def _check_moving(step: Step | StepRule, diffusion: Diffusion | None, dtype: tor
     )
 
 
-def _check_state(y0: Tensor, check_finite: bool) -> Tensor:
+def check_problem(
+    ladder: Ladder,
+    y0: Tensor,
+    diffusion: Diffusion | None,
+    brownian: Brownian | BrownianPath | None,
+    check_finite: bool = True,
+) -> Tensor:
+    """Return the states if they, the ladder and the noise are what a solve can take.
+
+    Raises:
+        TypeError, ValueError: They are not, in the words of :func:`solve`.
+
+    Example:
+        >>> check_problem(Ladder([torch.sin], [1.0]), torch.ones(2), 0.5, None)
+        Traceback (most recent call last):
+        ...
+        ValueError: "diffusion" needs "brownian"; for example brownian=BrownianPath(seeds=range(len(y0)))
+    """
+    if not isinstance(ladder, Ladder):
+        raise TypeError(f'"ladder" must be a multilevel_sde.Ladder, got {type(ladder).__name__}')
     if not isinstance(y0, Tensor) or y0.dtype not in _DTYPES:
         what = str(y0.dtype) if isinstance(y0, Tensor) else type(y0).__name__
         advice = ""
@@ -189,22 +208,6 @@ def _check_state(y0: Tensor, check_finite: bool) -> Tensor:
     inside = transformed() and not check_finite  # numbers cannot be looked at inside torch.vmap
     if not inside and not is_finite(y0):
         raise ValueError('"y0" must be finite, got NaN or infinity')
-    return y0
-
-
-def _check_arguments(
-    ladder: Ladder,
-    y0: Tensor,
-    plan: Plan,
-    diffusion: Diffusion | None,
-    brownian: Brownian | BrownianPath | None,
-) -> None:
-    for name, value, kind in (("ladder", ladder, Ladder), ("plan", plan, Plan)):
-        if not isinstance(value, kind):
-            raise TypeError(f'"{name}" must be a multilevel_sde.{kind.__name__}, got {type(value).__name__}')
-    plan.check_ladder(ladder)
-    if plan.samples is not None and (y0.dim() == 0 or y0.shape[0] != plan.samples):
-        raise ValueError(f'"plan" has draws for {plan.samples} samples, "y0" has shape {tuple(y0.shape)}')
     if diffusion is None and brownian is not None:
         raise ValueError(
             '"brownian" was given without "diffusion", which means an ODE; pass diffusion=1.0 if the step scales the '
@@ -212,6 +215,21 @@ def _check_arguments(
         )
     if diffusion is not None and brownian is None:
         raise ValueError('"diffusion" needs "brownian"; for example brownian=BrownianPath(seeds=range(len(y0)))')
+    if not (brownian is None or callable(brownian)):
+        raise TypeError(
+            f'"brownian" must be a callable of an interval, got {type(brownian).__name__}; for example '
+            "BrownianPath(seeds=range(len(y0)))"
+        )
+    return y0
+
+
+def _check_plan(ladder: Ladder, y0: Tensor, plan: Plan) -> None:
+    if not isinstance(plan, Plan):
+        inner = "; pass its .plan" if isinstance(getattr(plan, "plan", None), Plan) else ""
+        raise TypeError(f'"plan" must be a multilevel_sde.Plan, got {type(plan).__name__}{inner}')
+    plan.check_ladder(ladder)
+    if plan.samples is not None and (y0.dim() == 0 or y0.shape[0] != plan.samples):
+        raise ValueError(f'"plan" has draws for {plan.samples} samples, "y0" has shape {tuple(y0.shape)}')
 
 
 def _check_rows(plan: Plan, step: Step | StepRule, grid: Tensor) -> None:

@@ -101,10 +101,10 @@ def rewrite(content, change):
     return save(load(content), change(metadata))
 
 
-@pytest.mark.parametrize("version", ["3", "99", "", "one", "-1"])
+@pytest.mark.parametrize("version", ["4", "99", "", "one", "-1"])
 def test_another_format_version_is_refused_by_number(tmp_path, content, version):
     (tmp_path / "plan").write_bytes(rewrite(content, lambda metadata: {**metadata, "version": version}))
-    with pytest.raises(ValueError, match=rf"version {version!r}.*reads versions \(1, 2\).*upgrade"):
+    with pytest.raises(ValueError, match=rf"version {version!r}.*reads versions \(1, 2, 3\).*upgrade"):
         mls.Plan.load(tmp_path / "plan")
 
 

@@ -112,7 +112,7 @@ def test_a_random_drift_is_seen_and_no_other(drift, random):
 
 def test_halves_that_disagree_are_warned_of():
     ladder = mls.Ladder([lambda y, t: -y, lambda y, t: -y + 0.1 * y.pow(3)], costs=[1.0, 30.0])
-    uneven = torch.tensor([0.1, 2.0] * 4, dtype=torch.float64)[:, None]
+    uneven = torch.tensor([0.1] * 7 + [2.0], dtype=torch.float64)[:, None]
     with pytest.warns(UserWarning, match="two halves of the 8 samples disagree by a factor"):
         mls.pilot(ladder, uneven, torch.linspace(0, 1, 17))
     with warnings.catch_warnings():
@@ -219,3 +219,90 @@ def test_each_form_is_predicted_by_its_own_runs(memory):
         assert memory == (best.plan.recall is not None)
         error = float((mls.solve(ladder, y0, best.times, best.plan).y - target).square().mean())
         assert 0.4 < error / best.predicted.mse < 2.0
+
+
+def test_states_of_16_bits_are_carried_in_float32():
+    """The drifts see bfloat16, as in solve; the measurements are those of such drifts on states of float32."""
+    y0, times = ROW.bfloat16(), torch.linspace(0, 1, 33)
+
+    def rounded(drift):
+        return lambda y, t: drift(y.bfloat16(), t).to(y.dtype)
+
+    seen = []
+    levels = [lambda y, t: (seen.append(y.dtype), -y)[1], lambda y, t: -torch.sin(y)]
+    half = mls.pilot(mls.Ladder(levels, [1.0, 30.0]), y0, times, candidates=16)
+    assert set(seen) == {torch.bfloat16}
+    whole = mls.pilot(mls.Ladder([rounded(level) for level in levels], [1.0, 30.0]), y0.float(), times, candidates=16)
+    torch.testing.assert_close(half.gram, whole.gram)
+    assert [one.error for one in half.singles] == pytest.approx([one.error for one in whole.singles])
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ladder": None}, '"ladder" must be a multilevel_sde.Ladder, got NoneType'),
+        ({"y0": [1.0, 2.0]}, '"y0" must be a floating-point Tensor'),
+        ({"y0": torch.full((4, 1), torch.nan)}, '"y0" must be finite'),
+        ({"samples": 2.5}, '"samples" must be an integer'),
+        ({"samples": "a"}, '"samples" must be an integer'),
+        ({"candidates": 2.5}, '"candidates" must be an integer'),
+        ({"limit": "a"}, '"limit" must be a number'),
+        ({"limit": torch.nan}, '"limit" must be a positive cost, got nan'),
+        ({"batch": 0}, '"batch" must be at least 1 row, got 0'),
+        ({"batch": 1.5}, '"batch" must be an integer'),
+        ({"diffusion": 0.5}, '"diffusion" needs "brownian"'),
+        ({"brownian": mls.BrownianPath(range(16))}, '"brownian" was given without "diffusion"'),
+        ({"diffusion": 0.5, "brownian": 3}, '"brownian" must be a callable of an interval, got int'),
+        ({"conditions": [1]}, '"conditions" must be a mapping'),
+        ({"conditions": {"label": torch.ones(5)}}, "one row for each of 16 samples"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(change, message):
+    given = {"ladder": SMALL, "y0": ROW, "times": torch.linspace(0, 1, 9), **change}
+    with pytest.raises((TypeError, ValueError), match=message):
+        mls.pilot(**given)
+
+
+@pytest.mark.parametrize(
+    ("drift", "message"),
+    [
+        (lambda y, t: None, "the drift of level 2 must return a Tensor, got NoneType"),
+        (lambda y, t: y[:, :0], "the drift of level 2 returned shape"),
+        (lambda y, t: y.float(), "the drift of level 2 returned dtype"),
+    ],
+)
+def test_a_drift_that_returns_something_else_is_named(drift, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        mls.pilot(mls.Ladder([lambda y, t: -y, drift], [1.0, 30.0]), ROW, torch.linspace(0, 1, 9))
+
+
+def test_a_cheapest_level_that_explodes_is_named():
+    """On the path all is well; the copies that it carries run away."""
+    ladder = mls.Ladder([lambda y, t: 500 * y.pow(9), lambda y, t: 0.1 * torch.cos(y)], [1.0, 30.0])
+    with pytest.raises((ValueError, mls.NonFiniteError), match="level 1"):
+        mls.pilot(ladder, ROW, torch.linspace(0, 1, 65))
+
+
+# -- the target -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [("none",), ("none", "middle"), ("linear",)])
+def test_the_target_does_not_flatter_the_top_level(levels):
+    """Whatever the cheaper levels are good for: 64 of 512 steps are candidates, and 80 are not said to err nothing."""
+    kinds = {"none": lambda y, t: 0 * y, "middle": lambda y, t: 0 * y + 0.1, "linear": lambda y, t: -2 * y}
+    top = lambda y, t: -torch.sin(2 * y)  # noqa: E731
+    ladder = mls.Ladder([*(kinds[name] for name in levels), top], [*(1.0, 5.0)[: len(levels)], 30.0])
+    y0, times = torch.linspace(-1, 1, 32, dtype=torch.float64)[:, None], torch.linspace(0, 1, 513, dtype=torch.float64)
+    measured = mls.pilot(ladder, y0, times, candidates=64)
+    target = mls.solve(ladder, y0, times, mls.em_plan(ladder, times)).y
+    for steps in (8, 32, 64):
+        grid = times[:: 512 // steps]
+        error = float((mls.solve(ladder, y0, grid, mls.em_plan(ladder, grid)).y - target).square().mean())
+        assert measured.step_error(steps) == pytest.approx(error, rel=0.25)
+    assert max(measured.measured_alone(len(levels), False)) == 64
+    single = measured.single(budget=150 * 30.0)
+    assert len(single.times) - 1 <= 64 or single.levels != (len(levels),)
+    assert single.predicted.mse > 1e-9
