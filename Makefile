@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 # Tests run in two processes; one thread each, or they would fight for the cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test test-all test-scale coverage fuzz lint types docs package audit bench bench-compare soak install clean
+.PHONY: demo test test-all test-scale coverage fuzz mutants lint types docs package audit bench bench-compare soak install clean
 
 install: $(STAMP)
 
@@ -37,6 +37,10 @@ test-scale: $(STAMP)
 # At least 100 000 bad inputs; prints how many of each kind were tried and what came of them. FUZZ="--seed 1" repeats.
 fuzz: $(STAMP)
 	cd tests && $(TEST_ENV) ../$(BIN)/python -m fuzz $(FUZZ)
+
+# Small changes in the code that decides what a pilot says: do the fast tests notice? MUTANTS="--count 0" tries all.
+mutants: $(STAMP)
+	$(TEST_ENV) $(BIN)/python tests/mutants.py $(MUTANTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
