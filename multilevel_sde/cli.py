@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; an error is one sentence on stderr and status 2, with --debug a traceback.
 
     Example:
-        >>> main(["rates", "--gamma", "-1"])  # doctest: +SKIP
+        >>> main(["rates", "--levels", "9", "3"])  # doctest: +SKIP
         2
     """
     arguments = build_parser().parse_args(argv)

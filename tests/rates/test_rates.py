@@ -166,18 +166,31 @@ def test_command_prints_the_table_and_writes_the_files(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["rates.json", "rates.png"]
 
 
+def status_of(*words):
+    """The status of the command line, which argparse raises."""
+    try:
+        return cli.main(words)
+    except SystemExit as stopped:
+        return stopped.code
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gamma", "-1"], '"gamma" must be a positive finite number, got -1.0'),
-        (["--gamma", "30"], '"gamma" must be at most 20, got 30.0'),
-        (["--gamma", "nan"], '"gamma" must be a positive finite number, got nan'),
-        (["--samples", "1"], '"samples" must be at least 2, got 1'),
-        (["--diffusion", "-2"], '"diffusion" must be a number that is not negative, got -2.0'),
+        (["--gamma", "-1"], "argument --gamma: must be a finite number above 0 and at most 20, got '-1'"),
+        (["--gamma", "30"], "argument --gamma: must be a finite number above 0 and at most 20, got '30'"),
+        (["--gamma", "nan"], "argument --gamma: must be a finite number above 0 and at most 20, got 'nan'"),
+        (["--samples", "1"], "argument --samples: must be a whole number of at least 2, got '1'"),
+        (["--diffusion", "-2"], "argument --diffusion: must be a finite number of at least 0, got '-2'"),
+        (["--levels", "9", "3"], '"--levels" must be LOW and HIGH with 2 <= LOW < HIGH <= 9, got 9 3; try 3 9'),
+        (["--levels", "3", "10"], '"--levels" must be LOW and HIGH with 2 <= LOW < HIGH <= 9, got 3 10; try 3 9'),
+        (["--levels", "3", "3"], '"--levels" must be LOW and HIGH with 2 <= LOW < HIGH <= 9, got 3 3; try 3 9'),
+        (["--levels", "1", "3"], "argument --levels: must be a whole number of at least 2, got '1'"),
+        (["--out", __file__], f"argument --out: must be a folder, but {__file__!r} is a file; give another"),
     ],
 )
 def test_wrong_arguments_of_the_command_are_one_sentence_and_status_2(arguments, message, capsys):
-    assert cli.main(["rates", *arguments]) == 2
+    assert status_of("rates", *arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert "Traceback" not in captured.err

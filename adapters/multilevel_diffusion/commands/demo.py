@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import multilevel_sde as mls
-from multilevel_diffusion.commands.options import add_device, add_out, add_seed, add_threads, prepare
+from multilevel_diffusion.commands.options import (
+    add_device,
+    add_out,
+    add_seed,
+    add_threads,
+    at_least,
+    number,
+    prepare,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -66,15 +74,15 @@ def register(subparsers) -> None:
         64
     """
     parser = subparsers.add_parser("demo", help="digits from the shipped ladder, by EM and ML-EM at the same cost")
-    parser.add_argument("--images", type=int, default=64, help="how many images are compared [%(default)s]")
+    parser.add_argument("--images", type=at_least(1), default=64, help="how many images are compared [%(default)s]")
     parser.add_argument(
         "--budgets",
-        type=float,
+        type=number(above=0),
         nargs="+",
         default=[6.0, 12.0, 24.0],
         help="cost of an image in evaluations of the largest network [6 12 24]",
     )
-    parser.add_argument("--steps", type=int, default=_FINE, help="steps of the reference [%(default)s]")
+    parser.add_argument("--steps", type=at_least(1), default=_FINE, help="steps of the reference [%(default)s]")
     add_seed(parser, "seed of the first image; images take consecutive ones")
     add_out(parser, "demo-output", "folder of the pictures")
     add_device(parser)
@@ -87,7 +95,6 @@ def _run(arguments: argparse.Namespace) -> int:
 
     arguments.threads = 1 if arguments.threads is None else arguments.threads
     digits = open_ladder("digits", prepare(arguments))
-    print(_level_table(digits, arguments.images))
     demo(digits, arguments.out, arguments.images, arguments.budgets, arguments.steps, arguments.seed)
     return 0
 
@@ -109,13 +116,15 @@ def demo(
         The rows of the table.
 
     Raises:
-        ValueError: A budget below one evaluation a level needs, or above the reference.
+        ValueError: A budget that does not pay one evaluation of the largest network, or more than all steps cost.
     """
     from multilevel_diffusion.process.grids import uniform
     from multilevel_diffusion.process.reverse_process import Process
     from multilevel_diffusion.sampling.samples import sample
 
     process = Process(digits.schedule, 1.0, uniform(digits.schedule, steps))
+    _check_budgets(budgets, process)
+    print(_level_table(digits, images))
     seeds = range(seed, seed + images)
     ladder, device = digits.ladder.in_evaluations(_UNIT), _device(digits)
 
@@ -166,6 +175,21 @@ def _write(out: Path, rows: list[Row], pictures: list, reference: Samples, pilot
     write_atomically(out / "demo.json", (json.dumps(record, indent=1) + "\n").encode())
 
 
+def _check_budgets(budgets: list[float], process: Process) -> None:
+    """Refuse a budget for which a method has no plan, before anything runs."""
+    most = _multilevel_steps(process)
+    for budget in budgets:
+        if not 1 <= budget <= most:
+            raise ValueError(
+                f'"--budgets" has {budget:g}, expected between 1 and {most} {_UNIT}, which the steps of ML-EM cost; '
+                "give another"
+            )
+
+
+def _multilevel_steps(process: Process) -> int:
+    return min(_MULTILEVEL_STEPS, len(process.fine_times) - 1)
+
+
 def _device(digits: DiffusionLadder) -> torch.device:
     return next(digits.networks[0].parameters()).device
 
@@ -195,7 +219,7 @@ def _planned(pilot: mls.Pilot, budget: float) -> tuple[Tensor, mls.Plan]:
 def _inverse_cost(ladder: mls.Ladder, process: Process, budget: float) -> tuple[Tensor, mls.Plan]:
     import torch
 
-    times = process.grid(min(_MULTILEVEL_STEPS, len(process.fine_times) - 1))
+    times = process.grid(_multilevel_steps(process))
     table = mls.InverseCostSchedule().probabilities(ladder, times, budget=budget)
     return times, mls.draw_plan(table, mls.systematic, generator=torch.Generator().manual_seed(0))
 

@@ -21,6 +21,8 @@ from multilevel_diffusion.commands.options import (
     add_out,
     add_seed,
     add_threads,
+    at_least,
+    number,
     prepare,
 )
 
@@ -48,16 +50,25 @@ def register(subparsers) -> None:
     """
     parser = subparsers.add_parser("edit", help="edit images by recomputing around the edit", description=__doc__)
     add_ladder(parser, "deadleaves32")
-    parser.add_argument("--images", type=int, default=8, help="how many [%(default)s]")
-    parser.add_argument("--area", type=float, default=0.05, help="painted part of an image [%(default)s]")
-    parser.add_argument("--middle", type=float, default=0.4, help="time to which they are noised [%(default)s]")
-    parser.add_argument("--steps", type=int, default=50, help="steps from there to 0 [%(default)s]")
+    parser.add_argument("--images", type=at_least(1), default=8, help="how many [%(default)s]")
+    parser.add_argument(
+        "--area", type=number(above=0, most=0.5), default=0.05, help="painted part of an image [%(default)s]"
+    )
+    parser.add_argument(
+        "--middle", type=number(above=0), default=0.4, help="time to which they are noised [%(default)s]"
+    )
+    parser.add_argument("--steps", type=at_least(1), default=50, help="steps from there to 0 [%(default)s]")
     add_mode(parser)
     parser.add_argument(
-        "--corrections", type=int, nargs="+", default=[3, 6, 12], help="dense evaluations beside the sparse ones"
+        "--corrections",
+        type=at_least(1),
+        nargs="+",
+        help="dense evaluations beside the sparse ones [3 6 12, those below --steps]",
     )
-    parser.add_argument("--tile", type=int, default=2, help="side of the recomputed tiles [%(default)s]")
-    parser.add_argument("--margin", type=int, default=1, help="pixels by which each resolution widens the edit [1]")
+    parser.add_argument("--tile", type=at_least(1), default=2, help="side of the recomputed tiles [%(default)s]")
+    parser.add_argument(
+        "--margin", type=at_least(0), default=1, help="pixels by which each resolution widens the edit [1]"
+    )
     add_seed(parser, "of images, noise, paint and plans")
     add_out(parser, "edit-output")
     add_device(parser, "where the network runs")
@@ -71,10 +82,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from multilevel_diffusion.sparse.drift import SparseDrift
     from multilevel_diffusion.sparse.editing import Edit, compare, paint
 
-    if arguments.images < 1:
-        raise ValueError(f'"--images" must be at least 1, got {arguments.images}')
+    corrections = _corrections(arguments)
     device = prepare(arguments)
     images = open_ladder(arguments.ladder, device)
+    _try(arguments, images, device)
     seeds = range(arguments.seed, arguments.seed + arguments.images)
     original = _generate(images, seeds, device)
     edit = Edit(
@@ -89,7 +100,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     reference = edit.reference(tile=arguments.tile, progress=True)
     sparse = SparseDrift(reference, edit.region, margin=arguments.margin, progress=True)
-    results = compare(edit, sparse, arguments.corrections, plan_seed=arguments.seed)
+    results = compare(edit, sparse, corrections, plan_seed=arguments.seed)
     rows = [row for row, _ in results]
     memory = {"reference": reference.memory, "sparse": sparse.memory}
     print(_table(rows))
@@ -98,14 +109,48 @@ def _run(arguments: argparse.Namespace) -> int:
         f"takes {memory['reference'] / 1e6:.0f} MB ({memory['sparse'] / 1e6:.1f} MB are kept for one edit)"
     )
     _draw(arguments.out / "edit.png", edit, results)
-    _record(arguments, edit, rows, memory, sparse.shares())
+    _record(arguments, edit, corrections, rows, memory, sparse.shares())
     print(f"written to {arguments.out / 'edit.png'} and {arguments.out / 'edit.json'}")
     return 0
+
+
+def _corrections(arguments: argparse.Namespace) -> list[int]:
+    """The numbers of dense evaluations: those given, or of the usual ones those below the steps."""
+    if arguments.corrections is None:
+        return [count for count in (3, 6, 12) if count < arguments.steps] or [1]
+    most = max(arguments.corrections)
+    if most > arguments.steps:
+        raise ValueError(f'"--corrections" has {most}, more than the {arguments.steps} of --steps; give fewer')
+    return arguments.corrections
+
+
+def _try(arguments: argparse.Namespace, images: DiffusionLadder, device: torch.device) -> None:
+    """Price the edit on blank images before any are made: options out of range show there."""
+    import torch
+
+    from multilevel_diffusion.sparse.drift import SparseDrift
+    from multilevel_diffusion.sparse.editing import Edit, paint
+
+    latest = images.schedule.t_max
+    if arguments.middle > latest:
+        raise ValueError(f'"--middle" is {arguments.middle:g}, expected a time in (0, {latest:g}]; 0.4 is usual')
+    blank = torch.zeros(arguments.images, *images.image_shape, device=device)
+    painted = paint(blank, arguments.area, arguments.seed)
+    edit = Edit(images.denoisers[-1], images.schedule, blank, painted, arguments.middle, 1, 0.0, range(len(blank)))
+    sparse = SparseDrift(edit.reference(tile=arguments.tile), edit.region, margin=arguments.margin)
+    noised = edit.noised(painted)
+    alone, dense = mls.FlopCost(noised, t=arguments.middle)([sparse, edit.denoiser])
+    if alone >= dense:
+        raise ValueError(
+            f'"--area" {arguments.area:g}, "--tile" {arguments.tile} and "--margin" {arguments.margin} recompute all '
+            f"of an image of {images.image_shape[-1]} pixels a side, which saves nothing; give smaller ones"
+        )
 
 
 def _record(
     arguments: argparse.Namespace,
     edit: Edit,
+    corrections: list[int],
     rows: list[EditRow],
     memory: dict[str, int],
     shares: dict[tuple[int, int], float],
@@ -118,7 +163,7 @@ def _record(
         "versions": {"multilevel_sde": mls.__version__, "torch": torch.__version__},
         "arguments": {name: value for name, value in vars(arguments).items() if isinstance(value, str | int | float)},
         "seeds": [edit.seeds[0], edit.seeds[-1] + 1],
-        "corrections": arguments.corrections,
+        "corrections": corrections,
         "edited": float(edit.region.double().mean()),
         "active": {f"{height}x{width}": share for (height, width), share in shares.items()},
         "bytes": memory,

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from multilevel_diffusion.commands.options import add_device, add_ladder, add_out, add_seed, add_threads, prepare
+from multilevel_diffusion.commands.options import (
+    add_device,
+    add_ladder,
+    add_out,
+    add_seed,
+    add_threads,
+    at_least,
+    prepare,
+)
 
 __all__ = ["register"]
 
@@ -23,9 +31,9 @@ def register(subparsers) -> None:
     )
     add_ladder(parser)
     parser.add_argument("--data", metavar="SPEC", help="as for train; default: what the ladder was trained on")
-    parser.add_argument("--images", type=int, default=500, help="held-out images, at most [%(default)s]")
-    parser.add_argument("--draws", type=int, default=16, help="noisy versions of each image [%(default)s]")
-    parser.add_argument("--batch", type=int, default=64, help="batch whose seconds are measured [%(default)s]")
+    parser.add_argument("--images", type=at_least(1), default=500, help="held-out images, at most [%(default)s]")
+    parser.add_argument("--draws", type=at_least(1), default=16, help="noisy versions of each image [%(default)s]")
+    parser.add_argument("--batch", type=at_least(1), default=64, help="batch whose seconds are measured [%(default)s]")
     add_seed(parser, "seed of the noise")
     add_out(parser, "scaling", "folder for scaling.json and .png")
     add_device(parser)

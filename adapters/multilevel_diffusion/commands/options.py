@@ -7,8 +7,9 @@ imports argparse and this module only, and the functions that run import the res
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from multilevel_sde.commands import at_least, file, folder, number
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,10 @@ __all__ = [
     "add_out",
     "add_seed",
     "add_threads",
+    "at_least",
+    "file",
+    "folder",
+    "number",
     "own_words",
     "prepare",
     "the_ladder",
@@ -43,7 +48,7 @@ def add_mode(parser: argparse.ArgumentParser) -> None:
 
 def add_guidance(parser: argparse.ArgumentParser) -> None:
     """Add --guidance, for ladders that know classes."""
-    parser.add_argument("--guidance", type=float, metavar="SCALE", help="classifier-free guidance; 1 is none, try 2")
+    parser.add_argument("--guidance", type=number(), metavar="SCALE", help="classifier-free guidance; 1 is none, try 2")
 
 
 def the_ladder(arguments: argparse.Namespace, device: torch.device) -> DiffusionLadder | OwnLadder:
@@ -82,7 +87,7 @@ def own_words(arguments: argparse.Namespace) -> str:
 
 def add_out(parser: argparse.ArgumentParser, default: str, what: str = "folder of the results") -> None:
     """Add --out, a folder."""
-    parser.add_argument("--out", type=Path, default=Path(default), help=f"{what} [%(default)s]")
+    parser.add_argument("--out", type=folder, default=default, help=f"{what} [%(default)s]")
 
 
 def add_seed(parser: argparse.ArgumentParser, what: str) -> None:
@@ -92,7 +97,7 @@ def add_seed(parser: argparse.ArgumentParser, what: str) -> None:
 
 def add_threads(parser: argparse.ArgumentParser, why: str = "1 is fastest for small images") -> None:
     """Add --threads."""
-    parser.add_argument("--threads", type=int, help=f"CPU threads; {why} [torch's default]")
+    parser.add_argument("--threads", type=at_least(1), help=f"CPU threads; {why} [torch's default]")
 
 
 def add_device(parser: argparse.ArgumentParser, what: str = "where the networks run") -> None:

@@ -12,6 +12,7 @@ from multilevel_diffusion.commands.options import (
     add_mode,
     add_out,
     add_threads,
+    at_least,
     prepare,
     the_ladder,
 )
@@ -36,9 +37,11 @@ def register(subparsers) -> None:
     add_ladder(parser)
     add_mode(parser)
     add_guidance(parser)
-    parser.add_argument("--steps", type=int, default=_STEPS, help="finest grid, the reference [%(default)s]")
-    parser.add_argument("--samples", type=int, default=32, help="trajectories [%(default)s]")
-    parser.add_argument("--candidates", type=int, help="largest number of steps of a plan [100, for the ODE 56]")
+    parser.add_argument("--steps", type=at_least(1), default=_STEPS, help="finest grid, the reference [%(default)s]")
+    parser.add_argument("--samples", type=at_least(2, better=32), default=32, help="trajectories [%(default)s]")
+    parser.add_argument(
+        "--candidates", type=at_least(1), help="largest number of steps of a plan [100, for the ODE 56]"
+    )
     parser.add_argument("--save", action="store_true", help="also keep the pilot beside the ladder, as its default")
     add_out(parser, "pilot")
     add_device(parser)
@@ -51,8 +54,6 @@ def _run(arguments: argparse.Namespace) -> int:
     from multilevel_diffusion.networks.image_ladders import pilot_name
     from multilevel_diffusion.sampling.pilots_and_fits import run_pilot
 
-    if arguments.samples < 2:
-        raise ValueError(f'"--samples" must be at least 2 (better 16), got {arguments.samples}')
     if arguments.save and arguments.steps != _STEPS:
         raise ValueError(f'"--save" keeps the default for {_STEPS} steps, got --steps {arguments.steps}; leave one out')
     device = prepare(arguments)

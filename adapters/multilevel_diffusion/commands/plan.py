@@ -17,6 +17,9 @@ from multilevel_diffusion.commands.options import (
     add_ladder,
     add_mode,
     add_threads,
+    at_least,
+    file,
+    number,
     own_words,
     prepare,
     the_ladder,
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 _STEPS = 1000
+_SAMPLES, _FITTED = 32, 28  # trajectories and steps of a fit
 
 
 def register(subparsers) -> None:
@@ -49,15 +53,15 @@ def register(subparsers) -> None:
     add_mode(parser)
     add_guidance(parser)
     amount = parser.add_mutually_exclusive_group(required=True)
-    amount.add_argument("--budget", type=float, help="cost of an image in evaluations of the largest network")
-    amount.add_argument("--target-mse", type=float, help="mean squared error per pixel to reach instead")
+    amount.add_argument("--budget", type=number(above=0), help="cost of an image in evaluations of the largest network")
+    amount.add_argument("--target-mse", type=number(above=0), help="mean squared error per pixel to reach instead")
     parser.add_argument("--pilot", type=Path, help="a saved pilot; default: the ladder's own, or a new one")
     parser.add_argument(
         "--fit", action="store_true", help="fit its coefficients to the largest network's path (minutes)"
     )
-    parser.add_argument("--samples", type=int, default=32, help="trajectories of the fit [%(default)s]")
-    parser.add_argument("--steps", type=int, default=28, help="largest number of steps of the fit [%(default)s]")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="file of the plan, .safetensors")
+    parser.add_argument("--samples", type=at_least(8, better=_SAMPLES), help=f"trajectories of the fit [{_SAMPLES}]")
+    parser.add_argument("--steps", type=at_least(2), help=f"largest number of steps of the fit [{_FITTED}]")
+    parser.add_argument("-o", "--out", type=file, required=True, help="file of the plan, .safetensors")
     add_device(parser)
     add_threads(parser)
     parser.set_defaults(run=_run)
@@ -69,6 +73,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from multilevel_diffusion.process.reverse_process import MODES, Process
     from multilevel_diffusion.sampling.plan_origin import made_for
 
+    _check(arguments)
     device = prepare(arguments)
     images = the_ladder(arguments, device)
     if arguments.fit:
@@ -83,6 +88,21 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     print(f"use it with: multilevel-sde sample {own_words(arguments)} --plan {arguments.out}")
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse options that do not go together."""
+    if arguments.fit:
+        if arguments.budget is None or arguments.pilot is not None:
+            raise ValueError('"--fit" takes a "--budget" and makes its own pilot; leave out --target-mse and --pilot')
+        if (arguments.steps or _FITTED) > _STEPS:
+            raise ValueError(f'"--steps" must be at most {_STEPS}, the finest grid, got {arguments.steps}; give fewer')
+        return
+    for name in ("samples", "steps"):
+        if (value := getattr(arguments, name)) is not None:
+            raise ValueError(
+                f'"--{name}" is {value}, but belongs to --fit, which is not given; add it, or leave it out'
+            )
 
 
 def _pilot(arguments: argparse.Namespace, images: ImageLadder, device: torch.device) -> mls.Pilot:
@@ -106,10 +126,9 @@ def _fit(arguments: argparse.Namespace, images: ImageLadder) -> int:
     from multilevel_diffusion.sampling.pilots_and_fits import fit
     from multilevel_diffusion.sampling.plan_origin import made_for
 
-    if arguments.budget is None or arguments.pilot is not None:
-        raise ValueError('"--fit" takes a "--budget" and makes its own pilot; leave out --target-mse and --pilot')
     process = Process(images.schedule, MODES[arguments.mode], uniform(images.schedule, _STEPS))
-    found = fit(images, process, arguments.budget, samples=arguments.samples, steps=arguments.steps, progress=True)
+    samples, steps = arguments.samples or _SAMPLES, arguments.steps or _FITTED
+    found = fit(images, process, arguments.budget, samples=samples, steps=steps, progress=True)
     found.plan.save(arguments.out, found.times, made_for(images, process))
     top = images.ladder.costs[-1]
     print(

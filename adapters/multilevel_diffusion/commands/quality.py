@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -56,6 +57,8 @@ def _run(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f'"{option}" is {str(folder)!r}, which is no folder; give one of samples or of image files'
             )
+    if arguments.psnr:
+        _check_sizes(folders)
     shape = _shape(folders.values())
     (samples, names), (reference, others) = (_images(folder, shape) for folder in folders.values())
     if reference.shape[1:] != samples.shape[1:]:
@@ -102,6 +105,28 @@ def _shape(folders: Iterable[Path]) -> tuple[int, ...]:
             return tuple(next(images.shape[1:] for _, images in read_shards(folder)))
     side = common_side(next(iter(folders)))
     return 3, side, side
+
+
+def _check_sizes(folders: dict[str, Path]) -> None:
+    """Refuse images of several sizes, which would be compared after one of a pair was scaled."""
+    from multilevel_diffusion.networks.image_folder import image_sizes
+    from multilevel_diffusion.sampling.shards import read_manifest, read_shards
+
+    found = {}
+    for option, folder in folders.items():
+        if read_manifest(folder) is None:
+            sizes = image_sizes(folder)
+        else:
+            sizes = {(images.shape[-1], images.shape[-2]) for _, images in itertools.islice(read_shards(folder), 1)}
+        found[option] = ", ".join(f"{width}x{height}" for width, height in sorted(sizes)[:3])
+        if len(sizes) > 1 or len(set(found.values())) > 1:
+            raise ValueError(
+                f'"--psnr" compares images of one size pixel by pixel, but {_listed(found)}; bring them to one size'
+            )
+
+
+def _listed(sizes: dict[str, str]) -> str:
+    return " and ".join(f"{option} holds {size}" for option, size in sizes.items())
 
 
 def _images(folder: Path, shape: Sequence[int]) -> tuple[Tensor, list[str]]:

@@ -24,6 +24,8 @@ from multilevel_diffusion.commands.options import (
     add_out,
     add_seed,
     add_threads,
+    at_least,
+    number,
     own_words,
     prepare,
     the_ladder,
@@ -57,9 +59,11 @@ def register(subparsers) -> None:
     """
     parser = subparsers.add_parser("sample", help="sample a ladder: PNG pages and a JSON record", description=__doc__)
     add_ladder(parser)
-    parser.add_argument("--budget", type=float, help="cost of an image in evaluations of the largest network")
+    parser.add_argument("--budget", type=number(above=0), help="cost of an image in evaluations of the largest network")
     parser.add_argument("--plan", type=Path, help="a saved plan instead of a budget")
-    parser.add_argument("--count", type=int, default=64, help="images; more than before adds to them [%(default)s]")
+    parser.add_argument(
+        "--count", type=at_least(1), default=64, help="images; more than before adds to them [%(default)s]"
+    )
     add_seed(parser, "seed of the first image; images take consecutive ones")
     add_mode(parser)
     parser.add_argument(
@@ -67,18 +71,23 @@ def register(subparsers) -> None:
     )
     add_guidance(parser)
     parser.add_argument("--method", choices=["em", "ml-em"], default="ml-em", help="[%(default)s]")
-    parser.add_argument("--steps", type=int, help="steps; default: the plan's, or the budget's for em, or 200")
-    parser.add_argument("--fine", type=int, default=1000, help="finest grid, on which the noise is defined [1000]")
+    parser.add_argument("--steps", type=at_least(1), help="steps; default: the plan's, or the budget's for em, or 200")
+    parser.add_argument(
+        "--fine", type=at_least(1), default=1000, help="finest grid, on which the noise is defined [1000]"
+    )
     parser.add_argument("--plan-seed", type=int, default=0, help="seed of a randomly drawn plan [%(default)s]")
-    parser.add_argument("--batch", type=int, help="images at a time; default: by memory")
-    parser.add_argument("--shard", type=int, help="images in a file of tensors; default: four batches")
-    parser.add_argument("--pages", type=int, help="at most so many PNG pages of 64 images; default: all images")
+    parser.add_argument("--batch", type=at_least(1), help="images at a time; default: by memory")
+    parser.add_argument("--shard", type=at_least(1), help="images in a file of tensors; default: four batches")
+    parser.add_argument("--pages", type=at_least(0), help="at most so many PNG pages of 64 images; default: all images")
     parser.add_argument("--png", action="store_true", help="also write each image as png/SEED.png")
     add_out(parser, "samples", "folder; a stopped run continues")
     add_device(parser, "where the networks run; cuda: one GPU a process")
     add_threads(parser)
     parser.add_argument(
-        "--timeout", type=float, default=1800.0, help="seconds that processes wait for each other [%(default)g]"
+        "--timeout",
+        type=number(above=0),
+        default=1800.0,
+        help="seconds that processes wait for each other [%(default)g]",
     )
     parser.set_defaults(run=_run)
 
@@ -94,9 +103,6 @@ def _run(arguments: argparse.Namespace) -> int:
     from multilevel_diffusion.sampling.samples import batch_for
     from multilevel_diffusion.sampling.shards import read_manifest
 
-    for name, least in (("count", 1), ("pages", 0), ("batch", 1), ("shard", 1), ("steps", 1), ("fine", 1)):
-        if (value := getattr(arguments, name)) is not None and value < least:
-            raise ValueError(f'"--{name}" must be at least {least}, got {value}')
     with process_group(prepare(arguments), timeout=arguments.timeout) as device:
         # Threads change the last bits, so a run that continues takes those of the run that it continues.
         before = ((read_manifest(arguments.out) or {}).get("job") or {}).get("threads")
@@ -233,8 +239,13 @@ def _choose(arguments: argparse.Namespace, images: ImageLadder, process: Process
     if pilot is not None and usual:
         planned = pilot.in_evaluations(_UNIT).plan(budget=arguments.budget)
         return planned.times, planned.plan, "ML-EM, the pilot's plan"
-    if pilot is None and usual:
+    if usual:
         _advise_a_pilot(arguments, images)
+    elif fitted is not None or pilot is not None:
+        _note(
+            "the plans of the ladder's pilot are for --fine 1000 without --steps, so another one is drawn at random, "
+            "which is usually worse; leave --fine and --steps out to use the pilot's"
+        )
     times = process.grid(arguments.steps or _usual_steps(arguments.budget, ladder.costs[0], arguments.fine))
     table = mls.InverseCostSchedule().probabilities(ladder, times, budget=arguments.budget)
     generator = torch.Generator().manual_seed(arguments.plan_seed)
@@ -248,8 +259,6 @@ def _usual_steps(budget: float, cheapest: float, fine: int) -> int:
 
 def _advise_a_pilot(arguments: argparse.Namespace, images: ImageLadder) -> None:
     """Say which command makes the pilot that is missing."""
-    from multilevel_diffusion.sampling.distributed import place
-
     words = own_words(arguments)
     how = f"multilevel-sde pilot {words} --save"
     if images.folder is None:
@@ -257,9 +266,15 @@ def _advise_a_pilot(arguments: argparse.Namespace, images: ImageLadder) -> None:
             f"multilevel-sde pilot {words}, then multilevel-sde plan {words} --pilot pilot/pilot.safetensors, and give"
         )
         how += " --plan"
+    _note(
+        f"{arguments.ladder} has no pilot for --mode {arguments.mode}, so the plan is drawn at random, which is "
+        f"usually worse; make one with: {how}"
+    )
+
+
+def _note(text: str) -> None:
+    """Say something once, however many processes there are."""
+    from multilevel_diffusion.sampling.distributed import place
+
     if place()[0] == 0:
-        print(
-            f"note: {arguments.ladder} has no pilot for --mode {arguments.mode}, so the plan is drawn at random, which "
-            f"is usually worse; make one with: {how}",
-            file=sys.stderr,
-        )
+        print(f"note: {text}", file=sys.stderr)

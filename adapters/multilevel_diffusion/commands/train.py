@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multilevel_diffusion.commands.options import add_device, add_seed, add_threads, prepare
+from multilevel_diffusion.commands.options import add_device, add_seed, add_threads, at_least, folder, number, prepare
 
 if TYPE_CHECKING:
     from multilevel_diffusion.networks.by_name import Preset
@@ -30,9 +29,11 @@ def register(subparsers) -> None:
     """
     parser = subparsers.add_parser("train", help="train the networks of a ladder", description=_run.__doc__)
     parser.add_argument("--data", required=True, metavar="SPEC", help="digits, deadleaves, folder:PATH or celeba:PATH")
-    parser.add_argument("--out", required=True, type=Path, help="folder of the ladder; a stopped run resumes from it")
+    parser.add_argument("--out", required=True, type=folder, help="folder of the ladder; a stopped run resumes from it")
     parser.add_argument(
-        "--size", type=int, help="side of the images [that of the images in a folder; 64 for deadleaves and celeba]"
+        "--size",
+        type=at_least(4),
+        help="side of the images [that of the images in a folder; 64 for deadleaves and celeba]",
     )
     parser.add_argument("--classes", choices=["subfolders"], help="train on labels too: a folder's subfolders")
     # The names in multilevel_diffusion.networks.by_name.PRESETS, which a test compares.
@@ -44,12 +45,17 @@ def register(subparsers) -> None:
         metavar="DIM:BOTTOM:MID",
         help="networks instead of a preset's: base width, bottom depth, depth at the other scales; cheapest first",
     )
-    parser.add_argument("--halvings", type=int, help="with --levels: how often the side is halved [to 4 pixels]")
     parser.add_argument(
-        "--steps", type=int, nargs="+", help="optimiser steps, one number or one per network; more than before goes on"
+        "--halvings", type=at_least(0), help="with --levels: how often the side is halved [to 4 pixels]"
     )
-    parser.add_argument("--batch", type=int, help="images a step")
-    parser.add_argument("--learning-rate", type=float, help="peak rate of Adam")
+    parser.add_argument(
+        "--steps",
+        type=at_least(1),
+        nargs="+",
+        help="optimiser steps, one number or one per network; more than before goes on",
+    )
+    parser.add_argument("--batch", type=at_least(1), help="images a step")
+    parser.add_argument("--learning-rate", type=number(above=0), help="peak rate of Adam")
     add_seed(parser, "seed of the first network; each takes the next one")
     add_device(parser, "where to train")
     add_threads(parser, "1 makes a run reproducible to the bit")
@@ -63,8 +69,6 @@ def _run(arguments: argparse.Namespace) -> int:
     from multilevel_diffusion.process.schedules import CosineSchedule
 
     device = prepare(arguments)
-    if arguments.size is not None and arguments.size < 4:
-        raise ValueError(f'"--size" is {arguments.size}, expected a side of at least 4 pixels; give one')
     source = open_source(arguments.data, arguments.size, labelled=arguments.classes is not None)
     preset = PRESETS[arguments.preset] if arguments.preset else preset_for(source.image_shape)
     if arguments.levels:

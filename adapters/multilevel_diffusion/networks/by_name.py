@@ -219,6 +219,11 @@ def _function(name: str, module: str, function: str) -> Callable[..., Any]:
         ) from None
     except ValueError:
         found = None
-    if not callable(found):
+    if found is None:
         raise ValueError(f'"--ladder" is {name!r}, but module {module!r} has no function {function!r}; give one')
+    if not callable(found):
+        raise ValueError(
+            f'"--ladder" is {name!r}, which is not callable but of type {type(found).__name__}; name a function that '
+            "returns an OwnLadder"
+        )
     return found

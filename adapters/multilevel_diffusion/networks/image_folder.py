@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from multilevel_diffusion.networks.data import from_bytes
 
-__all__ = ["CelebA", "ImageFolder", "common_side", "image_files", "read_images"]
+__all__ = ["CelebA", "ImageFolder", "common_side", "image_files", "image_sizes", "read_images"]
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what PIL raises for broken files
@@ -39,6 +39,33 @@ def image_files(path: str | Path) -> list[Path]:
     return sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
 
 
+def image_sizes(path: str | Path) -> set[tuple[int, int]]:
+    """Return the sizes (width, height) of all images below a folder; broken files are skipped.
+
+    Raises:
+        ValueError: There is no such folder, or no readable image in it.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (20, 10)).save(folder / "a.png")
+        >>> image_sizes(folder)
+        {(20, 10)}
+    """
+    sizes, files = set(), image_files(path)
+    for file in files:
+        try:
+            with Image.open(file) as image:  # reads the header only
+                sizes.add(image.size)
+        except _BROKEN:
+            continue
+    if not sizes:
+        raise ValueError(
+            f'"path" is {str(path)!r}, which holds no readable image among {len(files)} files; give another folder'
+        )
+    return sizes
+
+
 def common_side(path: str | Path) -> int:
     """Return the side to which all images below a folder can be brought without being enlarged.
 
@@ -54,18 +81,7 @@ def common_side(path: str | Path) -> int:
         >>> common_side(folder)
         10
     """
-    sides, files = [], image_files(path)
-    for file in files:
-        try:
-            with Image.open(file) as image:  # reads the header only
-                sides.append(min(image.size))
-        except _BROKEN:
-            continue
-    if not sides:
-        raise ValueError(
-            f'"path" is {str(path)!r}, which holds no readable image among {len(files)} files; give another folder'
-        )
-    return min(sides)
+    return min(min(size) for size in image_sizes(path))
 
 
 def read_images(path: str | Path, shape: Sequence[int]) -> tuple[Tensor, list[str]]:

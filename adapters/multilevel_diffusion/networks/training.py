@@ -181,7 +181,7 @@ def train_ladder(
     training = [
         {
             "settings": asdict(setting),
-            "loss": float(run.losses[-max(1, len(run.losses) // 20) :].mean()),
+            "loss": float(run.losses[-max(1, len(run.losses) // 20) :].mean()) if len(run.losses) else None,
             "seconds": run.seconds,
             **({"lengthened": list(run.lengthened)} if run.lengthened else {}),
         }
@@ -266,7 +266,9 @@ def _write_log(path: Path, losses: list[float], settings: TrainSettings) -> None
 
 
 def _plot_losses(path: Path, losses: Tensor, settings: TrainSettings) -> None:
-    """Plot the loss curve and its running mean; without matplotlib there is no plot."""
+    """Plot the loss curve and its running mean; without matplotlib, or a row of the curve, there is no plot."""
+    if not len(losses):
+        return
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -89,7 +89,6 @@ def test_preset_is_found_by_the_shape_of_the_images(tmp_path, monkeypatch):
             ["train", "--data", "digits", "--classes", "subfolders", "--out", "x"],
             '"--classes" is subfolders, which needs',
         ),
-        (["train", "--data", "digits", "--size", "2", "--out", "x"], '"--size" is 2, expected a side of at least 4'),
         (["train", "--data", "digits", "--out", "x", "--steps", "1", "2"], '"--steps" has 2 numbers for 5'),
         (["train", "--data", "digits", "--out", "x", "--levels", "4:1"], "\"--levels\" has '4:1'"),
         (["train", "--data", "digits", "--out", "x", "--levels", "4:1:0"], '"--steps" is missing'),

@@ -62,7 +62,6 @@ def test_a_pilot_is_measured_reported_and_reproducible(tmp_path, capsys):
             ["plan", "--ladder", "digits", "--budget", "5", "--pilot", "missing", "-o", "x"],
             'no pilot file at "missing"',
         ),
-        (["pilot", "--ladder", "digits", "--samples", "1"], '"--samples" must be at least 2'),
         (["pilot", "--ladder", "digits", "--steps", "50", "--save"], '"--save" keeps the default for 1000 steps'),
         (["pilot", "--ladder", "nowhere"], "\"--ladder\" is 'nowhere'"),
     ],

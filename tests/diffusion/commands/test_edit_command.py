@@ -56,17 +56,27 @@ def test_the_seed_reaches_the_plans(tmp_path, monkeypatch):
         run("--ladder", "digits", "--images", "1", "--steps", "2", "--seed", "7", "--out", str(tmp_path))
 
 
+@pytest.mark.parametrize(("steps", "corrections"), [("50", [3, 6, 12]), ("4", [3]), ("2", [1]), ("1", [1])])
+def test_the_usual_corrections_fit_the_steps(steps, corrections, tmp_path):
+    assert run("--ladder", "digits", "--images", "1", "--tile", "1", "--steps", steps, "--out", str(tmp_path)) == 0
+    assert json.loads((tmp_path / "edit.json").read_text())["corrections"] == corrections
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--images", "0"], '"--images" must be at least 1'),
         (["--ladder", "nowhere"], "\"--ladder\" is 'nowhere'"),
-        (["--ladder", "digits", "--images", "1", "--area", "0.9"], '"area" is 0.9'),
-        (["--ladder", "digits", "--images", "1", "--middle", "2"], '"middle" is 2.0'),
-        (["--ladder", "digits", "--images", "1", "--steps", "3", "--corrections", "4"], '"corrections" has 4'),
+        (["--ladder", "digits", "--images", "1", "--middle", "2"], r'"--middle" is 2, expected a time in \(0, 1\]'),
+        (["--ladder", "digits", "--images", "1", "--steps", "3", "--corrections", "4"], '"--corrections" has 4, more'),
+        (
+            ["--ladder", "digits", "--images", "1", "--tile", "8"],
+            '"--area" 0.05, "--tile" 8 and "--margin" 1 recompute',
+        ),
+        (["--ladder", "digits", "--images", "1", "--tile", "1", "--margin", "99"], '"--margin" 99 recompute all'),
     ],
 )
-def test_errors_are_one_sentence(words, message, tmp_path):
+def test_errors_are_one_sentence_before_any_image_is_made(words, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("multilevel_diffusion.sampling.samples.sample", None)
     with pytest.raises(ValueError, match=message) as caught:
         run(*words, "--out", str(tmp_path))
     assert "\n" not in str(caught.value)
