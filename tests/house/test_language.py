@@ -17,7 +17,19 @@ PAGES = [
         for name in (
             *("index", "start", "choosing", "glossary", "stability", "api", "architecture", "testing"),
             *("digits", "samplers", "diffusers", "edm", "one_model", "editing", "scale", "placement"),
-            *("theory", "learning", "poisson", "quality", "rates", "benchmarking", "langevin", "integral_drift"),
+            *(
+                "pilot",
+                "training",
+                "gradients",
+                "theory",
+                "learning",
+                "poisson",
+                "quality",
+                "rates",
+                "benchmarking",
+                "langevin",
+                "integral_drift",
+            ),
         )
     ),
 ]
