@@ -85,7 +85,7 @@ class FlopCost:
         conditions: As for :func:`solve`, with one row for each sample of x.
 
     Raises:
-        TypeError, ValueError: A drift has no countable operation; conditions that do not fit x.
+        TypeError, ValueError: x is no tensor; a drift has no countable operation; conditions that do not fit x.
 
     Example:
         >>> layer = torch.nn.Linear(8, 8, bias=False)
@@ -100,6 +100,7 @@ class FlopCost:
     unit = "FLOPs"
 
     def __post_init__(self) -> None:
+        _check_state(self.x)
         as_conditions(self.conditions, self.x)
 
     def __call__(self, drifts: Sequence[Drift]) -> list[float]:
@@ -134,7 +135,7 @@ class SecondsCost:
         conditions: As for :func:`solve`, with one row for each sample of x.
 
     Raises:
-        TypeError, ValueError: `calls` is below 1 or `warmup` below 0; conditions that do not fit x.
+        TypeError, ValueError: x is no tensor; `calls` is below 1 or `warmup` below 0; conditions that do not fit x.
 
     Example:
         >>> layer = torch.nn.Linear(64, 64)
@@ -152,6 +153,7 @@ class SecondsCost:
     unit = "seconds"
 
     def __post_init__(self) -> None:
+        _check_state(self.x)
         if self.calls < 1 or self.warmup < 0:
             raise ValueError(
                 f'"calls" must be at least 1 and "warmup" at least 0, got calls={self.calls}, warmup={self.warmup}'
@@ -180,6 +182,11 @@ class SecondsCost:
             event.record()
         torch.cuda.synchronize(self.x.device)
         return statistics.median(a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(events))
+
+
+def _check_state(x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f'"x" must be a Tensor, an example of the state, got {type(x).__name__}')
 
 
 def _time_on(t: float, x: Tensor) -> Tensor:

@@ -71,8 +71,13 @@ class Ladder:
                     f'"drifts[{level}]" must be a callable f(x, t) -> Tensor, got {type(drift).__name__}; '
                     "wrap it in a function"
                 )
+        if isinstance(costs, type):
+            raise TypeError(
+                f'"costs" must be one number per drift or a cost model, got the class {costs.__name__}; make an object '
+                f"of it, such as {costs.__name__}(x)"
+            )
         is_model = callable(costs) and isinstance(getattr(costs, "unit", None), str)
-        if not is_model and (not isinstance(costs, Iterable) or isinstance(costs, str | bytes | type)):
+        if not is_model and (not isinstance(costs, Iterable) or isinstance(costs, str | bytes)):
             raise TypeError(
                 f'"costs" must be one number per drift or a cost model, got {type(costs).__name__}; '
                 "for example [1.0, 8.0]"

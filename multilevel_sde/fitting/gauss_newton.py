@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from multilevel_sde.arguments import as_integer, as_items
 from multilevel_sde.conditions import Conditions, as_conditions
 from multilevel_sde.errors import NonFiniteError
 from multilevel_sde.fitting.perturbed_runs import FitRun, Parts
@@ -104,9 +105,10 @@ def fit_plan(
         A :class:`FittedPlan` of the cost of the candidate it came from.
 
     Raises:
-        TypeError: A step rule; conditions that are no mapping of names to tensors.
-        ValueError: Fewer than 8 samples, no candidates, a target of another shape or not finite, no iterations;
-            conditions without one row a sample.
+        TypeError: A step rule; candidates or a target of another kind; iterations that are no integer; conditions that
+            are no mapping of names to tensors.
+        ValueError: Fewer than 8 samples, no candidates, or one for another number of levels, a target of another shape
+            or not finite, no iterations; conditions without one row a sample.
         NonFiniteError: No candidate gives a finite state.
 
     Example:
@@ -119,8 +121,8 @@ def fit_plan(
         >>> fitted.held_out[1] < 0.2 * fitted.held_out[0], fitted.plan.cost(ladder) <= 150
         (True, True)
     """
-    plans = [candidates] if isinstance(candidates, PilotPlan) else list(candidates)
-    _check(y0, plans, target, iterations, step)
+    plans = [candidates] if isinstance(candidates, PilotPlan) else _plans(candidates)
+    _check(ladder, y0, plans, target, as_integer("iterations", iterations), step)
     given = as_conditions(conditions, y0)
     ladder, y0, target = in_float32(ladder, y0.dtype), at_least_float32(y0), at_least_float32(target)
     held = torch.arange(len(y0)) % 4 == 3
@@ -200,7 +202,16 @@ def _finite(fits: list[_Fit]) -> list[_Fit]:
     return finite
 
 
-def _check(y0: Tensor, plans: list[PilotPlan], target: Tensor, iterations: int, step: Step) -> None:
+def _plans(candidates: Sequence[PilotPlan]) -> list[PilotPlan]:
+    what = "plans of a pilot, such as pilot.plans(budget=...)"
+    plans = as_items("candidates", candidates, what)
+    for plan in plans:
+        if not isinstance(plan, PilotPlan):
+            raise TypeError(f'"candidates" must be {what}, got {type(plan).__name__}')
+    return plans
+
+
+def _check(ladder: Ladder, y0: Tensor, plans: list[PilotPlan], target: Tensor, iterations: int, step: Step) -> None:
     if isinstance(step, StepRule):
         raise TypeError(
             f'"step" must be a function step(y, estimate, t, s, noise) for a fit, got the rule {type(step).__name__}; '
@@ -210,6 +221,14 @@ def _check(y0: Tensor, plans: list[PilotPlan], target: Tensor, iterations: int, 
         raise ValueError(f'"y0" must hold at least 8 samples (better 32), got shape {tuple(y0.shape)}')
     if not plans:
         raise ValueError('"candidates" must hold at least one plan, such as pilot.plans(budget=...)')
+    for best in plans:
+        if best.plan.levels != len(ladder):
+            raise ValueError(
+                f'"candidates" has a plan for {best.plan.levels} levels, the ladder has {len(ladder)}; take the plans '
+                "of a pilot of this ladder"
+            )
+    if not isinstance(target, Tensor):
+        raise TypeError(f'"target" must be a Tensor shaped like "y0", got {type(target).__name__}')
     if target.shape != y0.shape:
         raise ValueError(f'"target" must have the shape of "y0", {tuple(y0.shape)}, got {tuple(target.shape)}')
     if not bool(target.isfinite().all()):

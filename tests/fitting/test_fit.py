@@ -1,6 +1,7 @@
 """Laws of fitted plans: exact responses, lower errors on new samples, the same evaluations, every call paid for."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -301,3 +302,31 @@ def test_what_cannot_be_fitted_is_refused(change, message):
     arguments = {"y0": y0, "candidates": pilot.plan(budget=150.0), "target": y0 / 2, **change}
     with pytest.raises(ValueError, match=message):
         mls.fit_plan(ladder, **arguments)
+
+
+def pair(plan, levels):
+    """A plan of the pilot, as one of another number of levels."""
+    return replace(plan, plan=mls.em_plan(mls.Ladder([torch.sin] * levels, range(1, levels + 1)), plan.times))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            lambda plan: {"candidates": pair(plan, 3)},
+            ValueError,
+            '"candidates" has a plan for 3 levels, the ladder has 2',
+        ),
+        (lambda plan: {"candidates": [plan, pair(plan, 1)]}, ValueError, '"candidates" has a plan for 1 levels, the'),
+        (lambda plan: {"candidates": None}, TypeError, '"candidates" must be a sequence of plans of a pilot.*NoneType'),
+        (lambda plan: {"candidates": plan.plan}, TypeError, '"candidates" must be a sequence of plans of a.* got Plan'),
+        (lambda plan: {"candidates": [plan.plan]}, TypeError, '"candidates" must be plans of a pilot, .*, got Plan'),
+        (lambda plan: {"target": None}, TypeError, '"target" must be a Tensor shaped like "y0", got NoneType'),
+        (lambda plan: {"iterations": 1.5}, TypeError, '"iterations" must be an integer, got float'),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(change, error, message):
+    ladder, y0, pilot = doc_problem()
+    plan = pilot.plan(budget=150.0)
+    with pytest.raises(error, match=message):
+        mls.fit_plan(ladder, **{"y0": y0, "candidates": plan, "target": y0 / 2, **change(plan)})

@@ -84,6 +84,17 @@ def test_levels_of_a_subset(levels):
         (lambda: mls.Ladder(None, [1.0]), '"drifts" must be a sequence of callables, got NoneType'),
         (lambda: mls.Ladder([torch.sin], ["a"]), r'"costs\[0\]" must be a number, got str'),
         (lambda: mls.Ladder([torch.sin], "12"), '"costs" must be one number per drift or a cost model, got str'),
+        (
+            lambda: mls.Ladder([torch.sin, torch.cos], costs=mls.FlopCost),
+            '"costs" must be one number per drift or a cost model, got the class FlopCost; make an object of it',
+        ),
+        (
+            lambda: mls.Ladder([torch.sin], int),
+            '"costs" must be one number per drift or a cost model, got the class int',
+        ),
+        (lambda: mls.FlopCost("x"), '"x" must be a Tensor, an example of the state, got str'),
+        (lambda: mls.FlopCost(None), '"x" must be a Tensor, an example of the state, got NoneType'),
+        (lambda: mls.SecondsCost([1.0]), '"x" must be a Tensor, an example of the state, got list'),
         (lambda: mls.Ladder([torch.sin], torch.sin), '"costs" must be one number per drift or a cost model'),
         (lambda: mls.em_plan(twin(), None), '"times" must be a tensor or nested lists of real numbers, got NoneType'),
         (lambda: mls.em_plan(twin(), [0.0, "a"]), '"times" must be .* real numbers, got list'),

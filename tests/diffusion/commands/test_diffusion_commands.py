@@ -26,6 +26,14 @@ def trained(tmp_path_factory):
     return folder
 
 
+def test_fewer_steps_than_a_row_of_the_loss_curve(tmp_path):
+    assert run("train", "--data", "digits", "--out", str(tmp_path), "--steps", "5", "--batch", "4", *LEVELS) == 0
+    assert [level["training"]["loss"] for level in load_ladder(tmp_path).record["levels"]] == [None] * 3
+    assert "NaN" not in (tmp_path / "ladder.json").read_text()
+    assert run("train", "--data", "digits", "--out", str(tmp_path), "--steps", "12", "--batch", "4", *LEVELS) == 0
+    assert load_ladder(tmp_path).record["levels"][0]["training"]["loss"] > 0
+
+
 def test_levels_are_counted_from_one(trained, capsys):
     assert run("train", "--data", "digits", "--out", str(trained), "--steps", "12", "--batch", "4", *LEVELS) == 0
     lines = capsys.readouterr().out.splitlines()
