@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -57,8 +56,6 @@ def _run(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f'"{option}" is {str(folder)!r}, which is no folder; give one of samples or of image files'
             )
-    if arguments.psnr:
-        _check_sizes(folders)
     shape = _shape(folders.values())
     (samples, names), (reference, others) = (_images(folder, shape) for folder in folders.values())
     if reference.shape[1:] != samples.shape[1:]:
@@ -84,6 +81,8 @@ def _run(arguments: argparse.Namespace) -> int:
             '"--psnr" compares images of the same name or seed, and there is none in both folders; sample the same '
             "--seed, or leave it out"
         )
+    if arguments.psnr:
+        _check_sizes(folders.values(), sorted(set(names) & set(others)), samples.shape[-1])
     if pairs:
         found["psnr"] = pairs
         if not arguments.psnr:
@@ -107,26 +106,26 @@ def _shape(folders: Iterable[Path]) -> tuple[int, ...]:
     return 3, side, side
 
 
-def _check_sizes(folders: dict[str, Path]) -> None:
-    """Refuse images of several sizes, which would be compared after one of a pair was scaled."""
-    from multilevel_diffusion.networks.image_folder import image_sizes
-    from multilevel_diffusion.sampling.shards import read_manifest, read_shards
-
-    found = {}
-    for option, folder in folders.items():
-        if read_manifest(folder) is None:
-            sizes = image_sizes(folder)
-        else:
-            sizes = {(images.shape[-1], images.shape[-2]) for _, images in itertools.islice(read_shards(folder), 1)}
-        found[option] = ", ".join(f"{width}x{height}" for width, height in sorted(sizes)[:3])
-        if len(sizes) > 1 or len(set(found.values())) > 1:
+def _check_sizes(folders: Iterable[Path], names: Sequence[str], side: int) -> None:
+    """Refuse pairs of images one or both of which were scaled to the side of the tensors."""
+    sizes = [_sizes(folder) for folder in folders]
+    for name in names:
+        first, second = (known.get(name, (side, side)) for known in sizes)
+        if first != second or min(first) != side:
             raise ValueError(
-                f'"--psnr" compares images of one size pixel by pixel, but {_listed(found)}; bring them to one size'
+                f'"--psnr" compares pixel by pixel, but image {name} is {first[0]}x{first[1]} in --samples and '
+                f"{second[0]}x{second[1]} in --reference; bring all images of both to one size"
             )
 
 
-def _listed(sizes: dict[str, str]) -> str:
-    return " and ".join(f"{option} holds {size}" for option, size in sizes.items())
+def _sizes(folder: Path) -> dict[str, tuple[int, int]]:
+    """The sizes of the image files of a folder by their names; none of a sampling job, whose images are not scaled."""
+    from multilevel_diffusion.networks.image_folder import image_sizes
+    from multilevel_diffusion.sampling.shards import read_manifest
+
+    if read_manifest(folder) is not None:
+        return {}
+    return {file.stem: size for file, size in image_sizes(folder).items()}
 
 
 def _images(folder: Path, shape: Sequence[int]) -> tuple[Tensor, list[str]]:

@@ -241,13 +241,13 @@ def _choose(arguments: argparse.Namespace, images: ImageLadder, process: Process
         return planned.times, planned.plan, "ML-EM, the pilot's plan"
     if usual:
         _advise_a_pilot(arguments, images)
-    elif fitted is not None or pilot is not None:
+    times = process.grid(arguments.steps or _usual_steps(arguments.budget, ladder.costs[0], arguments.fine))
+    table = mls.InverseCostSchedule().probabilities(ladder, times, budget=arguments.budget)
+    if not usual and (fitted is not None or pilot is not None):
         _note(
             "the plans of the ladder's pilot are for --fine 1000 without --steps, so another one is drawn at random, "
             "which is usually worse; leave --fine and --steps out to use the pilot's"
         )
-    times = process.grid(arguments.steps or _usual_steps(arguments.budget, ladder.costs[0], arguments.fine))
-    table = mls.InverseCostSchedule().probabilities(ladder, times, budget=arguments.budget)
     generator = torch.Generator().manual_seed(arguments.plan_seed)
     return times, mls.draw_plan(table, mls.systematic, generator=generator), "ML-EM, p = C / T, systematic"
 

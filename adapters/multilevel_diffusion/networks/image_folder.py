@@ -39,8 +39,8 @@ def image_files(path: str | Path) -> list[Path]:
     return sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
 
 
-def image_sizes(path: str | Path) -> set[tuple[int, int]]:
-    """Return the sizes (width, height) of all images below a folder; broken files are skipped.
+def image_sizes(path: str | Path) -> dict[Path, tuple[int, int]]:
+    """Return the size (width, height) of each image file below a folder; broken files are skipped.
 
     Raises:
         ValueError: There is no such folder, or no readable image in it.
@@ -49,14 +49,14 @@ def image_sizes(path: str | Path) -> set[tuple[int, int]]:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> Image.new("RGB", (20, 10)).save(folder / "a.png")
-        >>> image_sizes(folder)
-        {(20, 10)}
+        >>> {file.name: size for file, size in image_sizes(folder).items()}
+        {'a.png': (20, 10)}
     """
-    sizes, files = set(), image_files(path)
+    sizes, files = {}, image_files(path)
     for file in files:
         try:
             with Image.open(file) as image:  # reads the header only
-                sizes.add(image.size)
+                sizes[file] = image.size
         except _BROKEN:
             continue
     if not sizes:
@@ -81,7 +81,7 @@ def common_side(path: str | Path) -> int:
         >>> common_side(folder)
         10
     """
-    return min(min(size) for size in image_sizes(path))
+    return min(min(size) for size in image_sizes(path).values())
 
 
 def read_images(path: str | Path, shape: Sequence[int]) -> tuple[Tensor, list[str]]:

@@ -261,6 +261,40 @@ def test_quality_refuses_too_few_and_compares_pairs(there, tmp_path, capsys):
     assert json.loads((tmp_path / "q" / "quality.json").read_text())["psnr"]["mean"] == "inf"
 
 
+@pytest.mark.parametrize(
+    ("samples", "reference", "says"),
+    [
+        ((12, 12), (8, 8), "12x12 in --samples and 8x8 in --reference"),
+        ((8, 8), (12, 12), "8x8 in --samples and 12x12 in --reference"),
+        ((12, 12), (12, 14), "12x12 in --samples and 12x14 in --reference"),
+        ((20, 20), (20, 20), "20x20 in --samples and 20x20 in --reference"),  # scaled for the other image of 16 pixels
+        ((16, 16), (16, 16), None),
+        ((16, 18), (16, 18), None),
+    ],
+)
+def test_quality_compares_no_scaled_images_one_by_one(samples, reference, says, tmp_path, capsys):
+    for folder, size in (("a", samples), ("b", reference)):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", size).save(tmp_path / folder / "pair.png")
+        Image.new("RGB", (16, 30)).save(tmp_path / folder / f"only_{folder}.png")
+    words = ["--samples", str(tmp_path / "a"), "--reference", str(tmp_path / "b"), "--out", str(tmp_path / "q")]
+    assert cli.main(["quality", "--psnr", *words]) == (2 if says else 0)
+    error = (
+        f'multilevel-sde quality: "--psnr" compares pixel by pixel, but image pair is {says}; bring all images of both'
+    )
+    assert capsys.readouterr().err.startswith(error if says else "")
+    assert (tmp_path / "q").exists() == (says is None)
+
+
+def test_quality_compares_no_job_with_files_of_another_size(there, tmp_path, capsys):
+    assert cli.main([*sampling(1), "--out", str(tmp_path / "made")]) == 0
+    (tmp_path / "files").mkdir()
+    Image.new("RGB", (24, 24)).save(tmp_path / "files" / "000000.png")
+    words = ["--samples", str(tmp_path / "made"), "--reference", str(tmp_path / "files"), "--out", str(tmp_path / "q")]
+    assert cli.main(["quality", "--psnr", *words]) == 2
+    assert "image 000000 is 12x12 in --samples and 24x24 in --reference" in capsys.readouterr().err
+
+
 def test_quality_of_real_images_is_their_floor(there, tmp_path, capsys):
     for half in ("first", "second"):
         photos(tmp_path / half, 100)

@@ -238,6 +238,18 @@ def test_sample_repeats_a_plan_and_a_page_of_seeds(tmp_path):
     assert np.abs(one - pages[0][:64, 66:130]).max() <= 1  # the second image of the page, to rounding
 
 
+@pytest.mark.parametrize(
+    ("words", "told"), [(["--fine", "10"], True), (["--steps", "100"], True), (["--fine", "1000"], False)]
+)
+def test_sample_says_where_it_does_not_use_the_plan_of_the_pilot(words, told, tmp_path, capsys):
+    record = sampled(tmp_path, "--count", "1", "--budget", "9", *words)
+    assert record["method"].endswith("p = C / T, systematic") == told
+    note = (
+        "note: the plans of the ladder's pilot are for --fine 1000 without --steps, so another one is drawn at random"
+    )
+    assert (note in capsys.readouterr().err) == told
+
+
 def test_many_images_make_several_pages(tmp_path):
     record = sampled(tmp_path, "--budget", "1", "--steps", "2", "--count", "66", "--method", "em", "--budget", "2")
     assert record["pages"] == ["samples_000000.png", "samples_000064.png"]
