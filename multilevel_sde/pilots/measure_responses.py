@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from multilevel_sde.conditions import repeated_rows
 from multilevel_sde.errors import NonFiniteError
 from multilevel_sde.pilots.peak import peak_bytes
 from multilevel_sde.pilots.trial import Trial
@@ -119,7 +120,15 @@ def _path(trial: Trial, grid: Tensor) -> tuple[list[_Row], list[_Stretch], tuple
         following = advance(y, estimate, t, s, _noise(trial, y, t, grid, increment)).detach()
         stretches.append(_Stretch(first, t, s, y, increment, following))
         y = following
+    if _remembers(trial):  # then the drift refuses copies if what it remembers is the plan's
+        drifts[0](_tiled(y, 2), rows[-1].time, **repeated_rows(trial.conditions, 2))
+        trial.charge(2 * ladder.costs[0] * len(trial))
     return rows, stretches, random_levels
+
+
+def _remembers(trial: Trial) -> bool:
+    """Whether drifts remember a trajectory: such a ladder makes them anew whenever they are asked for."""
+    return trial.ladder.drifts[0] is not trial.ladder.drifts[0]
 
 
 def _carried(
@@ -128,18 +137,21 @@ def _carried(
     """The responses of some (row, correction) pairs, (copies, S, dim)."""
     copies, cheapest = len(jobs), trial.ladder.drifts[0]
     own = torch.tensor([row for row, _ in jobs])
-    conditions = {name: _tiled(value, copies) for name, value in trial.conditions.items()}
     shape = (copies, *trial.y0.shape)
+    beside = int(_remembers(trial))  # the path runs as one more copy, so that both remember the same
+    conditions = repeated_rows(trial.conditions, copies + beside)
 
-    def given(r: int, x: Tensor) -> Tensor:
+    def given(r: int, x: Tensor, y: Tensor) -> Tensor:
         """The estimates of all copies at a row; those before their own are still on the path."""
         row = rows[r]
         values = row.estimate.expand(shape).clone()
         on_their_own = (own < r).to(x.device)
         if bool((own < r).any()):
-            trial.charge(trial.ladder.costs[0] * len(x))
-            cheap = cheapest(x, row.time, **conditions).detach().reshape(shape)
-            values[on_their_own] = (cheap + row.rest)[on_their_own]
+            trial.charge(trial.ladder.costs[0] * (len(x) + beside * len(trial)))
+            cheap = cheapest(torch.cat([y, x]) if beside else x, row.time, **conditions).detach()
+            cheap = cheap.reshape(copies + beside, *trial.y0.shape)
+            rest = row.estimate - cheap[0] if beside else row.rest
+            values[on_their_own] = (cheap[beside:] + rest)[on_their_own]
         for copy in (own == r).nonzero()[:, 0].tolist():
             values[copy] += row.corrections[jobs[copy][1]]
         return values.flatten(0, 1)
@@ -151,7 +163,11 @@ def _carried(
         place = itertools.count(stretch.first)
         increment = None if stretch.increment is None else _tiled(stretch.increment, copies)
         noise = _noise(trial, moved, stretch.t, grid, increment)
-        moved = advance(moved, lambda x, time, place=place: given(next(place), x), stretch.t, stretch.s, noise).detach()
+
+        def estimate(x: Tensor, time: float, place: Iterator[int] = place, y: Tensor = stretch.y) -> Tensor:
+            return given(next(place), x, y)
+
+        moved = advance(moved, estimate, stretch.t, stretch.s, noise).detach()
     return moved.reshape(copies, len(trial), -1) - stretches[-1].following.reshape(1, len(trial), -1)
 
 

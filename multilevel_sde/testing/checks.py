@@ -98,7 +98,7 @@ def check_ladder(
         >>> check_ladder(ladder, torch.ones(3, 4), 0.5)
         Traceback (most recent call last):
         ...
-        AssertionError: measured costs must increase with the level, got 32 for level 0 and 32 for level 1 (FLOPs)
+        AssertionError: measured costs must increase with the level, got 32 for level 1 and 32 for level 2 (FLOPs)
     """
     times = _as_times(t, y)
     if y.dim() == 0 or y.numel() == 0:
