@@ -217,6 +217,8 @@ def _check(ladder: Ladder, y0: Tensor, plans: list[PilotPlan], target: Tensor, i
             f'"step" must be a function step(y, estimate, t, s, noise) for a fit, got the rule {type(step).__name__}; '
             "use the pilot's plan as it is"
         )
+    if not isinstance(y0, Tensor):
+        raise TypeError(f'"y0" must be a Tensor of initial states, got {type(y0).__name__}')
     if y0.dim() == 0 or len(y0) < 8:
         raise ValueError(f'"y0" must hold at least 8 samples (better 32), got shape {tuple(y0.shape)}')
     if not plans:

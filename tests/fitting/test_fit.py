@@ -321,6 +321,7 @@ def pair(plan, levels):
         (lambda plan: {"candidates": None}, TypeError, '"candidates" must be a sequence of plans of a pilot.*NoneType'),
         (lambda plan: {"candidates": plan.plan}, TypeError, '"candidates" must be a sequence of plans of a.* got Plan'),
         (lambda plan: {"candidates": [plan.plan]}, TypeError, '"candidates" must be plans of a pilot, .*, got Plan'),
+        (lambda plan: {"y0": None}, TypeError, '"y0" must be a Tensor of initial states, got NoneType'),
         (lambda plan: {"target": None}, TypeError, '"target" must be a Tensor shaped like "y0", got NoneType'),
         (lambda plan: {"iterations": 1.5}, TypeError, '"iterations" must be an integer, got float'),
     ],

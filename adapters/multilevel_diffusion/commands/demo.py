@@ -82,7 +82,7 @@ def register(subparsers) -> None:
         default=[6.0, 12.0, 24.0],
         help="cost of an image in evaluations of the largest network [6 12 24]",
     )
-    parser.add_argument("--steps", type=at_least(1), default=_FINE, help="steps of the reference [%(default)s]")
+    parser.add_argument("--steps", type=at_least(2), default=_FINE, help="steps of the reference [%(default)s]")
     add_seed(parser, "seed of the first image; images take consecutive ones")
     add_out(parser, "demo-output", "folder of the pictures")
     add_device(parser)

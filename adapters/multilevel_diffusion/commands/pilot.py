@@ -37,10 +37,10 @@ def register(subparsers) -> None:
     add_ladder(parser)
     add_mode(parser)
     add_guidance(parser)
-    parser.add_argument("--steps", type=at_least(1), default=_STEPS, help="finest grid, the reference [%(default)s]")
+    parser.add_argument("--steps", type=at_least(2), default=_STEPS, help="finest grid, the reference [%(default)s]")
     parser.add_argument("--samples", type=at_least(2, better=32), default=32, help="trajectories [%(default)s]")
     parser.add_argument(
-        "--candidates", type=at_least(1), help="largest number of steps of a plan [100, for the ODE 56]"
+        "--candidates", type=at_least(2), help="largest number of steps of a plan [100, for the ODE 56]"
     )
     parser.add_argument("--save", action="store_true", help="also keep the pilot beside the ladder, as its default")
     add_out(parser, "pilot")

@@ -68,7 +68,7 @@ def run_pilot(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: As :func:`multilevel_sde.pilot`.
+        ValueError: Fewer than 2 steps or candidates; as :func:`multilevel_sde.pilot`.
 
     Example:
         >>> from multilevel_diffusion import load_ladder, shipped_ladder
@@ -80,10 +80,11 @@ def run_pilot(
         process, steps = mode, len(mode.fine_times) - 1
     else:
         process = Process(images.schedule, MODES[mode], uniform(images.schedule, steps))
+    count = (56 if process.tau == 0 else 100) if candidates is None else candidates
+    _check(("steps", steps, 2), ("candidates", count, 2))
     seeds = range(FIRST_SEED, FIRST_SEED + max(0, samples))
     start = process.start(seeds, images.image_shape, dtype=images.dtype, device=device or images.device)
     told = labels_in_turn(images, len(seeds)) if conditions is None else conditions
-    count = candidates or (56 if process.tau == 0 else 100)
     return mls.pilot(
         images.ladder,
         start,
@@ -149,7 +150,8 @@ def fit(
         progress: Show progress bars.
 
     Raises:
-        ValueError: As :func:`multilevel_sde.pilot` and :func:`multilevel_sde.fit_plan`.
+        ValueError: Fewer than 8 samples, fewer than 2 steps or more than the finest grid has; as
+            :func:`multilevel_sde.pilot` and :func:`multilevel_sde.fit_plan`.
 
     Example:
         >>> from multilevel_diffusion import uniform
@@ -160,6 +162,9 @@ def fit(
         >>> fitted.plan.cost(digits.ladder) <= 5 * digits.ladder.costs[-1], fitted.plan.steps
         (True, 8)
     """
+    _check(("samples", samples, 8), ("steps", steps, 2))
+    if steps >= len(process.fine_times):
+        raise ValueError(f'"steps" must be at most the {len(process.fine_times) - 1} of the finest grid, got {steps}')
     seeds = range(FIRST_SEED, FIRST_SEED + samples)
     start = process.start(seeds, images.image_shape, dtype=images.dtype, device=images.device)
     told = labels_in_turn(images, samples) if conditions is None else conditions
@@ -178,3 +183,10 @@ def fit(
     )
     proposed = pilot.in_evaluations("evaluations of the largest network").plans(budget=budget)
     return mls.fit_plan(images.ladder, start, proposed, target, progress=progress, **given)
+
+
+def _check(*numbers: tuple[str, int, int]) -> None:
+    """Refuse a number below its least, before anything runs."""
+    for name, value, least in numbers:
+        if value < least:
+            raise ValueError(f'"{name}" must be at least {least}, got {value}')

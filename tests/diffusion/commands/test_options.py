@@ -5,10 +5,10 @@ import pytest
 from multilevel_sde import cli
 
 LEAST = {  # option: the least whole number it takes
-    "demo": {"--images": 1, "--steps": 1, "--threads": 1},
+    "demo": {"--images": 1, "--steps": 2, "--threads": 1},
     "sample": {"--count": 1, "--steps": 1, "--fine": 1, "--batch": 1, "--shard": 1, "--pages": 0, "--threads": 1},
     "plan": {"--samples": 8, "--steps": 2},
-    "pilot": {"--samples": 2, "--steps": 1, "--candidates": 1},
+    "pilot": {"--samples": 2, "--steps": 2, "--candidates": 2},
     "measure": {"--images": 1, "--draws": 1, "--batch": 1},
     "train": {"--size": 4, "--halvings": 0, "--steps": 1, "--batch": 1},
     "edit": {"--images": 1, "--steps": 1, "--corrections": 1, "--tile": 1, "--margin": 0},

@@ -9,7 +9,7 @@ import multilevel_sde as mls
 from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
 from multilevel_diffusion.process.grids import uniform
 from multilevel_diffusion.process.reverse_process import Process
-from multilevel_diffusion.sampling.pilots_and_fits import base_coefficients, fit, reference
+from multilevel_diffusion.sampling.pilots_and_fits import base_coefficients, fit, reference, run_pilot
 from multilevel_diffusion.sampling.plan_origin import load_plan, made_for
 from multilevel_diffusion.sampling.samples import sample
 from multilevel_diffusion.sampling.stored import stored_plan
@@ -108,3 +108,20 @@ def test_a_stored_plan_of_weights_that_changed_is_refused(tmp_path):
         next(digits.networks[0].parameters()).add_(1e-3)
     with pytest.raises(ValueError, match="holds a plan for another ladder, or for this one before its weights changed"):
         stored_plan(digits, "ddim", 8.0)
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda digits, process: fit(digits, process, 5.0, samples=0), '"samples" must be at least 8, got 0'),
+        (lambda digits, process: fit(digits, process, 5.0, steps=1), '"steps" must be at least 2, got 1'),
+        (lambda digits, process: fit(digits, process, 5.0, steps=1001), '"steps" must be at most the 1000 of the fin'),
+        (lambda digits, process: run_pilot(digits, "ddim", steps=1), '"steps" must be at least 2, got 1'),
+        (lambda digits, process: run_pilot(digits, "ddim", candidates=0), '"candidates" must be at least 2, got 0'),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_anything_runs(use, message, digits, process, monkeypatch):
+    monkeypatch.setattr(mls, "solve", None)
+    monkeypatch.setattr(mls, "pilot", None)
+    with pytest.raises(ValueError, match=message):
+        use(digits, process)
