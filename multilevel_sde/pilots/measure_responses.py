@@ -8,7 +8,6 @@ then on f^1 at its own state plus the rest, F - f^1, of the path. What is left o
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -211,20 +210,12 @@ def _check_finite(trial: Trial, values: list[Tensor], step: int, time: float) ->
 
 
 def _differing(values: list[Tensor], again: list[Tensor]) -> tuple[int, ...]:
-    """The levels that do not give the same value twice, with a warning."""
-    found = tuple(
+    """The levels that do not give the same value twice."""
+    return tuple(
         level
         for level, (a, b) in enumerate(zip(values, again, strict=True))
         if float((a - b).abs().max()) > _TWICE * float(a.abs().max())
     )
-    if found:
-        named = ", ".join(str(level + 1) for level in found)
-        warnings.warn(
-            f"level {named} gave another value when it was evaluated again at the same states; corrections of a random "
-            "drift do not cancel: is there dropout in it? call eval() on networks",
-            stacklevel=5,
-        )
-    return found
 
 
 def chunk_for(trial: Trial, batch: int | None) -> int:

@@ -142,6 +142,13 @@ def pilot(
     ) as bar:
         trial.bar = bar
         track = walk(trial, grid, copies)
+        if track.random_levels:
+            named = ", ".join(str(level + 1) for level in track.random_levels)
+            warnings.warn(
+                f"level {named} gave another value when it was evaluated again at the same states; corrections of a "
+                "random drift do not cancel: is there dropout in it? call eval() on networks",
+                stacklevel=2,
+            )
         gram, grams = _grams(track.responses, min(_FOLDS, len(trial)))
         if not bool(gram.isfinite().all()):
             raise ValueError(
