@@ -141,7 +141,8 @@ def test_a_fit_refuses_conditions_of_others_and_step_rules():
 
 
 def _candidate(times):
-    ladder = mls.Ladder([lambda y, t: -0.9 * y, lambda y, t: -torch.sin(y)], costs=[1.0, 30.0])
+    levels = [lambda y, t: -0.8 * y, lambda y, t: -0.9 * y, lambda y, t: -torch.sin(y)]
+    ladder = mls.Ladder(levels, costs=[1.0, 5.0, 30.0])
     return mls.pilot(ladder, torch.linspace(0.2, 2.0, 8)[:, None], times, candidates=4).plans(budget=60.0)[0]
 
 
