@@ -178,6 +178,13 @@ class ErrorModel:
         step_mse = step * self.single_tail(self.levels - 1, steps * self.steps / self.rows, multistep)
         return self.expectation(max(0.0, mse - step_mse), step_mse, typical, evaluations)
 
+    def common_typical(self, first_order: float, steps: int, form: Form) -> float:
+        """The typical error of a plan by the runs in its form on all grids together."""
+        runs = [one for one in self.calibration if one.form is form] or list(self.calibration)
+        beside = [max(one.measured - self.step_error_of(one.steps, form), _LEAST * one.measured) for one in runs]
+        known = [one.first_order for one in runs]
+        return self.step_error_of(steps, form) + _calibrated(first_order, list(zip(known, beside, strict=True)))
+
     def expectation(self, level_mse: float, step_mse: float, typical: float, evaluations: Tensor) -> Prediction:
         """Return a prediction with what these evaluations of each level cost."""
         cost = float(evaluations @ torch.tensor(self.costs, dtype=torch.float64))

@@ -86,7 +86,17 @@ class Pilot(ErrorModel):
             raise ValueError(f'"budget" must be at least {self.least_budget:.6g} {self.unit}, got {budget}')
         likely = heapq.nsmallest(count, affordable, key=lambda curve: curve.estimate(budget, memory))
         likely = [curve for curve in likely if math.isfinite(curve.estimate(budget, memory))]
-        return sorted((curve.within(budget, memory) for curve in likely), key=lambda plan: plan.predicted.mse)
+        return sorted((curve.within(budget, memory) for curve in likely), key=self._rank)
+
+    def _rank(self, plan: PilotPlan) -> float:
+        """What plans are chosen by: the error by the runs on their own grid and by those on all, in equal parts.
+
+        A grid has few runs; the least of several predictions that scatter would be the one that was lucky.
+        """
+        common = plan.predicted.typical
+        if plan.form is not Form.ALONE:
+            common = self.common_typical(self.first_order(plan.plan), plan.plan.steps, plan.form)
+        return math.sqrt(plan.predicted.mse * common)
 
     def _plan_for(self, target: float, memory: bool) -> PilotPlan:
         target = as_number("target_mse", target)
