@@ -168,11 +168,10 @@ class ErrorModel:
     def _expected(self, value: float, steps: int, evaluations: Tensor, form: Form, what: str) -> Prediction:
         """As :meth:`prediction`, from the first-order error or from what an allocation promised, as `what` says."""
         step, runs = self.step_error_of(steps, form), self._runs(steps, form)
-        beside = [max(one.measured - self.step_error_of(one.steps, form), _LEAST * one.measured) for one in runs]
         known = [getattr(one, what) for one in runs]
         # However many corrections, plans on coarser grids do not become the top level: no less than was measured.
         least = min((x for x in known if x > 0), default=0.0) if runs and runs[0].steps < self.rows else 0.0
-        typical = step + _calibrated(max(value, least), list(zip(known, beside, strict=True)))
+        typical = step + _calibrated(max(value, least), zip(known, self._beside(runs, form), strict=True))
         mse = typical * _rising(value, known, [one.tail for one in runs])
         multistep = bool(self.multistep) and form is not Form.PLAIN
         step_mse = step * self.single_tail(self.levels - 1, steps * self.steps / self.rows, multistep)
@@ -181,9 +180,13 @@ class ErrorModel:
     def common_typical(self, first_order: float, steps: int, form: Form) -> float:
         """The typical error of a plan by the runs in its form on all grids together."""
         runs = [one for one in self.calibration if one.form is form] or list(self.calibration)
-        beside = [max(one.measured - self.step_error_of(one.steps, form), _LEAST * one.measured) for one in runs]
         known = [one.first_order for one in runs]
-        return self.step_error_of(steps, form) + _calibrated(first_order, list(zip(known, beside, strict=True)))
+        level = _calibrated(first_order, zip(known, self._beside(runs, form), strict=True))
+        return self.step_error_of(steps, form) + level
+
+    def _beside(self, runs: Sequence[Calibration], form: Form) -> list[float]:
+        """What runs erred beside their steps."""
+        return [max(one.measured - self.step_error_of(one.steps, form), _LEAST * one.measured) for one in runs]
 
     def expectation(self, level_mse: float, step_mse: float, typical: float, evaluations: Tensor) -> Prediction:
         """Return a prediction with what these evaluations of each level cost."""

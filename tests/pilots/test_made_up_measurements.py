@@ -191,6 +191,18 @@ def test_the_form_that_erred_less_is_taken():
     assert other.plan(budget=150.0).form is Form.PLAIN
 
 
+def test_plans_are_chosen_by_the_runs_on_all_grids_too():
+    """Where all grids agree nothing changes; a grid whose runs were lucky is not believed alone."""
+    alike = made(TOP, calibration=[*runs(64, Form.PLAIN, 5.0), *runs(32, Form.PLAIN, 5.0)])
+    assert alike.common_typical(1e-3, 32, Form.PLAIN) == pytest.approx(5e-3 + 32.0**-2)
+    lucky = made(TOP, calibration=[*runs(64, Form.PLAIN, 5.0), *runs(32, Form.PLAIN, 1e-3)], gram=1e-4)
+    plans = {one.plan.steps: one for one in lucky.plans(budget=100.0, count=100, memory=False) if len(one.levels) > 1}
+    told = plans[32].predicted
+    assert lucky._rank(plans[32]) > 1.2 * math.sqrt(told.mse * told.typical)
+    ranks = [lucky._rank(one) for one in lucky.plans(budget=100.0, count=100, memory=False)]
+    assert ranks == sorted(ranks)
+
+
 # -- advice -----------------------------------------------------------------------------------------------------------
 
 
