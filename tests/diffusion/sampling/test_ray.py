@@ -1,6 +1,7 @@
 """The Ray recipe on a local cluster: the bytes of one process, and a worker that is killed."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -54,8 +55,13 @@ def test_a_cluster_writes_the_bytes_of_one_process_though_a_worker_is_killed(tin
             driver.wait()
     assert "200 images written to " in log.read_text()
     assert cli.main(["sample", *words, "--pages", "0", "--out", str(tmp_path / "whole")]) == 0
-    for path in [tmp_path / "whole" / "manifest.json", *(tmp_path / "whole").glob("shard_*")]:
+    for path in (tmp_path / "whole").glob("shard_*"):
         assert (out / path.name).read_bytes() == path.read_bytes()
+    mine, theirs = (read_manifest(folder) for folder in (tmp_path / "whole", out))
+    assert (mine["job"], mine["shards"]) == (theirs["job"], theirs["shards"])
+    assert cli.main(["sample", *words, "--pages", "0", "--out", str(out)]) == 0  # nothing is left to do
+    assert json.loads((out / "record.json").read_text())["computed"] == 0
+    (out / "record.json").unlink()
     assert len(list(out.iterdir())) == 102  # the manifest, the plan, the shards, nothing else
 
 
