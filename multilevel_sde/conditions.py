@@ -6,14 +6,24 @@ of exactly the samples in x.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Conditioned", "Conditions", "as_conditions", "repeated_rows", "some_rows"]
+__all__ = [
+    "Conditioned",
+    "Conditions",
+    "as_conditions",
+    "naming_arguments",
+    "naming_conditions",
+    "repeated_rows",
+    "some_rows",
+]
 
 Conditions = Mapping[str, Tensor]
 
@@ -103,3 +113,83 @@ class Conditioned:
     def copies(self, count: int) -> Conditioned:
         """Return the drift for a batch that is stacked on itself."""
         return Conditioned(self.drift, repeated_rows(self.conditions, count))
+
+
+@contextmanager
+def naming_conditions(conditions: Conditions | None, why: str) -> Iterator[None]:
+    """Add a note to the error of a drift that may know its batch: what belongs to a sample goes into conditions.
+
+    Arguments:
+        conditions: Those that drifts are given; with some there is no note.
+        why: Why drifts see other samples than they may have expected.
+
+    Example:
+        >>> try:
+        ...     with naming_conditions(None, "drifts see parts of the batch"):
+        ...         torch.ones(2) + torch.ones(3)
+        ... except RuntimeError as error:
+        ...     error.__notes__
+        ['drifts see parts of the batch; what belongs to a sample, such as its label, goes into conditions=']
+    """
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        if not conditions:
+            error.add_note(f"{why}; what belongs to a sample, such as its label, goes into conditions=")
+        raise
+
+
+@contextmanager
+def naming_arguments(level: int, drift: Callable[..., Any], conditions: Conditions | None = None) -> Iterator[None]:
+    """Say in one sentence which condition a drift lacks or does not take, where a call of it fails for that reason.
+
+    Arguments:
+        level: Of the drift, from 0.
+        drift: f(x, t, **conditions), or a :class:`Conditioned` one.
+        conditions: Those that it is given.
+
+    Raises:
+        TypeError: The drift cannot be called so; in these words in place of Python's.
+
+    Example:
+        >>> drift = lambda x, t: -x
+        >>> with naming_arguments(0, drift, {"label": torch.ones(1)}):
+        ...     drift(torch.ones(1), 0.0, label=torch.ones(1))
+        Traceback (most recent call last):
+        ...
+        TypeError: the drift of level 1 takes no "label", which "conditions" give to every level; add it or ...
+    """
+    try:
+        yield
+    except TypeError:
+        if isinstance(drift, Conditioned):
+            drift, conditions = drift.drift, drift.conditions
+        wrong = _wrong_arguments(drift, conditions or {})
+        if wrong is None:
+            raise
+        raise TypeError(f"the drift of level {level + 1} {wrong}") from None
+
+
+def _wrong_arguments(drift: Callable[..., Any], conditions: Conditions) -> str | None:
+    """What is wrong with f(x, t, **conditions), or None where it fits what the drift says of itself."""
+    try:  # a module's own signature says nothing, that of its forward does
+        signature = inspect.signature(drift.forward if isinstance(drift, torch.nn.Module) else drift)
+    except (TypeError, ValueError):
+        return None
+    rest = list(signature.parameters.values())
+    kinds = {one.kind for one in rest}
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return None
+    if len([one for one in rest if one.kind is not one.KEYWORD_ONLY]) < 2:
+        return f"must be a callable f(x, t) -> Tensor, but takes {signature}; add an argument for the time"
+    taken = {one.name for one in rest[2:]}
+    for one in rest[2:]:
+        if one.default is one.empty and one.kind is not one.VAR_KEYWORD and one.name not in conditions:
+            return (
+                f'needs "{one.name}", which "conditions" do not hold; pass conditions={{"{one.name}": ...}} with one '
+                "row a sample, or give the argument a default"
+            )
+    unwanted = next((name for name in conditions if name not in taken), None)
+    if unwanted is None or inspect.Parameter.VAR_KEYWORD in kinds:
+        return None
+    return f'takes no "{unwanted}", which "conditions" give to every level; add it or **others to its arguments'

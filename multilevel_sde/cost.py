@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from multilevel_sde.arguments import as_number
-from multilevel_sde.conditions import Conditions, as_conditions
+from multilevel_sde.conditions import Conditions, as_conditions, naming_arguments
 from multilevel_sde.times import device_dtype
 
 __all__ = ["CostModel", "Drift", "FlopCost", "GivenCost", "SecondsCost"]
@@ -108,7 +108,11 @@ class FlopCost:
         t, given = _time_on(self.t, self.x), as_conditions(self.conditions, self.x)
         costs = []
         for level, drift in enumerate(drifts):
-            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            with (
+                naming_arguments(level, drift, given),
+                sdpa_kernel(SDPBackend.MATH),
+                FlopCounterMode(display=False) as counter,
+            ):
                 drift(self.x, t, **given)
             if counter.get_total_flops() == 0:
                 raise ValueError(
@@ -162,7 +166,11 @@ class SecondsCost:
 
     def __call__(self, drifts: Sequence[Drift]) -> list[float]:
         """Time every drift."""
-        return [self._median(drift) for drift in drifts]
+        medians = []
+        for level, drift in enumerate(drifts):
+            with naming_arguments(level, drift, self.conditions):
+                medians.append(self._median(drift))
+        return medians
 
     def _median(self, drift: Drift) -> float:
         t, given = _time_on(self.t, self.x), as_conditions(self.conditions, self.x)

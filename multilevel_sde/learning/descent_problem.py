@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from multilevel_sde.conditions import Conditioned, Conditions, as_conditions, some_rows
+from multilevel_sde.conditions import Conditioned, Conditions, as_conditions, naming_arguments, some_rows
 from multilevel_sde.cost import Drift
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.learning.gradients import Derivative, central_difference, forward_mode
@@ -98,7 +98,10 @@ class Problem:
             ValueError: Two levels are equal, or a drift hides its derivative from the one given.
         """
         y, drifts, places = self._places(seed)
-        values = [torch.stack([drift(y, t).detach() for t in places]) for drift in drifts]
+        values = []
+        for level, drift in enumerate(drifts):
+            with naming_arguments(level, drift):
+                values.append(torch.stack([drift(y, t).detach() for t in places]))
         for level, (below, value) in enumerate(pairwise(values), start=1):
             if torch.equal(below, value):
                 raise ValueError(

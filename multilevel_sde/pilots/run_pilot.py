@@ -24,21 +24,20 @@ References:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from multilevel_sde.arguments import as_integer, as_number
-from multilevel_sde.conditions import as_conditions
+from multilevel_sde.conditions import as_conditions, naming_conditions
 from multilevel_sde.cost import SecondsCost
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.noise.brownian import Brownian, BrownianPath
 from multilevel_sde.noise.diffusion import Diffusion
 from multilevel_sde.pilots.answers import Calibration
+from multilevel_sde.pilots.cautions import OTHER_ROWS, disagreement, warn_of_batches, warn_of_random
 from multilevel_sde.pilots.grids import refined
 from multilevel_sde.pilots.measure_errors import (
     Finals,
@@ -60,7 +59,6 @@ __all__ = ["pilot"]
 
 _FOLDS = 4  # parts of the samples, each of which judges plans made from the others
 _TIMED = 4  # calls of every level to time it, one of them to warm up
-_APART = 3.0  # how far two halves of the samples may disagree without a warning
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
@@ -106,8 +104,8 @@ def pilot(
         A :class:`Pilot`, which predicts, plans and advises.
 
     Warns:
-        UserWarning: A drift that gives another value when evaluated again; two halves of the samples that disagree by
-            more than a factor 3.
+        UserWarning: A drift that gives another value when evaluated again, or with other samples beside; two halves of
+            the samples that disagree by more than a factor 3.
 
     Raises:
         ValueError: Fewer than 2 levels or samples; equal levels; a limit that 8 candidates exceed.
@@ -131,24 +129,22 @@ def pilot(
     if batch is not None and as_integer("batch", batch) < 1:
         raise ValueError(f'"batch" must be at least 1 row, got {batch}; leave it out to measure what fits')
     trial = Trial(ladder, y0, step, diffusion, brownian, given, samples, multistep)
-    trial.try_once(fine)
+    with naming_conditions(given, OTHER_ROWS):
+        trial.try_once(fine)
     copies = chunk_for(trial, batch)
     grid = _candidate_grid(trial, fine, candidates, limit, copies)
     count, expected = len(grid) - 1, _expected_cost(trial, fine, len(grid) - 1, copies)
     delay = 0 if progress else 2
     name = f"pilot, about {expected / ladder.costs[-1]:.3g} evaluations of the top level a sample"
-    with tqdm(
-        desc=name, total=expected / ladder.costs[-1], disable=progress is False, delay=delay, bar_format=_BAR
-    ) as bar:
+    total, silent = expected / ladder.costs[-1], progress is False
+    with (
+        tqdm(desc=name, total=total, disable=silent, delay=delay, bar_format=_BAR) as bar,
+        naming_conditions(given, OTHER_ROWS),
+    ):
         trial.bar = bar
         track = walk(trial, grid, copies)
-        if track.random_levels:
-            named = ", ".join(str(level + 1) for level in track.random_levels)
-            warnings.warn(
-                f"level {named} gave another value when it was evaluated again at the same states; corrections of a "
-                "random drift do not cancel: is there dropout in it? call eval() on networks",
-                stacklevel=2,
-            )
+        warn_of_random(track.random_levels)
+        warn_of_batches(trial, float(grid[count // 2]), track.random_levels)
         gram, grams = _grams(track.responses, min(_FOLDS, len(trial)))
         if not bool(gram.isfinite().all()):
             raise ValueError(
@@ -162,7 +158,7 @@ def pilot(
         target = finals.target()
         singles = list(single_runs(finals, target))
         runs = list(kept_out_runs(trial, grid, track, grams, target))
-    timer = SecondsCost(trial.y0, t=float(grid[count // 2]), calls=_TIMED - 1, warmup=1, **_given(trial))
+    timer = SecondsCost(trial.y0, t=float(grid[count // 2]), calls=_TIMED - 1, warmup=1, conditions=trial.conditions)
     seconds = timer(trial.ladder.drifts)
     trial.charge(_TIMED * sum(ladder.costs) * len(trial))
     longer = sorted({one.steps for one, _ in singles if one.multistep and one.steps > count})
@@ -183,7 +179,7 @@ def pilot(
         cost=trial.cost,
         samples=len(trial),
         multistep={n: trial.base(refined(fine, grid, n)) for n in known},
-        disagreement=_disagreement(track.responses),
+        disagreement=disagreement(track.responses),
     )
 
 
@@ -199,27 +195,9 @@ def _check(ladder: Ladder, y0: Tensor, samples: int, step: Step | StepRule, mult
         raise ValueError('"multistep" belongs to steps with one estimate, got a StepRule as "step"; leave out one')
 
 
-def _given(trial: Trial) -> dict[str, Any]:
-    return {"conditions": trial.conditions} if trial.conditions else {}
-
-
 def _tail(errors: Tensor) -> float:
     usual = typical(errors)
     return float(errors.mean()) / usual if usual > 0 else 1.0
-
-
-def _disagreement(responses: Tensor) -> float:
-    """Ratio of the mean squared responses of half of the samples to those of the others, at least 1; warns above 3."""
-    order = torch.randperm(responses.shape[2], generator=torch.Generator().manual_seed(0))  # labels may take turns
-    halves = [float(responses[:, :, order[half::2]].double().square().mean()) for half in (0, 1)]
-    ratio = max(halves) / max(min(halves), 1e-300)
-    if ratio > _APART:
-        warnings.warn(
-            f"two halves of the {responses.shape[2]} samples disagree by a factor {ratio:.3g} on how much corrections "
-            "matter; predictions are no better than that: take more samples",
-            stacklevel=3,
-        )
-    return ratio
 
 
 def _candidate_grid(trial: Trial, fine: Tensor, candidates: int | Tensor, limit: float | None, copies: int) -> Tensor:
@@ -263,7 +241,7 @@ def _expected_cost(trial: Trial, fine: Tensor, count: int, copies: int) -> float
     ladder, finest = trial.ladder, len(fine) - 1
     costs, levels = ladder.costs, len(ladder)
     a_step = len(plan_rows(trial.step, fine[thinned(finest, count)])) // count
-    walked = (a_step * (count + 1) + _TIMED + 2) * sum(costs)
+    walked = (a_step * (count + 1) + _TIMED + 3.5) * sum(costs)
     walked += copies_cost(a_step * count, levels, copies, isinstance(trial.step, StepRule)) * costs[0]
     methods = 1 if trial.coefficients is None else 2
     alone = sum(

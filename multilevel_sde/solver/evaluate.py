@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from multilevel_sde.conditions import Conditioned, Conditions, some_rows
+from multilevel_sde.conditions import Conditioned, Conditions, naming_arguments, naming_conditions, some_rows
 from multilevel_sde.cost import GivenCost
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.steps.sums import HALF
@@ -24,11 +24,6 @@ __all__ = ["Evaluate", "detacher", "evaluator", "in_float32"]
 
 Evaluate = Callable[[Tensor, Tensor, Any], dict[int, Tensor]]
 Drifts = list[Callable[..., Tensor]]
-
-_ROWS = (
-    "the plan draws for each sample, so the drift was called with {seen} of {all} samples; what belongs to a sample, "
-    "such as its label, goes into conditions="
-)
 
 
 def evaluator(
@@ -121,12 +116,12 @@ def _by_sample(ladder: Ladder, conditions: Conditions, detached: Callable[[Tenso
             chosen = None if len(rows) == len(y) else rows.to(y.device, non_blocking=True)
             given = conditions if chosen is None or not conditions else some_rows(conditions, rows)
             some = y if chosen is None else y[chosen]
-            try:
+            if chosen is None:
                 value = drift(some, t, **given)
-            except RuntimeError as error:
-                if chosen is not None and not conditions:
-                    error.add_note(_ROWS.format(seen=len(rows), all=len(y)))
-                raise
+            else:
+                called = f"the drift was called with {len(rows)} of {len(y)} samples"
+                with naming_conditions(conditions, f"the plan draws for each sample, so {called}"):
+                    value = drift(some, t, **given)
             if not isinstance(value, Tensor) or value.dtype != y.dtype or value.shape != some.shape:
                 _check_value(level, some, value)
             if detached is not None:
@@ -150,7 +145,8 @@ def _checked_once(drifts: Drifts, level: int, drift: Callable[..., Tensor]) -> C
     """Return the drift with a check of its value, which puts the drift itself into the list after the first call."""
 
     def first(y: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
-        value = drift(y, t, **conditions)
+        with naming_arguments(level, drift, conditions):
+            value = drift(y, t, **conditions)
         _check_value(level, y, value)
         drifts[level] = drift
         return value

@@ -6,6 +6,7 @@ import pytest
 import torch
 from good_input import refused, solve
 
+import multilevel_sde as mls
 from multilevel_sde.conditions import Conditioned, as_conditions, repeated_rows, some_rows
 
 STATE = torch.zeros(3, 2)
@@ -54,3 +55,69 @@ def test_a_drift_with_its_conditions_survives_pickling():
     drift = pickle.loads(pickle.dumps(Conditioned(add, {"shift": torch.tensor([1.0, 2.0])})))
     assert drift(torch.zeros(2), torch.tensor(0.0)).tolist() == [1.0, 2.0]
     assert drift.copies(2)(torch.zeros(4), torch.tensor(0.0)).tolist() == [1.0, 2.0, 1.0, 2.0]
+
+
+def shifted(x, t, shift):
+    return x + shift
+
+
+class Module(torch.nn.Module):
+    def forward(self, x, t, shift):
+        return x + shift
+
+
+def plain(x, t):
+    return x @ torch.eye(2)
+
+
+WRONG = [  # drift, conditions, what is wrong
+    (shifted, None, 'needs "shift", which "conditions" do not hold; pass conditions={"shift": ...}'),
+    (Module(), None, 'needs "shift", which "conditions" do not hold'),
+    (lambda x, t, *, shift: x, {"label": STATE}, 'needs "shift", which "conditions" do not hold'),
+    (plain, {"shift": STATE}, 'takes no "shift", which "conditions" give to every level; add it or '),
+    (shifted, {"shift": STATE, "label": STATE}, 'takes no "label", which "conditions" give to every level'),
+    (lambda x: x, None, "must be a callable f(x, t) -> Tensor, but takes (x); add an argument for the time"),
+]
+TIMES = torch.linspace(0, 1, 3)
+USES = {
+    "solve": lambda two, told: solve(two, STATE, conditions=told),
+    "solve per sample": lambda two, told: solve(
+        two, STATE, plan=mls.Plan(torch.ones(2, 3, 2, dtype=torch.bool), torch.ones(2, 3, 2)), conditions=told
+    ),
+    "pilot": lambda two, told: mls.pilot(two, STATE, TIMES, conditions=told),
+    "flops": lambda two, told: mls.FlopCost(STATE, conditions=told)(two.drifts),
+    "seconds": lambda two, told: mls.SecondsCost(STATE, conditions=told)(two.drifts),
+    "learn": lambda two, told: mls.learn(
+        two,
+        lambda seeds: STATE[: len(seeds)],
+        TIMES,
+        delta=0.1,
+        regularisation=0.0,
+        budget=4.0,
+        steps=1,
+        batch=2,
+        generator=torch.Generator(),
+        conditions=told and (lambda seeds: some_rows(told, slice(len(seeds)))),
+    ),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(("drift", "conditions", "message"), WRONG)
+def test_a_condition_that_a_drift_lacks_or_does_not_take_is_named(use, drift, conditions, message):
+    two = mls.Ladder([lambda x, t, **_: x @ torch.eye(2), drift], costs=[1.0, 2.0])
+    with pytest.raises(TypeError) as caught:
+        USES[use](two, conditions)
+    assert str(caught.value).startswith(f"the drift of level 2 {message}")
+
+
+def failing(x, t, **others):
+    return x + None
+
+
+@pytest.mark.parametrize("drift", [failing, lambda *args, **others: failing(*args), torch.add])
+def test_other_errors_of_a_drift_are_its_own(drift):
+    two = mls.Ladder([drift], costs=[1.0])
+    with pytest.raises(TypeError) as caught:
+        solve(two, STATE, conditions={"label": STATE})
+    assert "the drift of level" not in str(caught.value)

@@ -148,6 +148,39 @@ def test_conditions_follow_their_samples():
     assert halved == pytest.approx([one.measured for one in other.calibration])
 
 
+LABELS = torch.arange(16, dtype=torch.float64)[:, None] % 2
+
+
+def test_drifts_that_know_their_batch_are_told_of_conditions():
+    bound = mls.Ladder([lambda y, t: -0.8 * y + LABELS, lambda y, t: -y + LABELS], costs=[1.0, 30.0])
+    for y0 in (ROW, torch.cat([ROW, ROW, ROW])):  # of 48 samples 32 are used
+        with pytest.raises(RuntimeError, match="must match the size of tensor b") as caught:
+            mls.pilot(bound, y0, torch.linspace(0, 1, 17))
+        assert caught.value.__notes__ == [
+            "the pilot calls drifts with parts of the batch and with copies of it; what belongs to a sample, such as "
+            "its label, goes into conditions="
+        ]
+
+
+@pytest.mark.parametrize(("wrong", "named"), [((0,), "level 1"), ((0, 1), "level 1, 2"), ((), None)])
+def test_values_that_depend_on_the_rest_of_the_batch_are_warned_of(wrong, named):
+    """Labels that are repeated to any number of rows fit copies of the batch, and silently not its parts."""
+
+    def level(k, scale):
+        def guessed(y, t, label):
+            return -scale * y + LABELS.repeat(-(-len(y) // 16), 1)[: len(y)]
+
+        return guessed if k in wrong else lambda y, t, label: -scale * y + label
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        ladder = mls.Ladder([level(0, 0.8), level(1, 1.0)], costs=[1.0, 30.0])
+        mls.pilot(ladder, 0 * ROW + 1, torch.linspace(0, 1, 17), conditions={"label": LABELS})
+    told = [one for one in seen if "when it was called with every second one alone" in str(one.message)]
+    assert [str(one.message).split(" gave ")[0] for one in told] == ([named] if named else [])
+    assert all(one.filename == __file__ for one in told)
+
+
 def test_a_drift_may_differentiate_inside():
     def force(scale):
         def drift(y, t):
