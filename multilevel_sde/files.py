@@ -12,9 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["checksum", "is_sealed", "seal", "write_atomically"]
+__all__ = ["checksum", "is_sealed", "made_for_text", "read_made_for", "read_tensors", "seal", "write_atomically"]
 
 _SEAL = "sha256"
+_READERS = {"plan": "multilevel_sde.Plan.load", "pilot": "multilevel_sde.Pilot.load"}
+_AGAIN = {"plan": "save the plan again", "pilot": "run the pilot again"}
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -64,6 +66,69 @@ def checksum(texts: Iterable[str], tensors: Iterable[Tensor]) -> str:
     for tensor in parts:
         content.update(tensor.numpy().tobytes())
     return content.hexdigest()
+
+
+def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a safetensors file of this package.
+
+    Arguments:
+        path: The file.
+        kind: What it is to hold, "plan" or "pilot"; its metadata say "format": "multilevel_sde.KIND".
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, or holds something else.
+
+    Example:
+        >>> read_tensors("/", "plan")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: no plan file at "/", which is a folder; give the file in it
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        folder = ", which is a folder; give the file in it" if Path(path).is_dir() else ""
+        raise FileNotFoundError(f'no {kind} file at "{path}"{folder}')
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise ValueError(f'"{path}" is damaged or not a safetensors file ({error}); {_AGAIN[kind]}') from None
+    found = metadata.get("format", "").removeprefix("multilevel_sde.")
+    if found in _READERS and found != kind:
+        raise ValueError(f'"{path}" holds a {found}, not a {kind}; read it with {_READERS[found]}')
+    if found != kind:
+        raise ValueError(f'"{path}" is not a {kind} of multilevel_sde; {_AGAIN[kind]}')
+    return tensors, metadata
+
+
+def made_for_text(made_for: Mapping[str, Any] | None) -> str:
+    """Return as JSON what a file was made for, any values that its writer wants to find again.
+
+    Raises:
+        ValueError: It is not what JSON can hold.
+    """
+    try:
+        return json.dumps(dict(made_for or {}), sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'"made_for" must be a mapping that JSON can hold, got {error}') from None
+
+
+def read_made_for(path: str | os.PathLike[str], kind: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a file was made for, empty where it does not say.
+
+    Raises:
+        ValueError: It is no JSON object.
+    """
+    try:
+        found = json.loads(metadata.get("made_for", "{}"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f'"{path}" is damaged: what it was made for is no JSON object; {_AGAIN[kind]}')
+    return found
 
 
 def seal(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,26 +10,26 @@ from __future__ import annotations
 import heapq
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations, pairwise
+from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from multilevel_sde.arguments import as_number
 from multilevel_sde.files import write_atomically
-from multilevel_sde.ladder import Ladder
 from multilevel_sde.pilots.answers import Advice, Form, PilotPlan
 from multilevel_sde.pilots.curves import Alone, Curve
 from multilevel_sde.pilots.error_model import ErrorModel
 from multilevel_sde.pilots.level_choice import choose_levels
-from multilevel_sde.pilots.pilot_file import decode, encode
+from multilevel_sde.pilots.pilot_file import decode, encode, read_origin
+from multilevel_sde.pilots.probabilities import tables_within
 from multilevel_sde.pilots.tracking import predictor
-from multilevel_sde.plans.draws import Draw, independent, systematic
+from multilevel_sde.plans.draws import Draw, systematic
 from multilevel_sde.plans.plan import Plan
-from multilevel_sde.plans.schedules import scale_to_budget
 
 __all__ = ["Pilot"]
 
@@ -173,21 +173,7 @@ class Pilot(ErrorModel):
         Raises:
             ValueError: The budget cannot be met (see :func:`multilevel_sde.scale_to_budget`).
         """
-        ladder = Ladder([_no_drift] * self.levels, self.costs)
-        pairs = torch.tensor([a + b for a, b in pairwise(self.costs)], dtype=torch.float64)
-        blocks = self.gram.reshape(self.levels - 1, self.rows, self.levels - 1, self.rows)
-        power = torch.stack([blocks[k, :, k].diagonal() for k in range(self.levels - 1)], dim=1)
-        lag = torch.stack([blocks[k, :, k].diagonal(1) for k in range(self.levels - 1)], dim=1)
-        change = (power[1:] + power[:-1] - 2 * lag).clamp_min(0)
-        change = torch.cat([change[:1], change])
-        floor = 1e-6 * power.max()
-        shapes = [((power + floor) / pairs).sqrt()]
-        if draw is not independent:
-            shapes += [((change + floor) / pairs).pow(1 / 3), (1 / pairs).expand_as(power)]
-        tables = [
-            scale_to_budget(ladder, torch.cat([torch.ones(self.rows, 1, dtype=torch.float64), shape], 1), budget, draw)
-            for shape in shapes
-        ]
+        tables = tables_within(self, budget, draw)
         return min(tables, key=lambda table: self.predict(table, draw).mse)
 
     # -- advice ---------------------------------------------------------------------------------------------------
@@ -263,9 +249,17 @@ class Pilot(ErrorModel):
 
     # -- files ----------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the pilot atomically as safetensors (needs safetensors)."""
-        write_atomically(path, encode(vars(self)))
+    def save(self, path: str | os.PathLike[str], made_for: Mapping[str, Any] | None = None) -> None:
+        """Write the pilot atomically as safetensors (needs safetensors).
+
+        Arguments:
+            path: The file.
+            made_for: What it is of, as JSON values; :meth:`load_made_for` gives it back.
+
+        Raises:
+            ValueError: `made_for` is not what JSON can hold.
+        """
+        write_atomically(path, encode(vars(self), made_for))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Pilot:
@@ -276,6 +270,15 @@ class Pilot(ErrorModel):
             ValueError: The file is damaged, not a pilot, or of another version.
         """
         return cls(**decode(path))
+
+    @classmethod
+    def load_made_for(cls, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Read what a pilot is of, empty where the file does not say.
+
+        Raises:
+            FileNotFoundError, ValueError: As :meth:`load`.
+        """
+        return read_origin(path)
 
     def report(self, path: str | os.PathLike[str], *, title: str = "Pilot report") -> None:
         """Write a self-contained HTML page and the same as JSON; see :mod:`multilevel_sde.pilots.report`."""
@@ -293,7 +296,3 @@ def _thrifty(plans: Sequence[PilotPlan]) -> PilotPlan:
         if plan.predicted.mse <= (1 + _ALIKE) * best.mse and plan.predicted.cost <= _CHEAPER * best.cost
     ]
     return min(about, key=lambda plan: plan.predicted.cost, default=plans[0])
-
-
-def _no_drift(x: Tensor, t: Tensor) -> Tensor:
-    return torch.zeros_like(x)

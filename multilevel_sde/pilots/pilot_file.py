@@ -1,32 +1,39 @@
-"""Pilots on disk: safetensors with the small numbers as JSON in its metadata."""
+"""Pilots on disk: safetensors with the small numbers, and what the pilot is of, as JSON in its metadata.
+
+The last is any JSON values that the writer wants to find again, such as a digest of the ladder; the core gives them no
+meaning.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from multilevel_sde.files import checksum
+from multilevel_sde.files import checksum, made_for_text, read_made_for, read_tensors
 from multilevel_sde.pilots.answers import Calibration, Form, Single
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "read_origin"]
 
-_FORMAT, _VERSION = "multilevel_sde.pilot", 4
+_VERSION = 4
 _TENSORS = ("times", "fine_times", "coefficients", "gram", "variances")
 _TUPLES = ("costs", "seconds", "kurtosis", "random_levels")
 _SCALARS = ("unit", "cost", "samples", "disagreement")
 
 
-def encode(fields: Mapping[str, Any]) -> bytes:
+def encode(fields: Mapping[str, Any], made_for: Mapping[str, Any] | None = None) -> bytes:
     """Return the fields of a pilot as the content of a file; the Gram matrix is kept in float32.
 
     Arguments:
         fields: The attributes of :class:`multilevel_sde.Pilot` by name.
+        made_for: What it is of, as JSON values.
+
+    Raises:
+        ValueError: `made_for` is not what JSON can hold.
     """
     from safetensors.torch import save
 
@@ -36,13 +43,16 @@ def encode(fields: Mapping[str, Any]) -> bytes:
     values = {name: fields[name] for name in (*_TUPLES, *_SCALARS, "singles")}
     values["calibration"] = [[one.steps, one.form.value, *one[2:]] for one in fields["calibration"]]
     written = json.dumps(values)
-    metadata = {"format": _FORMAT, "version": str(_VERSION), "values": written, "sha256": _checksum(tensors, written)}
-    return save(tensors, metadata)
+    metadata = {"format": "multilevel_sde.pilot", "version": str(_VERSION), "values": written}
+    if made_for:
+        metadata["made_for"] = made_for_text(made_for)
+    return save(tensors, metadata | {"sha256": _checksum(tensors, metadata)})
 
 
-def _checksum(tensors: Mapping[str, Tensor], values: str) -> str:
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     names = sorted(tensors)
-    return checksum([values, *[f"{name} {tensors[name].dtype}" for name in names]], [tensors[name] for name in names])
+    texts = [metadata.get("values", ""), *([metadata["made_for"]] if "made_for" in metadata else [])]
+    return checksum([*texts, *[f"{name} {tensors[name].dtype}" for name in names]], [tensors[name] for name in names])
 
 
 def decode(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -52,18 +62,8 @@ def decode(path: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, not a pilot, or of another version.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'no pilot file at "{path}"')
+    tensors, metadata = _read(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        if metadata.get("format") != _FORMAT or metadata.get("version") != str(_VERSION):
-            raise ValueError(f'"{path}" is not a pilot of version {_VERSION}; run the pilot again')
-        if metadata.get("sha256") != _checksum(tensors, metadata["values"]):
-            raise ValueError(f'"{path}" is damaged, its checksum does not fit; run the pilot again')
         values = json.loads(metadata["values"])
         fields: dict[str, Any] = {name: tensors[name].double() for name in _TENSORS}
         fields |= {name: tuple(values[name]) for name in _TUPLES} | {name: values[name] for name in _SCALARS}
@@ -75,12 +75,29 @@ def decode(path: str | os.PathLike[str]) -> dict[str, Any]:
         fields["calibration"] = tuple(
             Calibration(int(steps), Form(form), *map(float, rest)) for steps, form, *rest in values["calibration"]
         )
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError) and str(path) in str(error):
-            raise
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'"{path}" is damaged ({error}); run the pilot again') from None
     _check(path, fields)
     return fields
+
+
+def read_origin(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what a pilot is of, empty where its file does not say.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`decode`.
+    """
+    return read_made_for(path, "pilot", _read(path)[1])
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a pilot of this version whose checksum fits."""
+    tensors, metadata = read_tensors(path, "pilot")
+    if metadata.get("version") != str(_VERSION):
+        raise ValueError(f'"{path}" is not a pilot of version {_VERSION}; run the pilot again')
+    if metadata.get("sha256") != _checksum(tensors, metadata):
+        raise ValueError(f'"{path}" is damaged, its checksum does not fit; run the pilot again')
+    return tensors, metadata
 
 
 def _check(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:

@@ -6,23 +6,20 @@ meaning. Nothing is unpickled.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from multilevel_sde.files import checksum, write_atomically
+from multilevel_sde.files import checksum, made_for_text, read_made_for, read_tensors, write_atomically
 from multilevel_sde.plans.plan import Plan
 from multilevel_sde.plans.recall import Recall
 from multilevel_sde.times import as_times
 
 __all__ = ["StoredPlan", "read_plan", "write_plan"]
 
-_FORMAT = "multilevel_sde.plan"
 _VERSION = 3
 _READABLE = (1, 2, 3)  # version 1 knew no recall, version 2 not what the plan was made for
 _ALWAYS = {"hits": torch.bool, "weights": torch.float64}
@@ -57,11 +54,8 @@ def write_plan(
         if len(times) != plan.steps + 1:
             raise ValueError(f'"times" must be the {plan.steps + 1} times of the plan, got {len(times)}')
         tensors["times"] = as_times(times).detach().to("cpu", torch.float64).contiguous()
-    metadata = {"format": _FORMAT, "version": str(_VERSION), "truncated": str(int(plan.truncated))}
-    try:
-        metadata["made_for"] = json.dumps(dict(made_for or {}), sort_keys=True)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'"made_for" must be a mapping that JSON can hold, got {error}') from None
+    metadata = {"format": "multilevel_sde.plan", "version": str(_VERSION), "truncated": str(int(plan.truncated))}
+    metadata["made_for"] = made_for_text(made_for)
     metadata["sha256"] = _checksum(tensors, metadata)
     write_atomically(path, save(tensors, metadata))
 
@@ -73,18 +67,9 @@ def read_plan(path: str | os.PathLike[str]) -> StoredPlan:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, not a plan, or of a version that is not read.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'no plan file at "{path}"')
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f'"{path}" is damaged or not a safetensors file ({error}); save the plan again') from None
-    if metadata.get("format") != _FORMAT or set(tensors) - {"times"} not in (set(_ALWAYS), {*_ALWAYS, *_REMEMBERED}):
-        raise ValueError(f'"{path}" is not a plan of multilevel_sde; save plans with Plan.save')
+    tensors, metadata = read_tensors(path, "plan")
+    if set(tensors) - {"times"} not in (set(_ALWAYS), {*_ALWAYS, *_REMEMBERED}):
+        raise ValueError(f'"{path}" is not a plan of multilevel_sde; save the plan again')
     version = metadata.get("version", "")
     if not version.isdecimal() or int(version) not in _READABLE:
         raise ValueError(
@@ -100,17 +85,7 @@ def read_plan(path: str | os.PathLike[str]) -> StoredPlan:
     times = as_times(tensors["times"]) if "times" in tensors else None
     if times is not None and len(times) != plan.steps + 1:
         raise ValueError(f'"{path}" holds {len(times)} times for {plan.steps} steps; save the plan again')
-    return StoredPlan(plan, times, _made_for(path, metadata))
-
-
-def _made_for(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        found = json.loads(metadata.get("made_for", "{}"))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f'"{path}" is damaged: what it was made for is no JSON object; save the plan again')
-    return found
+    return StoredPlan(plan, times, read_made_for(path, "plan", metadata))
 
 
 def _recall(path: str | os.PathLike[str], tensors: dict[str, Tensor]) -> Recall | None:
