@@ -7,6 +7,10 @@ imports argparse and this module only, and the functions that run import the res
 from __future__ import annotations
 
 import argparse
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from multilevel_sde.commands import at_least, file, folder, number
@@ -24,9 +28,11 @@ __all__ = [
     "add_out",
     "add_seed",
     "add_threads",
+    "as_notes",
     "at_least",
     "file",
     "folder",
+    "note",
     "number",
     "own_words",
     "prepare",
@@ -133,3 +139,26 @@ def prepare(arguments: argparse.Namespace) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError):
         raise ValueError(f'"--device" is {name!r}, expected a device of this machine, such as {known[-1]}') from None
+
+
+def note(text: str) -> None:
+    """Say something once, however many processes there are."""
+    from multilevel_diffusion.sampling.distributed import place
+
+    if place()[0] == 0:
+        print(f"note: {text}", file=sys.stderr)
+
+
+@contextmanager
+def as_notes() -> Iterator[None]:
+    """Say warnings as a person reads them, without the line of code that they come from.
+
+    Example:
+        >>> with as_notes():
+        ...     warnings.warn("this is not used")
+    """
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        yield
+    for one in seen:
+        note(str(one.message))

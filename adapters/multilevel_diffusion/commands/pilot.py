@@ -52,6 +52,9 @@ def register(subparsers) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     """Measure how large every level's corrections are and what they do to the image; say what plans will cost."""
     from multilevel_diffusion.networks.image_ladders import pilot_name
+    from multilevel_diffusion.process.grids import uniform
+    from multilevel_diffusion.process.reverse_process import MODES, Process
+    from multilevel_diffusion.sampling.origins import made_for
     from multilevel_diffusion.sampling.pilots_and_fits import run_pilot
 
     if arguments.save and arguments.steps != _STEPS:
@@ -63,26 +66,27 @@ def _run(arguments: argparse.Namespace) -> int:
             f'"--save" keeps the pilot in the folder of the ladder, and {arguments.ladder} has none; leave it out, and '
             f"give the pilot to `multilevel-sde plan --pilot {arguments.out}/pilot.safetensors`"
         )
+    process = Process(images.schedule, MODES[arguments.mode], uniform(images.schedule, arguments.steps))
     found = run_pilot(
         images,
-        arguments.mode,
-        steps=arguments.steps,
+        process,
         samples=arguments.samples,
         candidates=arguments.candidates,
         device=device,
         progress=True,
     )
-    found.save(arguments.out / "pilot.safetensors")
+    told = made_for(images, process)
+    found.save(arguments.out / "pilot.safetensors", told)
     found.report(arguments.out / "report.html", title=f"{Path(arguments.ladder).name}, {arguments.mode.upper()}")
-    told = found.in_evaluations("evaluations of the largest network")
+    counted = found.in_evaluations("evaluations of the largest network")
     for share in (0.05, 0.13, 0.35):
-        if (budget := share * told.steps) >= told.least_budget:
-            print(f"budget {budget:.3g}: {told.advise(budget=budget).text}")
-    print(f"the pilot cost {told.cost:.0f} {told.unit}")
+        if (budget := share * counted.steps) >= counted.least_budget:
+            print(f"budget {budget:.3g}: {counted.advise(budget=budget).text}")
+    print(f"the pilot cost {counted.cost:.0f} {counted.unit}")
     print(f"pilot.safetensors, report.html and report.json written to {arguments.out}/")
     if arguments.save:
         assert images.folder is not None
         path = images.folder / pilot_name(arguments.mode, arguments.guidance)
-        found.save(path)
+        found.save(path, told)
         print(f"kept as {path}")
     return 0

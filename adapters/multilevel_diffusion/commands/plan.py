@@ -17,6 +17,7 @@ from multilevel_diffusion.commands.options import (
     add_ladder,
     add_mode,
     add_threads,
+    as_notes,
     at_least,
     file,
     number,
@@ -69,9 +70,8 @@ def register(subparsers) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Write the plan that a pilot predicts to be best at a budget, or cheapest at an error."""
-    from multilevel_diffusion.process.grids import uniform
     from multilevel_diffusion.process.reverse_process import MODES, Process
-    from multilevel_diffusion.sampling.plan_origin import made_for
+    from multilevel_diffusion.sampling.origins import made_for
 
     _check(arguments)
     device = prepare(arguments)
@@ -80,13 +80,15 @@ def _run(arguments: argparse.Namespace) -> int:
         return _fit(arguments, images)
     found = _pilot(arguments, images, device).in_evaluations("evaluations of the largest network")
     best = found.plan(budget=arguments.budget, target_mse=arguments.target_mse)
-    process = Process(images.schedule, MODES[arguments.mode], uniform(images.schedule, _STEPS))
+    process = Process(images.schedule, MODES[arguments.mode], found.fine_times)
     best.plan.save(arguments.out, best.times, made_for(images, process))
+    fine = len(found.fine_times) - 1
     print(
-        f"{best.plan.steps} steps of {_STEPS}, levels {_numbers(best.levels)}: cost {best.predicted.cost:.3g} "
+        f"{best.plan.steps} steps of {fine}, levels {_numbers(best.levels)}: cost {best.predicted.cost:.3g} "
         f"{found.unit}, expected mean squared error {best.predicted.mse:.3g}; written to {arguments.out}"
     )
-    print(f"use it with: multilevel-sde sample {own_words(arguments)} --plan {arguments.out}")
+    own = own_words(arguments) + (f" --fine {fine}" if fine != _STEPS else "")
+    print(f"use it with: multilevel-sde sample {own} --plan {arguments.out}")
     return 0
 
 
@@ -107,24 +109,22 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _pilot(arguments: argparse.Namespace, images: ImageLadder, device: torch.device) -> mls.Pilot:
     """The pilot that was named, or the stored one, or a new one."""
-    import multilevel_sde as mls
+    from multilevel_diffusion.sampling.origins import load_pilot
     from multilevel_diffusion.sampling.pilots_and_fits import run_pilot
     from multilevel_diffusion.sampling.stored import stored_pilot
 
-    if arguments.pilot is None:
+    if arguments.pilot is not None:
+        return load_pilot(arguments.pilot, images, arguments.mode)
+    with as_notes():
         found = stored_pilot(images, arguments.mode)
-        return found or run_pilot(images, arguments.mode, device=device, progress=True)
-    found = mls.Pilot.load(arguments.pilot)
-    if found.costs != images.ladder.costs:
-        raise ValueError(f'"--pilot" {arguments.pilot} measured other networks than "--ladder"; run the pilot again')
-    return found
+    return found or run_pilot(images, arguments.mode, device=device, progress=True)
 
 
 def _fit(arguments: argparse.Namespace, images: ImageLadder) -> int:
     from multilevel_diffusion.process.grids import uniform
     from multilevel_diffusion.process.reverse_process import MODES, Process
+    from multilevel_diffusion.sampling.origins import made_for
     from multilevel_diffusion.sampling.pilots_and_fits import fit
-    from multilevel_diffusion.sampling.plan_origin import made_for
 
     process = Process(images.schedule, MODES[arguments.mode], uniform(images.schedule, _STEPS))
     samples, steps = arguments.samples or _SAMPLES, arguments.steps or _FITTED

@@ -11,7 +11,6 @@ import argparse
 import itertools
 import json
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,9 @@ from multilevel_diffusion.commands.options import (
     add_out,
     add_seed,
     add_threads,
+    as_notes,
     at_least,
+    note,
     number,
     own_words,
     prepare,
@@ -212,7 +213,7 @@ def _choose(arguments: argparse.Namespace, images: ImageLadder, process: Process
     """The grid, the plan and its name."""
     import torch
 
-    from multilevel_diffusion.sampling.plan_origin import load_plan
+    from multilevel_diffusion.sampling.origins import load_plan
     from multilevel_diffusion.sampling.stored import stored_pilot, stored_plan
 
     ladder = images.ladder.in_evaluations(_UNIT)
@@ -232,10 +233,10 @@ def _choose(arguments: argparse.Namespace, images: ImageLadder, process: Process
     if arguments.budget is None:
         raise ValueError('"--budget" is missing; give the cost of an image in evaluations of the largest network')
     usual = arguments.steps is None and arguments.fine == 1000
-    fitted = stored_plan(images, arguments.mode, arguments.budget)
+    with as_notes():
+        fitted, pilot = stored_plan(images, arguments.mode, arguments.budget), stored_pilot(images, arguments.mode)
     if fitted is not None and usual:
         return fitted[1], fitted[0], "ML-EM, a fitted plan"
-    pilot = stored_pilot(images, arguments.mode)
     if pilot is not None and usual:
         planned = pilot.in_evaluations(_UNIT).plan(budget=arguments.budget)
         return planned.times, planned.plan, "ML-EM, the pilot's plan"
@@ -244,7 +245,7 @@ def _choose(arguments: argparse.Namespace, images: ImageLadder, process: Process
     times = process.grid(arguments.steps or _usual_steps(arguments.budget, ladder.costs[0], arguments.fine))
     table = mls.InverseCostSchedule().probabilities(ladder, times, budget=arguments.budget)
     if not usual and (fitted is not None or pilot is not None):
-        _note(
+        note(
             "the plans of the ladder's pilot are for --fine 1000 without --steps, so another one is drawn at random, "
             "which is usually worse; leave --fine and --steps out to use the pilot's"
         )
@@ -266,15 +267,7 @@ def _advise_a_pilot(arguments: argparse.Namespace, images: ImageLadder) -> None:
             f"multilevel-sde pilot {words}, then multilevel-sde plan {words} --pilot pilot/pilot.safetensors, and give"
         )
         how += " --plan"
-    _note(
-        f"{arguments.ladder} has no pilot for --mode {arguments.mode}, so the plan is drawn at random, which is "
-        f"usually worse; make one with: {how}"
+    note(
+        f"{arguments.ladder} has no pilot for --mode {arguments.mode} that can be used, so the plan is drawn at "
+        f"random, which is usually worse; make one with: {how}"
     )
-
-
-def _note(text: str) -> None:
-    """Say something once, however many processes there are."""
-    from multilevel_diffusion.sampling.distributed import place
-
-    if place()[0] == 0:
-        print(f"note: {text}", file=sys.stderr)

@@ -29,7 +29,7 @@ from multilevel_diffusion.networks.image_ladders import ImageLadder
 from multilevel_diffusion.sampling.continuing import as_continued, told_of
 from multilevel_diffusion.sampling.distributed import gather, place
 from multilevel_diffusion.sampling.job import Job
-from multilevel_diffusion.sampling.plan_origin import made_for
+from multilevel_diffusion.sampling.origins import made_for
 from multilevel_diffusion.sampling.shards import PLAN, Shard, read_manifest, remove_temporary_files, write_manifest
 from multilevel_sde.files import write_atomically
 

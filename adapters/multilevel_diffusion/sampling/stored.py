@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -11,7 +14,7 @@ import multilevel_sde as mls
 from multilevel_diffusion.networks.image_ladders import ImageLadder, pilot_name
 from multilevel_diffusion.process.grids import uniform
 from multilevel_diffusion.process.reverse_process import MODES, Process
-from multilevel_diffusion.sampling.plan_origin import load_plan
+from multilevel_diffusion.sampling.origins import load_pilot, load_plan
 
 __all__ = ["stored_pilot", "stored_plan"]
 
@@ -21,6 +24,12 @@ _NEAR = 0.8  # a stored plan is used for budgets up to 1 / _NEAR of its cost
 def stored_pilot(ladder: ImageLadder, mode: str) -> mls.Pilot | None:
     """Return the pilot that lies in a ladder's folder for a mode ("ddpm" or "ddim") and its guidance, or None.
 
+    Warns:
+        UserWarning: It measured the ladder before its networks changed, as by training on, so that it is None.
+
+    Raises:
+        ValueError: The file is damaged, or does not say what it measured and has other costs.
+
     Example:
         >>> from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
         >>> stored_pilot(load_ladder(shipped_ladder("digits")), "ddpm").steps
@@ -29,7 +38,11 @@ def stored_pilot(ladder: ImageLadder, mode: str) -> mls.Pilot | None:
     name = pilot_name(mode, ladder.guidance)
     if ladder.folder is None or not (ladder.folder / name).is_file():
         return None
-    return mls.Pilot.load(ladder.folder / name)
+    path, guided = ladder.folder / name, "" if ladder.guidance is None else f" --guidance {ladder.guidance:g}"
+    again = f"multilevel-sde pilot --ladder {ladder.folder} --mode {mode}{guided} --save"
+    if _is_stale(path, mls.Pilot.load_made_for(path), ladder, again):
+        return None
+    return load_pilot(path, ladder, _process(ladder, mode))
 
 
 def stored_plan(images: ImageLadder, mode: str, budget: float) -> tuple[mls.Plan, Tensor] | None:
@@ -40,8 +53,11 @@ def stored_plan(images: ImageLadder, mode: str, budget: float) -> tuple[mls.Plan
         mode: "ddpm" or "ddim".
         budget: Cost of an image in evaluations of the largest network; a plan of less than 0.8 of it is not returned.
 
+    Warns:
+        UserWarning: It was made for the ladder before its networks changed, as by training on, so that it is None.
+
     Raises:
-        ValueError: The plan was made for another ladder, such as this one before it was trained on.
+        ValueError: The file is damaged, or holds no times.
     """
     if images.folder is None or images.guidance is not None:
         return None
@@ -55,4 +71,22 @@ def stored_plan(images: ImageLadder, mode: str, budget: float) -> tuple[mls.Plan
     path = found[max(found)]
     if mls.Plan.load_with_times(path)[1] is None:
         raise ValueError(f'"{path}" holds no times; write it again with `multilevel-sde plan --fit`')
-    return load_plan(path, images, Process(images.schedule, MODES[mode], uniform(images.schedule, 1000)))
+    again = f"multilevel-sde plan --ladder {images.folder} --mode {mode} --budget {max(found):g} --fit --out {path}"
+    if _is_stale(path, mls.Plan.load_made_for(path), images, again):
+        return None
+    return load_plan(path, images, _process(images, mode))
+
+
+def _process(images: ImageLadder, mode: str) -> Process:
+    return Process(images.schedule, MODES[mode], uniform(images.schedule, 1000))
+
+
+def _is_stale(path: Path, told: Mapping[str, Any], images: ImageLadder, again: str) -> bool:
+    """Whether a file says that it was made before the networks changed; then warn."""
+    if told.get("ladder", images.digest) == images.digest:
+        return False
+    warnings.warn(
+        f'"{path}" was made before the networks of this ladder changed, and is not used; make it again with: {again}',
+        stacklevel=3,
+    )
+    return True

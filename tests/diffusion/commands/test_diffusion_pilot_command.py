@@ -45,9 +45,15 @@ def test_a_pilot_is_measured_reported_and_reproducible(tmp_path, capsys):
     assert json.loads((out / "report.json").read_text())["title"] == "digits, DDIM"
     plan = tmp_path / "plan.safetensors"
     saved = str(out / "pilot.safetensors")
-    assert main(["plan", "--ladder", "digits", "--budget", "5", "--pilot", saved, "-o", str(plan)]) == 0
+    words = ["--ladder", "digits", "--mode", "ddim"]
+    assert main(["plan", *words, "--budget", "5", "--pilot", saved, "-o", str(plan)]) == 0
     assert mls.Plan.load(plan).cost(open_ladder("digits").ladder) <= 5 * TOP
-    assert "report.html" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "report.html" in told
+    assert f"use it with: multilevel-sde sample --ladder digits --mode ddim --fine 40 --plan {plan}" in told
+    assert main(["sample", *words, "--fine", "40", "--plan", str(plan), "--count", "1", "--out", str(tmp_path)]) == 0
+    assert main(["plan", "--ladder", "digits", "--budget", "5", "--pilot", saved, "-o", str(plan)]) == 2
+    assert "holds a pilot for mode ddim, this run has mode ddpm; give --mode ddim" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -77,5 +83,5 @@ def test_a_pilot_of_other_networks_is_refused(tmp_path, capsys):
     other = open_ladder("deadleaves32").folder / "pilot_ddpm.safetensors"
     target = tmp_path / "plan.safetensors"
     assert main(["plan", "--ladder", "digits", "--budget", "5", "--pilot", str(other), "-o", str(target)]) == 2
-    assert "other networks" in capsys.readouterr().err
+    assert "holds a pilot for another ladder, or for this one before its weights changed" in capsys.readouterr().err
     assert not target.exists()

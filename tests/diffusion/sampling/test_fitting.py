@@ -1,18 +1,21 @@
 """Fitted plans of a ladder of networks: made, kept with their grid, and found by a budget."""
 
+import dataclasses
+import functools
+import re
 import shutil
 
 import pytest
 import torch
 
 import multilevel_sde as mls
-from multilevel_diffusion.networks.store import load_ladder, shipped_ladder
+from multilevel_diffusion.networks.store import load_ladder, save_ladder, shipped_ladder
 from multilevel_diffusion.process.grids import uniform
-from multilevel_diffusion.process.reverse_process import Process
+from multilevel_diffusion.process.reverse_process import MODES, Process
+from multilevel_diffusion.sampling.origins import load_pilot, load_plan, made_for
 from multilevel_diffusion.sampling.pilots_and_fits import base_coefficients, fit, reference, run_pilot
-from multilevel_diffusion.sampling.plan_origin import load_plan, made_for
 from multilevel_diffusion.sampling.samples import sample
-from multilevel_diffusion.sampling.stored import stored_plan
+from multilevel_diffusion.sampling.stored import stored_pilot, stored_plan
 from multilevel_sde.cli import main
 
 
@@ -100,14 +103,84 @@ def test_shipped_plans_name_their_ladder(name):
         assert plan.cost(images.ladder) <= float(path.stem.split("_")[-1]) * top * (1 + 1e-9)
 
 
-def test_a_stored_plan_of_weights_that_changed_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["digits", "deadleaves32"])
+@pytest.mark.parametrize("mode", MODES)
+def test_shipped_pilots_name_what_they_measured(name, mode):
+    images = load_ladder(shipped_ladder(name))
+    path = images.folder / f"pilot_{mode}.safetensors"
+    process = Process(images.schedule, MODES[mode], uniform(images.schedule, 1000))
+    assert mls.Pilot.load_made_for(path) == made_for(images, process)
+    assert load_pilot(path, images, mode).costs == images.ladder.costs
+    other = "ddpm" if mode == "ddim" else "ddim"
+    with pytest.raises(ValueError, match=f"holds a pilot for mode {mode}, this run has mode {other}"):
+        load_pilot(path, images, other)
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """The digits trained on since their plans and pilots were made."""
     shutil.copytree(shipped_ladder("digits"), tmp_path / "digits")
     digits = load_ladder(tmp_path / "digits")
     assert stored_plan(digits, "ddim", 8.0) is not None
+    assert stored_pilot(digits, "ddim") is not None
     with torch.no_grad():
         next(digits.networks[0].parameters()).add_(1e-3)
+    save_ladder(tmp_path / "digits", digits.networks, digits.schedule, batch=1)
+    return load_ladder(tmp_path / "digits")
+
+
+def test_plans_and_pilots_of_weights_that_changed_are_not_used(changed):
+    folder = changed.folder
+    again = f"make it again with: multilevel-sde plan --ladder {folder} --mode ddim --budget 8 --fit --out {folder}"
+    with pytest.warns(UserWarning, match=re.escape(again)) as seen:
+        assert stored_plan(changed, "ddim", 8.0) is None
+    assert seen[0].filename == __file__
+    for mode in MODES:
+        again = f"make it again with: multilevel-sde pilot --ladder {folder} --mode {mode} --save"
+        with pytest.warns(UserWarning, match=re.escape(again)):
+            assert stored_pilot(changed, mode) is None
     with pytest.raises(ValueError, match="holds a plan for another ladder, or for this one before its weights changed"):
-        stored_plan(digits, "ddim", 8.0)
+        load_plan(folder / "plan_ddim_8.safetensors", changed, _ode(changed))
+    with pytest.raises(ValueError, match="before its weights changed; measure this ladder with"):
+        load_pilot(folder / "pilot_ddim.safetensors", changed, "ddim")
+
+
+def test_sample_says_that_stored_plans_and_pilots_are_old(changed, capsys):
+    out = ["--count", "1", "--threads", "1", "--out", str(changed.folder / "out")]
+    assert main(["sample", "--ladder", str(changed.folder), "--mode", "ddim", "--budget", "8", *out]) == 0
+    told = capsys.readouterr()
+    assert "systematic" in told.out  # drawn at random
+    plan, pilot, advice = (line for line in told.err.splitlines() if line.startswith("note: "))
+    for kind, note in (("plan_ddim_8", plan), ("pilot_ddim", pilot)):
+        assert f'{kind}.safetensors" was made before the networks of this ladder changed, and is not used' in note
+    assert "has no pilot for --mode ddim that can be used, so the plan is drawn at random" in advice
+
+
+def test_plan_measures_anew_where_the_stored_pilot_is_old(changed, monkeypatch, tmp_path, capsys):
+    small = functools.partial(run_pilot, steps=12, samples=2, candidates=8)
+    monkeypatch.setattr("multilevel_diffusion.sampling.pilots_and_fits.run_pilot", small)
+    path = tmp_path / "plan.safetensors"
+    words = ["--ladder", str(changed.folder), "--mode", "ddim", "--budget", "5"]
+    assert main(["plan", *words, "--out", str(path)]) == 0
+    assert 'pilot_ddim.safetensors" was made before the networks' in capsys.readouterr().err
+    assert mls.Plan.load_made_for(path)["ladder"] == changed.digest
+
+
+def test_a_pilot_that_does_not_say_is_taken_where_its_costs_fit(digits, process, tmp_path):
+    path = tmp_path / "pilot.safetensors"
+    found = stored_pilot(digits, "ddim")
+    found.save(path)
+    assert load_pilot(path, digits, "ddpm").costs == found.costs
+    dataclasses.replace(found, costs=tuple(2 * cost for cost in found.costs)).save(path)
+    with pytest.raises(ValueError, match="measured networks of other costs; measure this ladder with `multilevel-sde"):
+        load_pilot(path, digits, "ddim")
+    found.save(path, made_for(digits, process))
+    with pytest.raises(ValueError, match="for a finest grid of 1000 steps, this run has a finest grid of 50"):
+        load_pilot(path, digits, Process(digits.schedule, 0.0, uniform(digits.schedule, 50)))
+
+
+def _ode(images):
+    return Process(images.schedule, 0.0, uniform(images.schedule, 1000))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import multilevel_sde as mls
 from multilevel_diffusion import CosineSchedule, DataDenoiser, OwnLadder, Process, karras, sample, uniform
 from multilevel_diffusion.sampling import Job, fit, run_pilot
 from multilevel_diffusion.sampling.job_folder import close_folder, finish, open_folder, run, stored_job
-from multilevel_diffusion.sampling.plan_origin import load_plan, made_for
+from multilevel_diffusion.sampling.origins import load_plan, made_for
 from multilevel_diffusion.sampling.shards import load_images, read_manifest
 
 SCHEDULE = CosineSchedule()
