@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import multilevel_sde as mls
-from multilevel_diffusion.loops.black_box import Answer, black_box_pilot
+from multilevel_diffusion.loops.black_box import Answer, Base, black_box_pilot
 
 __all__ = ["pipeline_pilot"]
 
@@ -28,6 +28,8 @@ def pipeline_pilot(
     ladder: mls.Ladder,
     answer_with: Callable[[Answer], None],
     *,
+    base: Base,
+    memory: Callable[[], bool],
     samples: int,
     candidates: int | None,
     seed: int,
@@ -40,6 +42,8 @@ def pipeline_pilot(
         pipe: The pipeline, whose denoiser answers as `answer_with` says.
         ladder: The levels and their costs.
         answer_with: Sets the answer of the denoiser until it is called again.
+        base: See :func:`black_box_pilot`.
+        memory: Whether values mean the same at every call, known once the pipeline has begun to run.
         samples: Number of samples in a run.
         candidates: See :func:`black_box_pilot`.
         seed: Sample number i has the generator of seed + i.
@@ -63,13 +67,7 @@ def pipeline_pilot(
         return state[0][:samples]  # DiT steps both halves of guidance, and returns the first
 
     with _quiet(pipe):
-        pilot = black_box_pilot(run, ladder, candidates=candidates, progress=progress)
-    if pilot.steps != len(pipe.scheduler.timesteps):
-        raise ValueError(
-            f'"pipe" made {pilot.steps} of the {len(pipe.scheduler.timesteps)} calls of its scheduler; a pilot needs '
-            "the whole trajectory"
-        )
-    return pilot
+        return black_box_pilot(run, ladder, base=base, memory=memory, candidates=candidates, progress=progress)
 
 
 def _call_arguments(pipe: Any, samples: int, arguments: Mapping[str, Any]) -> dict[str, Any]:

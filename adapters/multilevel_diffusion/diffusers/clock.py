@@ -67,6 +67,11 @@ class PipelineClock:
         """Calls of a whole trajectory of the linked scheduler, None where not known."""
         return None if self._timesteps is None else len(self._timesteps)
 
+    @property
+    def calls_of_slot(self) -> int | None:
+        """Calls from where this run begins (image to image), of this one of two experts."""
+        return None if self.calls is None else self.calls - self.offset
+
     def link(self, pipe: Any) -> None:
         """Ask the scheduler of this pipeline, held weakly, from now on; None forgets it."""
         self._pipe = (lambda: None) if pipe is None else weakref.ref(pipe)

@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,19 +31,14 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 import multilevel_sde as mls
-from multilevel_diffusion.diffusers.calibration import pipeline_pilot
-from multilevel_diffusion.diffusers.calls import bind, check_residuals, explain, fresh, warn_of_disagreement
-from multilevel_diffusion.diffusers.checks import check_levels, check_scheduler
-from multilevel_diffusion.diffusers.clock import PipelineClock
+from multilevel_diffusion.diffusers.calls import bind, check_residuals, explain, fresh
+from multilevel_diffusion.diffusers.checks import check_levels
+from multilevel_diffusion.diffusers.controls import Controls
 from multilevel_diffusion.diffusers.costs import count_costs
-from multilevel_diffusion.diffusers.store import Settings, load_ladder, load_models, save_ladder
-from multilevel_diffusion.loops.black_box import Answer, planned
-from multilevel_diffusion.loops.rows import DrawnRows, PlannedRows, combine, step_probabilities
-from multilevel_diffusion.loops.trajectory import Meter, Stats
+from multilevel_diffusion.diffusers.store import load_ladder, load_models, save_ladder
 
 __all__ = ["MultilevelUNet", "multilevel"]
 
-_INVERSE_COST = mls.InverseCostSchedule()
 _SLOTS = ("unet", "transformer")
 _ON_EVERY_LEVEL = (
     "set_attn_processor",
@@ -57,7 +51,7 @@ _ON_EVERY_LEVEL = (
 )
 
 
-class MultilevelUNet(ModelMixin, ConfigMixin):
+class MultilevelUNet(Controls, ModelMixin, ConfigMixin):
     r"""Several diffusers models as one, evaluated by a random plan whose mean is the top model.
 
     Its `config` is the top model's, and so is every public attribute that it does not have itself. What is saved with
@@ -117,211 +111,9 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
             costs = count_costs(models)
         elif not isinstance(costs, mls.GivenCost):
             costs = mls.GivenCost(list(costs))
-        self._ladder = mls.Ladder(list(levels), costs)
-        self._settings = Settings(costs, draw=draw, seed=seed)
-        self._meter = Meter(self._ladder.costs)
-        self._clock = PipelineClock()
-        self._answer: Answer | None = None
+        self._set_up(levels, costs, draw, seed)
         self._output: type[Any] = tuple
-        self._checked: object = None
-        self._warned = self._compared = False
         self.allocate(budget_fraction=budget_fraction, probabilities=probabilities, plan=plan, schedule=schedule)
-
-    # -- what is evaluated when -----------------------------------------------------------------------------------
-
-    def allocate(
-        self,
-        *,
-        budget_fraction: float | None = None,
-        probabilities: Tensor | Sequence[float] | None = None,
-        plan: mls.Plan | None = None,
-        schedule: mls.Schedule | None = None,
-    ) -> None:
-        """Choose anew which level is evaluated when; the arguments are those of the class.
-
-        After `calibrate`, `budget_fraction` without `schedule` means the pilot's plan.
-        """
-        given = [value is not None for value in (budget_fraction, probabilities, plan)]
-        if sum(given) != 1:
-            raise ValueError(
-                'give exactly one of "budget_fraction", "probabilities" and "plan", got '
-                f"budget_fraction={budget_fraction}, probabilities={probabilities}, plan={plan}"
-            )
-        table = None
-        if budget_fraction is not None:
-            table = step_probabilities(self._ladder, budget_fraction, schedule or _INVERSE_COST, self._settings.draw)
-            if self._settings.pilot is not None and schedule is None and budget_fraction < 1:
-                table, plan = None, planned(self._settings.pilot, self._ladder, budget_fraction)
-        elif probabilities is not None:
-            table = torch.as_tensor(probabilities, dtype=torch.float64)
-            if table.shape[-1:] != (len(self._ladder),):
-                raise ValueError(
-                    f'"probabilities" has shape {tuple(table.shape)}, expected {(len(self._ladder),)} or one such row '
-                    f"for each call: one number for each of the {len(self._ladder)} levels"
-                )
-        elif plan is not None:
-            plan.check_ladder(self._ladder)
-        self._follow(replace(self._settings, probabilities=table, plan=plan))
-
-    def _follow(self, settings: Settings) -> None:
-        if settings.plan is not None:
-            self._rows: DrawnRows | PlannedRows = PlannedRows(settings.plan)
-        else:
-            assert settings.probabilities is not None
-            self._rows = DrawnRows(settings.probabilities, settings.draw, settings.seed)
-        self._settings = settings
-        self.reset()
-
-    @property
-    def probabilities(self) -> Tensor | None:
-        """p_k, shape (K,), or p_k(n), shape (N, K); None where a plan was given."""
-        table = self._settings.probabilities
-        return None if table is None else table.clone()
-
-    @property
-    def plan(self) -> mls.Plan | None:
-        """The plan, None where probabilities were given."""
-        return self._settings.plan
-
-    @property
-    def costs(self) -> mls.GivenCost:
-        """Cost of one call of each level, and its unit."""
-        return self._settings.costs
-
-    @property
-    def seed(self) -> int:
-        """Seed of the draw; every trajectory has the same draw until it is changed."""
-        return self._settings.seed
-
-    @seed.setter
-    def seed(self, seed: int) -> None:
-        self._follow(replace(self._settings, seed=int(seed)))
-
-    @property
-    def stats(self) -> Stats:
-        """Evaluations of each level and their cost relative to the top model, in the last trajectory and in total."""
-        return self._meter.stats
-
-    def reset_stats(self) -> None:
-        """Begin counting anew."""
-        self._meter.reset()
-
-    def reset(self) -> None:
-        """Make the next call the first of a trajectory; needed only by loops that :class:`Trajectory` cannot follow."""
-        self._clock.reset()
-
-    def _reset_stateful_cache(self) -> None:
-        """What diffusers calls at the end of every pipeline call."""
-        self.reset()
-        level: Any
-        for level in self.levels:
-            if hasattr(level, "_reset_stateful_cache"):
-                level._reset_stateful_cache()
-
-    def calibrate(
-        self,
-        pipe: Any,
-        *,
-        num_inference_steps: int,
-        samples: int = 8,
-        candidates: int | None = None,
-        seed: int = 0,
-        progress: bool = True,
-        **pipeline_arguments: Any,
-    ) -> mls.Pilot:
-        r"""Measure in the pipeline itself where corrections matter, and plan the evaluations at the same budget.
-
-        The plan is for this number of steps and replaces the draw; later budgets, `allocate(budget_fraction=0.2)`, are
-        planned from the same pilot, which is saved with the ladder. It runs the pipeline once with all levels, then
-        once for each call and each level but the lowest with the lowest level from there on, about M^2 (K - 1) / 2
-        evaluations of it in all; see :mod:`multilevel_diffusion.loops.black_box`. Images made later do not depend on
-        it.
-
-        Arguments:
-            pipe: The pipeline that the ladder is installed in.
-            num_inference_steps: Of the runs that the plan is for.
-            samples: Samples to measure on; memory holds their final states for every call and level.
-            candidates: Perturb so many calls only, to save time; by default all.
-            seed: Of the samples' noise.
-            progress: Show a progress bar.
-            pipeline_arguments: Of the pipeline's call, such as prompt and guidance_scale.
-
-        Returns:
-            The pilot: `pilot.plan(budget=...)`, `pilot.advise(budget=...)`, `pilot.cost`.
-
-        Raises:
-            ValueError: The ladder is not installed in `pipe`, or see `check` and
-                :func:`multilevel_diffusion.diffusers.calibration.pipeline_pilot`.
-
-        Example:
-            >>> from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
-            >>> def unet(width):
-            ...     return UNet2DModel(sample_size=8, block_out_channels=(width, width), norm_num_groups=8,
-            ...                        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2).eval()
-            >>> pipe = DDIMPipeline(unet(16), DDIMScheduler(clip_sample=False))
-            >>> ladder = MultilevelUNet([unet(8), unet(16)], budget_fraction=0.6).install(pipe)
-            >>> pilot = ladder.calibrate(pipe, num_inference_steps=8, samples=2, progress=False)
-            >>> ladder.plan.steps, ladder.plan.evaluations[0].item()
-            (8, 8)
-        """
-        if self._clock.pipe is not pipe:
-            raise ValueError('"pipe" is not the pipeline that the ladder is installed in; use ladder.install(pipe)')
-        settings, meter, fraction = self._settings, self._meter, self._fraction()
-        some = torch.tensor([1.0] + [0.5] * (len(self._ladder) - 1))
-        self._follow(replace(settings, probabilities=some, plan=None))
-        self._meter = Meter(self._ladder.costs)
-        try:
-            self.check(pipe)
-            pilot = pipeline_pilot(
-                pipe,
-                self._ladder,
-                lambda answer: setattr(self, "_answer", answer),
-                samples=samples,
-                candidates=candidates,
-                seed=seed,
-                progress=progress,
-                arguments={"num_inference_steps": num_inference_steps, **pipeline_arguments},
-            )
-        finally:
-            self._answer, self._meter = None, meter
-            self._follow(settings)
-        self._settings = replace(settings, pilot=pilot)
-        self.allocate(budget_fraction=fraction)
-        return pilot
-
-    def _fraction(self) -> float:
-        """Expected cost of a call relative to the top model's."""
-        plan, table = self._settings.plan, self._settings.probabilities
-        if plan is not None:
-            cost = plan.cost(self._ladder) / plan.steps
-        else:
-            assert table is not None
-            rows = table.reshape(-1, len(self._ladder))
-            cost = mls.expected_cost(self._ladder, rows, self._settings.draw) / len(rows)
-        return min(1.0, max(cost, self._ladder.costs[0]) / self._ladder.costs[-1])
-
-    # -- the pipeline around ---------------------------------------------------------------------------------------
-
-    def check(self, pipe: Any) -> None:
-        """Refuse a pipeline whose scheduler would bias the estimates, with what to do about it.
-
-        With all probabilities 1 there is no spread that a scheduler could turn into bias, and nothing is refused.
-
-        Raises:
-            ValueError: See :func:`multilevel_diffusion.diffusers.checks.check_scheduler`; a plan for another number of
-                calls than the scheduler makes is refused when the pipeline runs.
-        """
-        scheduler = getattr(pipe, "scheduler", None)
-        if scheduler is None or scheduler.config is self._checked or self._deterministic():
-            return
-        inputs = self.config.get("in_channels") or 4
-        check_scheduler(scheduler, min(inputs, self.config.get("out_channels") or inputs))
-        self._checked = scheduler.config
-
-    def _deterministic(self) -> bool:
-        if self._settings.plan is not None:
-            return bool((self._settings.plan.coefficients[:, :-1] == 0).all())
-        return bool((self._settings.probabilities == 1).all())
 
     def install(self, pipe: Any, slot: str | None = None) -> Self:
         """Put the ladder into a pipeline, in the place of its denoiser, and follow its scheduler from now on.
@@ -347,24 +139,6 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
         self._clock.link(pipe)
         return self
 
-    def _begin(self) -> None:
-        """Check what can be checked at the first call of a trajectory."""
-        if self._clock.scheduler is not None:
-            self.check(self._clock.pipe)
-            calls, steps = self._clock.calls, self._rows.steps
-            if steps is not None and calls != steps:
-                raise ValueError(
-                    f'"plan" has {steps} steps, the scheduler makes {calls} calls; run the pipeline with the '
-                    "num_inference_steps that the plan was made for, or make a plan for this number"
-                )
-        elif not self._warned and not self._deterministic():
-            self._warned = True
-            warnings.warn(
-                "the ladder does not know its pipeline, so a scheduler that clips (clip_sample, thresholding) goes "
-                "unnoticed and biases the result; put it in with ladder.install(pipe)",
-                stacklevel=2,
-            )
-
     # -- one call --------------------------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -375,11 +149,7 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
             ValueError: The input or ControlNet residuals do not fit a level; the plan is for another number of calls.
         """
         call = bind(self._names, args, kwargs)
-        state, number = call[self._names[0]], self._clock.number
-        position = self._clock.visit(call["timestep"], state)
-        if self._clock.number != number:
-            self._begin()
-        row = self._rows[position if self._rows.steps is None else position + self._clock.offset]
+        state = call[self._names[0]]
         check_residuals(call, list(self.levels))
         outputs: dict[int, Any] = {}
         whole = call.get("return_dict", True)
@@ -388,15 +158,7 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
             outputs[level] = self._evaluate(level, call, state)
             return outputs[level].sample if whole else outputs[level][0]
 
-        if self._answer is None:
-            estimate = combine(row, evaluate)
-        else:
-            estimate = self._answer(position + self._clock.offset, evaluate)
-        self._meter.count(row, self._clock.number)
-        if len(outputs) > 1 and not self._compared:
-            self._compared = True
-            lower, upper = list(outputs)[-2:]
-            warn_of_disagreement(outputs[lower][0], outputs[upper][0], (lower, upper))
+        estimate = self._estimate(call["timestep"], state, evaluate)
         if outputs:
             self._output = type(outputs[max(outputs)])
         return self._output(sample=estimate) if whole else (estimate,)
@@ -410,6 +172,14 @@ class MultilevelUNet(ModelMixin, ConfigMixin):
             if reason is None:
                 raise
             raise ValueError(reason) from error
+
+    def _reset_stateful_cache(self) -> None:
+        """What diffusers calls at the end of every pipeline call."""
+        self.reset()
+        level: Any
+        for level in self.levels:
+            if hasattr(level, "_reset_stateful_cache"):
+                level._reset_stateful_cache()
 
     # -- standing in for the top model -----------------------------------------------------------------------------
 

@@ -1,16 +1,20 @@
 r"""A pilot for samplers that cannot be looked into: only their calls of the network and their final states are seen.
 
-The sampler runs once with the top level's outputs; every level is evaluated at its states x_n, and the corrections
-D_k(n) = f^k - f^{k-1} are kept. Then, for every call n and level k, it runs with
+The sampler runs once with the top level's values, integrated by a multistep method where its own is of first order,
 
-    F(m) = f^K(x_m) for m < n,    f^K(x_n) + D_k(n) for m = n,    f^1(x'_m) + f^K(x_m) - f^1(x_m) for m > n,
+    F(n) = sum_j a_j(n) f^K(x_{n-j}).
+
+Every level is evaluated at its states x_n, and the corrections D_k(n) = f^k - f^{k-1} are kept. Then, for every call n
+and level k, it runs with
+
+    F(m) for m < n,    F(n) + D_k(n) for m = n,    f^1(x'_m) + F(m) - f^1(x_m) for m > n,
 
 the cheapest level around the recorded path, perturbed once. The change of the final state is the response R_k(n) of
-:mod:`multilevel_sde.pilots.allocation`, with the sampler's own coefficients in it, whatever its order and
-parameterisation. Two sizes of plans, made from one half of the samples and judged on the other, calibrate the
-prediction.
+:mod:`multilevel_sde.pilots.allocation`, with the sampler's own coefficients in it, whatever its order. Plans of two
+sizes, made from one half of the samples and judged on the other, calibrate the prediction.
 
-The sampler must repeat its noise in every run, and make the same calls.
+Values that a plan stores must mean the same at every call: estimates of the data (:mod:`.loops.memory`). The sampler
+must repeat its noise in every run, and make the same calls.
 """
 
 from __future__ import annotations
@@ -26,21 +30,29 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import multilevel_sde as mls
-from multilevel_diffusion.loops.rows import PlannedRows, combine
+from multilevel_diffusion.loops.memory import Memory, Streams
 from multilevel_sde.pilots.answers import Calibration, Form, Single
-from multilevel_sde.pilots.trial import typical
+from multilevel_sde.pilots.trial import squared, typical
 
-__all__ = ["Answer", "black_box_pilot", "planned"]
+__all__ = ["Answer", "Base", "black_box_pilot", "planned"]
 
 Answer = Callable[[int, Callable[[int], Tensor]], Tensor]
-"""answer(n, evaluate) -> what the network is said to return at call n; evaluate(k) is the output of level k there."""
+"""answer(n, evaluate) -> what the network is said to return at call n; evaluate(k) is the value of level k there."""
+Base = Callable[[], Tensor | None]
+"""base() -> coefficients a_j(n) of the calls of a run that has begun, (N, order), or None for one step at a time."""
 
 _CALIBRATED = (0.1, 0.3)  # cost of the corrections in the plans that are run, relative to the top level at every call
 _LEAST_CALLS = 8
 
 
 def black_box_pilot(
-    run: Callable[[Answer], Tensor], ladder: mls.Ladder, *, candidates: int | None = None, progress: bool = False
+    run: Callable[[Answer], Tensor],
+    ladder: mls.Ladder,
+    *,
+    base: Base | None = None,
+    memory: Callable[[], bool] | None = None,
+    candidates: int | None = None,
+    progress: bool = False,
 ) -> mls.Pilot:
     """Measure a ladder inside a sampler.
 
@@ -48,11 +60,16 @@ def black_box_pilot(
         run: Runs the sampler, always with the same noise, each of its calls of the network answered by the argument;
             returns the final states of at least 2 samples, (S, ...).
         ladder: The costs of K levels; the levels themselves are reached through `evaluate`.
+        base: Asked at the first call of a run: the multistep coefficients of its calls, where its own steps are of
+            first order. By default, the sampler's own method is all.
+        memory: Asked after the first run: whether values mean the same at every call, so that plans may use stored
+            ones. By default they do.
         candidates: Perturb so many calls only; the responses in between are interpolated. By default all.
         progress: Show a progress bar.
 
     Returns:
-        A pilot whose times are the numbers of the calls. Plans for fewer calls were not measured and are not proposed.
+        A pilot whose times are the numbers of the calls, and whose target is the path of the top level at every call.
+        Plans for fewer calls were not measured and are not proposed.
 
     Raises:
         ValueError: Fewer than 2 levels, 2 samples, 2 candidates or 8 calls; equal levels; a state that is not finite;
@@ -73,80 +90,100 @@ def black_box_pilot(
         raise ValueError('"ladder" has one level; a pilot needs at least 2, one of them cheaper')
     if candidates is not None and candidates < 2:
         raise ValueError(f'"candidates" must be at least 2, got {candidates}')
-    record = _Record(len(ladder))
-    final = _checked(run(record))
-    visited = sorted({call.index for call in record.calls})
-    steps = visited[-1] + 1 if visited else 0
-    if len(visited) < _LEAST_CALLS:
-        raise ValueError(f"the sampler makes {len(visited)} calls, a pilot needs at least {_LEAST_CALLS}; take more")
-    chosen = torch.linspace(0, len(visited) - 1, min(candidates or len(visited), len(visited))).round().long().tolist()
-    perturbed = [visited[place] for place in chosen]
-    responses, replayed = _responses(run, record.calls, perturbed, final, progress)
-    spread = _interpolation(visited, perturbed, len(ladder) - 1)
+    record = Recorded(len(ladder), base)
+    final = checked(run(record))
+    calls = record.count
+    if calls < _LEAST_CALLS:
+        raise ValueError(f"the sampler makes {calls} calls, a pilot needs at least {_LEAST_CALLS}; take more")
+    chosen = torch.linspace(0, calls - 1, min(candidates or calls, calls)).round().long().unique().tolist()
+    responses, replayed = _responses(run, record.calls, chosen, final, progress)
+    spread = _interpolation(calls, chosen, len(ladder) - 1)
     grams = [spread @ _gram(responses[:, half::2]) @ spread.T for half in (0, 1)]
     share = len(final[0::2]) / len(final)
     gram = share * grams[0] + (1 - share) * grams[1]
     if float(gram.diagonal().max()) == 0:
         raise ValueError('"ladder" has levels that are equal along the path; there is nothing to correct')
-    variances, kurtosis = record.moments(steps)
+    variances, kurtosis = record.moments()
     pilot = mls.Pilot(
         costs=ladder.costs,
         unit=ladder.unit,
-        seconds=tuple(seconds / (len(visited) * len(final)) for seconds in record.seconds),
-        times=torch.arange(steps + 1, dtype=torch.float64),
-        coefficients=torch.ones(steps, dtype=torch.float64),
+        seconds=tuple(seconds / (calls * len(final)) for seconds in record.seconds),
+        times=torch.arange(calls + 1, dtype=torch.float64),
+        coefficients=torch.ones(calls, dtype=torch.float64),
         gram=gram,
         variances=variances,
         kurtosis=kurtosis,
         random_levels=(),
-        fine_times=torch.arange(steps + 1, dtype=torch.float64),
-        singles=(Single(len(ladder) - 1, steps, False, 0.0, 1.0),),
+        fine_times=torch.arange(calls + 1, dtype=torch.float64),
+        singles=(Single(len(ladder) - 1, calls, record.table is not None, 0.0, 1.0),),
         calibration=(),
-        cost=len(final) * (len(visited) * sum(ladder.costs) + replayed * ladder.costs[0]),
+        cost=len(final) * (calls * sum(ladder.costs) + replayed * ladder.costs[0]),
         samples=len(final),
+        multistep={} if record.table is None else {calls: record.table},
+        disagreement=_disagreement(grams),
     )
-    return _calibrated(run, ladder, pilot, grams, final)
+    return _calibrated(run, ladder, pilot, grams, final, memory is None or memory())
 
 
-def planned(pilot: mls.Pilot, ladder: mls.Ladder, budget_fraction: float) -> mls.Plan:
+def planned(pilot: mls.Pilot, ladder: mls.Ladder, budget_fraction: float, *, memory: bool = True) -> mls.Plan:
     """Return the pilot's plan at a fraction of the cost of the top level at every call, by the ladder's costs."""
     priced = replace(pilot, costs=ladder.costs, unit=ladder.unit)
-    return priced.plan(budget=budget_fraction * pilot.steps * ladder.costs[-1], memory=False).plan
+    return priced.plan(budget=budget_fraction * pilot.steps * ladder.costs[-1], memory=memory).plan
 
 
 @dataclass(frozen=True)
-class _Call:
-    """A call of the network in the recorded run; tensors on the CPU, in float32 or more."""
+class Call:
+    """A call of the network in a recorded run; tensors on the CPU, in float32 or more."""
 
     index: int
-    top: Tensor
+    answer: Tensor
+    cheapest: Tensor
     differences: Tensor  # (K - 1, ...)
     device: torch.device
     dtype: torch.dtype
 
 
-class _Record:
-    """Answers with the top level and keeps what every level said."""
+class Recorded:
+    """Answers with the top level, by a multistep method where there is one, and keeps what every level said.
 
-    def __init__(self, levels: int):
-        self.calls: list[_Call] = []
+    Arguments:
+        levels: K.
+        base: See :func:`black_box_pilot`.
+    """
+
+    def __init__(self, levels: int, base: Base | None = None):
+        self.calls: list[Call] = []
         self.seconds = [0.0] * levels
+        self.table: Tensor | None = None
+        self._base, self._streams = base, Streams()
+        self._past: dict[int, list[Tensor]] = {}
 
     def __call__(self, index: int, evaluate: Callable[[int], Tensor]) -> Tensor:
+        if not self.calls and self._base is not None:
+            self.table = self._base()
         values, output = [], torch.empty(0)
         for level in range(len(self.seconds)):
             start = time.perf_counter()
             output = evaluate(level).detach()
             values.append(output.cpu().to(torch.promote_types(output.dtype, torch.float32)))
             self.seconds[level] += time.perf_counter() - start
-        stacked = torch.stack(values)
-        self.calls.append(_Call(index, values[-1], stacked[1:] - stacked[:-1], output.device, output.dtype))
-        return output
+        stacked, answer = torch.stack(values), values[-1]
+        if self.table is not None:
+            past = self._past.setdefault(self._streams.at(index), [])
+            past[:] = [answer, *past[: self.table.shape[1] - 1]]
+            answer = mixed(past, self.table[index].tolist())
+        self.calls.append(Call(index, answer, values[0], stacked[1:] - stacked[:-1], output.device, output.dtype))
+        return answer.to(output.device, output.dtype)
 
-    def moments(self, steps: int) -> tuple[Tensor, tuple[float, ...]]:
-        """V_k(n), (steps, K - 1), and the kurtosis of every difference."""
-        sums = torch.zeros(2, steps, len(self.seconds) - 1, dtype=torch.float64)
-        counts = torch.zeros(steps, dtype=torch.float64)
+    @property
+    def count(self) -> int:
+        """Calls of a trajectory; several at one step count once."""
+        return 1 + max((call.index for call in self.calls), default=-1)
+
+    def moments(self) -> tuple[Tensor, tuple[float, ...]]:
+        """V_k(n), (N, K - 1), and the kurtosis of every difference."""
+        sums = torch.zeros(2, self.count, len(self.seconds) - 1, dtype=torch.float64)
+        counts = torch.zeros(self.count, dtype=torch.float64)
         for call in self.calls:
             values = call.differences.double().flatten(1)
             sums[:, call.index] += torch.stack([values.pow(power).mean(1) for power in (2, 4)])
@@ -156,10 +193,18 @@ class _Record:
         return variance, tuple(kurtosis.tolist())
 
 
+def mixed(values: list[Tensor], coefficients: list[float]) -> Tensor:
+    """The sum of the last values, the latest first, with these coefficients."""
+    total = values[0] * coefficients[0]
+    for value, coefficient in zip(values[1:], coefficients[1:], strict=False):
+        total = total.add(value, alpha=coefficient)
+    return total
+
+
 class _Replay:
     """Answers with the cheapest level around the recorded path, with one correction added once."""
 
-    def __init__(self, calls: list[_Call], perturbed: int, level: int):
+    def __init__(self, calls: list[Call], perturbed: int, level: int):
         self._calls, self._perturbed, self._level = iter(calls), perturbed, level
         self.evaluated: set[int] = set()
 
@@ -169,17 +214,22 @@ class _Replay:
             raise ValueError(
                 "the sampler did not make the same calls in two runs; give it a fixed number of steps and seeds"
             )
-        if index < self._perturbed:
-            value = call.top
-        elif index == self._perturbed:
-            value = call.top + call.differences[self._level]
-        else:
+        value = call.answer
+        if index == self._perturbed:
+            value = value + call.differences[self._level]
+        value = value.to(call.device)
+        if index > self._perturbed:
             self.evaluated.add(index)
-            value = call.differences.sum(0).to(call.device) + evaluate(0)
-        return value.to(call.device, call.dtype)
+            value = value + (evaluate(0) - call.cheapest.to(call.device))
+        return value.to(call.dtype)
 
 
-def _checked(final: Tensor) -> Tensor:
+def checked(final: Tensor) -> Tensor:
+    """Final states in float64 on the CPU.
+
+    Raises:
+        ValueError: Fewer than 2, or some that are not finite.
+    """
     if len(final) < 2:
         raise ValueError(f"the sampler returned {len(final)} samples, a pilot needs at least 2 (better 8)")
     if not bool(final.isfinite().all()):
@@ -188,7 +238,7 @@ def _checked(final: Tensor) -> Tensor:
 
 
 def _responses(
-    run: Callable[[Answer], Tensor], calls: list[_Call], perturbed: list[int], final: Tensor, progress: bool
+    run: Callable[[Answer], Tensor], calls: list[Call], perturbed: list[int], final: Tensor, progress: bool
 ) -> tuple[Tensor, int]:
     """R_k(n) for the perturbed calls, index k M + n, (., S, dim), and how often the cheapest level was evaluated."""
     levels = len(calls[0].differences)
@@ -197,7 +247,7 @@ def _responses(
     jobs = list(itertools.product(range(levels), perturbed))
     for row, (level, index) in enumerate(tqdm(jobs, desc="pilot", unit="run", disable=not progress)):
         replay = _Replay(calls, index, level)
-        responses[row] = (_checked(run(replay)) - final).flatten(1)
+        responses[row] = (checked(run(replay)) - final).flatten(1)
         evaluations += len(replay.evaluated)
     return responses, evaluations
 
@@ -210,33 +260,39 @@ def _gram(responses: Tensor) -> Tensor:
     return total / responses[0].numel()
 
 
-def _interpolation(visited: list[int], perturbed: list[int], levels: int) -> Tensor:
-    """From the perturbed calls to all, for every level; calls that were not made have no response."""
-    weights = torch.zeros(visited[-1] + 1, len(perturbed), dtype=torch.float64)
+def _interpolation(calls: int, perturbed: list[int], levels: int) -> Tensor:
+    """From the perturbed calls to all, for every level."""
+    weights = torch.zeros(calls, len(perturbed), dtype=torch.float64)
     for column, unit in enumerate(np.eye(len(perturbed))):
-        weights[visited, column] = torch.as_tensor(np.interp(visited, perturbed, unit))
+        weights[:, column] = torch.as_tensor(np.interp(range(calls), perturbed, unit))
     return torch.kron(torch.eye(levels, dtype=torch.float64), weights)
 
 
+def _disagreement(grams: list[Tensor]) -> float:
+    """Ratio of what two halves of the samples say of the size of all responses."""
+    low, high = sorted(float(gram.diagonal().sum()) for gram in grams)
+    return high / low if low > 0 else float("inf")
+
+
 def _calibrated(
-    run: Callable[[Answer], Tensor], ladder: mls.Ladder, pilot: mls.Pilot, grams: list[Tensor], final: Tensor
+    run: Callable[[Answer], Tensor],
+    ladder: mls.Ladder,
+    pilot: mls.Pilot,
+    grams: list[Tensor],
+    final: Tensor,
+    memory: bool,
 ) -> mls.Pilot:
-    """Run plans made from one half of the samples and compare the other half with the prediction."""
-    found, cost = [], pilot.cost
-    for part in _CALIBRATED:
+    """Run plans of two sizes, each made from one half of the samples, and compare it on the other half."""
+    found, cost, form = [], pilot.cost, Form.TRACKED if memory else Form.PLAIN
+    for half, part in enumerate(_CALIBRATED):
         budget = pilot.steps * (ladder.costs[0] + part * ladder.costs[-1])
-        promised, predicted, errors = 0.0, 0.0, []
-        for half, gram in enumerate(grams):
-            trial = replace(pilot, gram=gram)
-            plan = trial.plan(budget=budget, memory=False).plan
-            rows = PlannedRows(plan)
-            end = _checked(run(lambda index, evaluate, rows=rows: combine(rows[index], evaluate)))
-            errors.append((end - final).square().flatten(1).mean(1)[1 - half :: 2])
-            promised += trial.responses(plan.steps).error(plan.weights) / len(grams)
-            predicted += trial.first_order(plan) / len(grams)
-            cost += len(final) * plan.cost(ladder)
-        both = torch.cat(errors)
-        usual = typical(both)
-        tail = float(both.mean()) / usual if usual > 0 else 1.0
-        found.append(Calibration(pilot.rows, Form.PLAIN, promised, predicted, usual, tail))
+        trial = replace(pilot, gram=grams[half])
+        plan = trial.plan(budget=budget, memory=False).plan
+        promised = trial.responses(plan.steps).error(plan.weights)
+        plan = trial.track(plan) if memory else plan
+        errors = squared(checked(run(Memory(plan).estimate)), final)[1 - half :: 2]
+        usual = typical(errors)
+        tail = float(errors.mean()) / usual if usual > 0 else 1.0
+        found.append(Calibration(pilot.rows, form, promised, trial.first_order(plan), usual, tail))
+        cost += len(final) * plan.cost(ladder)
     return replace(pilot, calibration=tuple(found), cost=cost)

@@ -144,7 +144,7 @@ class MultilevelDenoiser(nn.Module):
         if self._answer is not None:
             return self._answer(position, lambda k: levels[k](x, sigma, *args, **extra))
         row = self._rows[position]
-        self._meter.count(row, self._trajectory.number)
+        self._meter.count([k for k, weight in enumerate(row) if weight], self._trajectory.number)
         return combine(row, lambda k: levels[k](x, sigma, *args, **extra))
 
     def calibrate(

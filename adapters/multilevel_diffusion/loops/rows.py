@@ -56,7 +56,7 @@ class DrawnRows:
 
 
 class PlannedRows:
-    """Coefficients of every call as a plan gives them.
+    """Coefficients of every call as a plan gives them, without what it recalls (:mod:`.loops.memory`).
 
     Arguments:
         plan: A plan of N steps with one draw for the whole batch.
@@ -75,11 +75,6 @@ class PlannedRows:
             raise ValueError(
                 f'"plan" has draws of their own for {plan.samples} samples, expected one draw for the whole batch; '
                 "draw it without samples="
-            )
-        if plan.recall is not None:
-            raise ValueError(
-                '"plan" recalls values of earlier steps, which only multilevel_sde.solve does; take a plan without '
-                "memory, such as pilot.plan(..., memory=False)"
             )
         self.steps = plan.steps
         self._rows = plan.coefficients.tolist()

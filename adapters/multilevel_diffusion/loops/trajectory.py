@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,8 +146,8 @@ class Stats:
 
     Example:
         >>> meter = Meter(costs=(1.0, 8.0))
-        >>> for row in ([1.0, 0.0], [-3.0, 4.0]):
-        ...     meter.count(row, number=1)
+        >>> for levels in ([0], [0, 1]):
+        ...     meter.count(levels, number=1)
         >>> print(meter.stats)
         last trajectory: 2 calls, evaluations [2, 1], 62.5% of the top level's cost
         total of 1: 2 calls, evaluations [2, 1], 62.5% of the top level's cost
@@ -179,15 +179,15 @@ class Meter:
         self._total = [0 for _ in self._costs]
         self._before = [0 for _ in self._costs]
 
-    def count(self, row: Sequence[float], number: int) -> None:
-        """Count one call with these coefficients, in the trajectory of this number."""
+    def count(self, levels: Iterable[int], number: int) -> None:
+        """Count one call that evaluated these levels, in the trajectory of this number."""
         if number != self._number:
             self._number = number
             self._trajectories += 1
             self._calls_before, self._before = self._calls, list(self._total)
         self._calls += 1
-        for level, coefficient in enumerate(row):
-            self._total[level] += coefficient != 0.0
+        for level in levels:
+            self._total[level] += 1
 
     @property
     def stats(self) -> Stats:

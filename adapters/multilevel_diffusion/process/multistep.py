@@ -26,6 +26,7 @@ References:
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -36,7 +37,16 @@ from multilevel_diffusion.process.steps import ExponentialStep
 from multilevel_sde.steps.adams import check_order, interpolation_weights
 from multilevel_sde.times import as_times
 
-__all__ = ["Moments", "corrected_weights", "exact_moments", "midpoint_moments", "multistep_weights", "rescaled_moments"]
+__all__ = [
+    "Moments",
+    "corrected_table",
+    "corrected_weights",
+    "exact_moments",
+    "midpoint_moments",
+    "multistep_weights",
+    "predictor_table",
+    "rescaled_moments",
+]
 
 Moments = Callable[[float, int], list[float]]
 Tau = float | Callable[[float], float]
@@ -131,17 +141,8 @@ def multistep_weights(
                 [ 1.5000, -0.5000],
                 [ 1.0000,  0.0000]], dtype=torch.float64)
     """
-    check_order(order)
-    points = as_times(times).double().tolist()
-    places = [schedule.log_snr(t) for t in points]
-    step = ExponentialStep(schedule, tau)
-    weights = torch.zeros(len(points) - 1, order, dtype=torch.float64)
-    for n, row in enumerate(weights):
-        used = min(order, n + 1, len(weights) - n if lower_order_final else order)
-        z = (1 + step.tau_at(points[n]) ** 2) * (places[n + 1] - places[n])
-        found = polynomial_weights(places[n], places[n + 1], places[n::-1][:used], z, moments)
-        row[: len(found)] = torch.tensor(found, dtype=torch.float64)
-    return weights
+    places, lengths, _ = _along(schedule, tau, times)
+    return predictor_table(places, lengths, order, moments=moments, lower_order_final=lower_order_final)
 
 
 def corrected_weights(
@@ -177,21 +178,75 @@ def corrected_weights(
                 [ 1.2500, -0.2500],
                 [ 1.2500, -0.2500]], dtype=torch.float64)
     """
-    check_order(corrector, "corrector")
-    ahead = multistep_weights(schedule, tau, times, predictor, moments=moments)
+    places, lengths, coefficients = _along(schedule, tau, times)
+    return corrected_table(places, lengths, coefficients, predictor, corrector, moments=moments)
+
+
+def _along(
+    schedule: NoiseSchedule, tau: Tau, times: Tensor | Sequence[float]
+) -> tuple[list[float], list[float], list[tuple[float, float]]]:
+    """lambda at the N + 1 times, k h and the coefficients of state and estimate of the N steps."""
     points = as_times(times).double().tolist()
-    places = [schedule.log_snr(t) for t in points]
-    step = ExponentialStep(schedule, tau)
+    places, step = [schedule.log_snr(t) for t in points], ExponentialStep(schedule, tau)
+    lengths = [
+        (1 + step.tau_at(t) ** 2) * (after - before)
+        for t, (before, after) in zip(points, pairwise(places), strict=False)
+    ]
+    steps = [step.coefficients(t, s) for t, s in pairwise(points)]
+    return places, lengths, [(one.state, one.data) for one in steps]
+
+
+def predictor_table(
+    places: Sequence[float],
+    lengths: Sequence[float],
+    order: int,
+    *,
+    moments: Moments = exact_moments,
+    lower_order_final: bool = False,
+) -> Tensor:
+    """As :func:`multistep_weights`, from lambda at the N + 1 times and z = k h of the N steps.
+
+    Example:
+        >>> predictor_table([-1.0, 0.0, 1.0], [1.0, 1.0], 2, moments=midpoint_moments)
+        tensor([[ 1.0000,  0.0000],
+                [ 1.5000, -0.5000]], dtype=torch.float64)
+    """
+    check_order(order)
+    weights = torch.zeros(len(lengths), order, dtype=torch.float64)
+    for n, row in enumerate(weights):
+        used = min(order, n + 1, len(weights) - n if lower_order_final else order)
+        found = polynomial_weights(places[n], places[n + 1], places[n::-1][:used], lengths[n], moments)
+        row[: len(found)] = torch.tensor(found, dtype=torch.float64)
+    return weights
+
+
+def corrected_table(
+    places: Sequence[float],
+    lengths: Sequence[float],
+    coefficients: Sequence[tuple[float, float]],
+    predictor: int,
+    corrector: int,
+    *,
+    moments: Moments = exact_moments,
+) -> Tensor:
+    """As :func:`corrected_weights`, from lambda at the N + 1 times, z = k h and (a_n, b_n) of the N steps.
+
+    Example:
+        >>> places, half = [-1.0, 0.0, 1.0], 1 - 1 / math.e
+        >>> corrected_table(places, [1.0, 1.0], [(0.5, half), (0.5, half)], 1, 2, moments=midpoint_moments)
+        tensor([[ 1.0000,  0.0000],
+                [ 1.2500, -0.2500]], dtype=torch.float64)
+    """
+    check_order(corrector, "corrector")
+    ahead = predictor_table(places, lengths, predictor, moments=moments)
     weights = torch.zeros(len(ahead), max(predictor + 1, corrector), dtype=torch.float64)
     weights[:, :predictor] = ahead
     for n in range(1, len(weights)):
-        z = (1 + step.tau_at(points[n - 1]) ** 2) * (places[n] - places[n - 1])
-        if not math.isfinite(z):
+        if not math.isfinite(lengths[n - 1]):
             continue
-        known = places[n::-1][:corrector]
-        found = polynomial_weights(places[n - 1], places[n], known, z, moments)
-        now, before = step.coefficients(points[n], points[n + 1]), step.coefficients(points[n - 1], points[n])
-        ratio = now.state * before.data / now.data
+        found = polynomial_weights(places[n - 1], places[n], places[n::-1][:corrector], lengths[n - 1], moments)
+        (now_state, now_data), (_, before_data) = coefficients[n], coefficients[n - 1]
+        ratio = now_state * before_data / now_data
         weights[n, : len(found)] += ratio * torch.tensor(found, dtype=torch.float64)
         weights[n, 1 : predictor + 1] -= ratio * ahead[n - 1]
     return weights

@@ -20,6 +20,7 @@ from diffusers.utils.torch_utils import randn_tensor  # noqa: E402
 import multilevel_sde as mls  # noqa: E402
 from multilevel_diffusion.diffusers.wrapper import MultilevelUNet, multilevel  # noqa: E402
 from multilevel_diffusion.loops.black_box import black_box_pilot  # noqa: E402
+from multilevel_sde.pilots.answers import Form  # noqa: E402
 from multilevel_sde.pilots.responses import Responses  # noqa: E402
 
 pytestmark = [
@@ -114,7 +115,7 @@ def test_responses_are_those_of_the_linear_recursion():
     torch.testing.assert_close(pilot.gram, torch.outer(response, response), rtol=1e-6, atol=0)
     torch.testing.assert_close(pilot.variances, torch.full((steps, 1), 0.49, dtype=torch.float64))
     spent = 4 * (steps * 11.0 + steps * (steps - 1) / 2)
-    assert spent < pilot.cost <= spent + 4 * 2 * steps * (2 * 1.0 + (0.1 + 0.3) * 10.0)
+    assert spent < pilot.cost <= spent + 4 * steps * (2 * 1.0 + (0.1 + 0.3) * 10.0)
 
 
 def test_candidates_are_interpolated():
@@ -210,7 +211,7 @@ def test_nothing_is_left_behind(conditional, stable_diffusion, guided):
 
 @pytest.mark.parametrize("name", ["dit", "sd3", "flux"])
 def test_transformer_pipelines(transformer_pipeline, name: str):
-    """Guidance in a doubled batch or in two calls, schedulers without a generator; 2 samples predict within 5."""
+    """Guidance in a doubled batch or in two calls, schedulers without a generator: plans that remember are run."""
     levels, pipe, _ = transformer_pipeline(name)
     if name == "dit":
         pipe.scheduler = diffusers.DDPMScheduler(clip_sample=False)
@@ -227,8 +228,7 @@ def test_transformer_pipelines(transformer_pipeline, name: str):
     assert pilot.steps == 8
     assert ladder.plan is not None
     assert float(ladder.plan.evaluations.double() @ torch.tensor(COSTS, dtype=torch.float64)) <= 0.5 * 8 * COSTS[-1]
-    for *_, predicted, measured, _ in pilot.calibration:
-        assert predicted / 5 < measured < 5 * predicted
+    assert {one.form for one in pilot.calibration} == {Form.TRACKED}
 
 
 def test_bad_input(unet, ddim):

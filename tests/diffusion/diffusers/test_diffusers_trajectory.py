@@ -222,8 +222,8 @@ def test_step_probabilities_cost_the_fraction(fraction: float):
 
 def test_the_meter_counts_trajectories_apart():
     meter = Meter(costs=(1.0, 10.0))
-    for row, number in [([1.0, 0.0], 1), ([-1.0, 2.0], 1), ([0.0, 1.0], 2)]:
-        meter.count(row, number)
+    for levels, number in [([0], 1), ([0, 1], 1), ([1], 2)]:
+        meter.count(levels, number)
     stats = meter.stats
     assert (stats.trajectories, stats.trajectory.evaluations, stats.total.evaluations) == (2, (0, 1), (2, 2))
     assert stats.trajectory.fraction == 1.0

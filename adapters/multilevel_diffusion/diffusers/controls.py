@@ -1,0 +1,343 @@
+"""What a ladder in a pipeline does at every call: plans, budgets, calibration, the scheduler, counts.
+
+:class:`Controls` is the part that both ways into a pipeline share, the hook (:mod:`.diffusers.attached`) and the model
+that stands in the place of another (:mod:`.diffusers.wrapper`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import multilevel_sde as mls
+from multilevel_diffusion.diffusers.calibration import pipeline_pilot
+from multilevel_diffusion.diffusers.calls import warn_of_disagreement
+from multilevel_diffusion.diffusers.checks import check_scheduler
+from multilevel_diffusion.diffusers.clock import PipelineClock
+from multilevel_diffusion.diffusers.scheduler_grid import base_coefficients, data_maps
+from multilevel_diffusion.diffusers.store import Settings
+from multilevel_diffusion.loops.black_box import Answer, planned
+from multilevel_diffusion.loops.memory import DataMap, Memory
+from multilevel_diffusion.loops.rows import DrawnRows, PlannedRows, combine, step_probabilities
+from multilevel_diffusion.loops.trajectory import Meter, Stats
+
+__all__ = ["Controls"]
+
+_INVERSE_COST = mls.InverseCostSchedule()
+
+
+class Controls:
+    """Which level is evaluated when, in a pipeline.
+
+    A class that inherits it gives :meth:`_set_up` the levels, and :meth:`_estimate` each call.
+    """
+
+    config: Any
+    _checked: object = None
+    _warned = _compared = False
+
+    def _set_up(self, models: Sequence[nn.Module], costs: mls.GivenCost, draw: mls.Draw, seed: int) -> None:
+        self._ladder = mls.Ladder(list(models), costs)
+        self._settings = Settings(costs, draw=draw, seed=seed)
+        self._meter = Meter(self._ladder.costs)
+        self._clock = PipelineClock()
+        self._answer: Answer | None = None
+        self._memory: Memory | None = None
+        self._maps: list[DataMap] | None = None
+        self._shift = 0
+
+    # -- what is evaluated when -----------------------------------------------------------------------------------
+
+    def allocate(
+        self,
+        *,
+        budget_fraction: float | None = None,
+        probabilities: Tensor | Sequence[float] | None = None,
+        plan: mls.Plan | None = None,
+        schedule: mls.Schedule | None = None,
+    ) -> None:
+        """Choose anew which level is evaluated when; the arguments are those of the class.
+
+        After `calibrate`, `budget_fraction` without `schedule` means the pilot's plan.
+        """
+        given = [value is not None for value in (budget_fraction, probabilities, plan)]
+        if sum(given) != 1:
+            raise ValueError(
+                'give exactly one of "budget_fraction", "probabilities" and "plan", got '
+                f"budget_fraction={budget_fraction}, probabilities={probabilities}, plan={plan}"
+            )
+        table = None
+        if budget_fraction is not None:
+            table = step_probabilities(self._ladder, budget_fraction, schedule or _INVERSE_COST, self._settings.draw)
+            if self._settings.pilot is not None and schedule is None and budget_fraction < 1:
+                table, plan = None, planned(self._settings.pilot, self._ladder, budget_fraction)
+        elif probabilities is not None:
+            table = torch.as_tensor(probabilities, dtype=torch.float64)
+            if table.shape[-1:] != (len(self._ladder),):
+                raise ValueError(
+                    f'"probabilities" has shape {tuple(table.shape)}, expected {(len(self._ladder),)} or one such row '
+                    f"for each call: one number for each of the {len(self._ladder)} levels"
+                )
+        elif plan is not None:
+            plan.check_ladder(self._ladder)
+        self._follow(replace(self._settings, probabilities=table, plan=plan))
+
+    def _follow(self, settings: Settings) -> None:
+        if settings.plan is not None:
+            self._rows: DrawnRows | PlannedRows = PlannedRows(settings.plan)
+        else:
+            assert settings.probabilities is not None
+            self._rows = DrawnRows(settings.probabilities, settings.draw, settings.seed)
+        self._settings = settings
+        self.reset()
+
+    @property
+    def probabilities(self) -> Tensor | None:
+        """p_k, shape (K,), or p_k(n), shape (N, K); None where a plan was given."""
+        table = self._settings.probabilities
+        return None if table is None else table.clone()
+
+    @property
+    def plan(self) -> mls.Plan | None:
+        """The plan, None where probabilities were given."""
+        return self._settings.plan
+
+    @property
+    def costs(self) -> mls.GivenCost:
+        """Cost of one call of each level, and its unit."""
+        return self._settings.costs
+
+    @property
+    def seed(self) -> int:
+        """Seed of the draw; every trajectory has the same draw until it is changed."""
+        return self._settings.seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._follow(replace(self._settings, seed=int(seed)))
+
+    @property
+    def stats(self) -> Stats:
+        """Evaluations of each level and their cost relative to the top model, in the last trajectory and in total."""
+        return self._meter.stats
+
+    def reset_stats(self) -> None:
+        """Begin counting anew."""
+        self._meter.reset()
+
+    def reset(self) -> None:
+        """Make the next call the first of a trajectory; needed only by loops that :class:`Trajectory` cannot follow."""
+        self._clock.reset()
+        self._memory = None
+
+    def calibrate(
+        self,
+        pipe: Any,
+        *,
+        num_inference_steps: int,
+        samples: int = 4,
+        candidates: int | None = None,
+        seed: int = 0,
+        progress: bool = True,
+        **pipeline_arguments: Any,
+    ) -> mls.Pilot:
+        r"""Measure in the pipeline itself where corrections matter, and plan the evaluations at the same budget.
+
+        The plan is for this number of steps and replaces the draw; later budgets, `allocate(budget_fraction=0.2)`, are
+        planned from the same pilot, which is saved with the ladder. It runs the pipeline once with all levels, then
+        once for each call and each level but the lowest with the lowest level from there on, about M^2 (K - 1) / 2
+        evaluations of it in all; see :mod:`multilevel_diffusion.loops.black_box`. Images made later do not depend on
+        it.
+
+        Arguments:
+            pipe: The pipeline that the ladder is installed in.
+            num_inference_steps: Of the runs that the plan is for.
+            samples: Samples to measure on; memory holds their final states for every call and level.
+            candidates: Perturb so many calls only, to save time; by default all.
+            seed: Of the samples' noise.
+            progress: Show a progress bar.
+            pipeline_arguments: Of the pipeline's call, such as prompt and guidance_scale.
+
+        Returns:
+            The pilot: `pilot.plan(budget=...)`, `pilot.advise(budget=...)`, `pilot.cost`.
+
+        Raises:
+            ValueError: The ladder is not installed in `pipe`, or see `check` and
+                :func:`multilevel_diffusion.diffusers.calibration.pipeline_pilot`.
+
+        Example:
+            >>> from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+            >>> from multilevel_diffusion.diffusers import MultilevelUNet
+            >>> def unet(width):
+            ...     return UNet2DModel(sample_size=8, block_out_channels=(width, width), norm_num_groups=8,
+            ...                        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2).eval()
+            >>> pipe = DDIMPipeline(unet(16), DDIMScheduler(clip_sample=False))
+            >>> ladder = MultilevelUNet([unet(8), unet(16)], budget_fraction=0.6).install(pipe)
+            >>> pilot = ladder.calibrate(pipe, num_inference_steps=8, samples=2, progress=False)
+            >>> ladder.plan.steps, ladder.plan.evaluations[0].item()
+            (8, 8)
+        """
+        if self._clock.pipe is not pipe:
+            raise ValueError('"pipe" is not the pipeline that the ladder is installed in; use ladder.install(pipe)')
+        settings, meter, fraction = self._settings, self._meter, self._fraction()
+        some = torch.tensor([1.0] + [0.5] * (len(self._ladder) - 1))
+        self._follow(replace(settings, probabilities=some, plan=None))
+        self._meter = Meter(self._ladder.costs)
+        try:
+            self.check(pipe)
+            pilot = pipeline_pilot(
+                pipe,
+                self._ladder,
+                lambda answer: setattr(self, "_answer", answer),
+                base=lambda: base_coefficients(pipe.scheduler, pipeline_arguments, self._clock.offset),
+                memory=lambda: self._maps is not None,
+                samples=samples,
+                candidates=candidates,
+                seed=seed,
+                progress=progress,
+                arguments={"num_inference_steps": num_inference_steps, **pipeline_arguments},
+            )
+        finally:
+            self._answer, self._meter = None, meter
+            self._follow(settings)
+        self._settings = replace(settings, pilot=pilot)
+        self.allocate(budget_fraction=fraction)
+        return pilot
+
+    def _fraction(self) -> float:
+        """Expected cost of a call relative to the top model's."""
+        plan, table = self._settings.plan, self._settings.probabilities
+        if plan is not None:
+            cost = plan.cost(self._ladder) / plan.steps
+        else:
+            assert table is not None
+            rows = table.reshape(-1, len(self._ladder))
+            cost = mls.expected_cost(self._ladder, rows, self._settings.draw) / len(rows)
+        return min(1.0, max(cost, self._ladder.costs[0]) / self._ladder.costs[-1])
+
+    # -- the pipeline around ---------------------------------------------------------------------------------------
+
+    def check(self, pipe: Any) -> None:
+        """Refuse a pipeline whose scheduler would bias the estimates, with what to do about it.
+
+        With all probabilities 1 there is no spread that a scheduler could turn into bias, and nothing is refused.
+
+        Raises:
+            ValueError: See :func:`multilevel_diffusion.diffusers.checks.check_scheduler`; a plan for another number of
+                calls than the scheduler makes is refused when the pipeline runs.
+        """
+        scheduler = getattr(pipe, "scheduler", None)
+        if scheduler is None or scheduler.config is self._checked or self._deterministic():
+            return
+        inputs = self.config.get("in_channels") or 4
+        check_scheduler(scheduler, min(inputs, self.config.get("out_channels") or inputs))
+        self._checked = scheduler.config
+
+    def _deterministic(self) -> bool:
+        plan = self._settings.plan
+        if plan is not None:
+            return plan.recall is None and bool((plan.coefficients[:, :-1] == 0).all())
+        return bool((self._settings.probabilities == 1).all())
+
+    def _begin(self) -> None:
+        """Check what can be checked at the first call of a trajectory, and forget what the last one stored."""
+        self._memory, self._shift = None, self._clock.offset
+        scheduler, plan = self._clock.scheduler, self._settings.plan
+        if scheduler is not None:
+            self.check(self._clock.pipe)
+            self._shift = self._first_row()
+        elif not self._warned and not self._deterministic():
+            self._warned = True
+            warnings.warn(
+                "the ladder does not know its pipeline, so a scheduler that clips (clip_sample, thresholding) goes "
+                "unnoticed and biases the result; put it in with ladder.install(pipe)",
+                stacklevel=2,
+            )
+        remembers = plan is not None and plan.recall is not None
+        if remembers or self._answer is not None:
+            self._maps = self._data_maps(scheduler, needed=remembers and self._answer is None)
+        if remembers:
+            assert plan is not None
+            self._memory = Memory(plan)
+
+    def _first_row(self) -> int:
+        """The row of the first call: the plan is for all timesteps, or for those from where this run begins."""
+        steps, calls, offset = self._rows.steps, self._clock.calls, self._clock.offset
+        if steps is None or calls is None:
+            return 0
+        if steps == calls:
+            return offset
+        if steps == self._clock.calls_of_slot:
+            return 0
+        raise ValueError(
+            f'"plan" has {steps} steps, the scheduler makes {calls} calls; run the pipeline with the '
+            "num_inference_steps that the plan was made for, or make a plan for this number"
+        )
+
+    def _data_maps(self, scheduler: Any, *, needed: bool) -> list[DataMap] | None:
+        """How outputs and estimates of the data go together at the scheduler's calls, None where that is not known."""
+        try:
+            if scheduler is None:
+                raise ValueError("the ladder does not know its pipeline; put it in with ladder.install(pipe)")
+            return data_maps(scheduler)
+        except ValueError as error:
+            if not needed:
+                return None
+            raise ValueError(
+                f"the plan remembers earlier calls, which needs the scheduler's noise levels, but {error}; or take a "
+                "plan without memory, such as pilot.plan(..., memory=False)"
+            ) from error
+
+    # -- one call --------------------------------------------------------------------------------------------------
+
+    def _estimate(self, time: Any, state: Tensor, evaluate: Callable[[int], Tensor]) -> Tensor:
+        """Return the estimate of the top level's output at a call; evaluate(k) is the output of level k."""
+        number = self._clock.number
+        position = self._clock.visit(time, state)
+        if self._clock.number != number:
+            self._begin()
+        row = position + self._shift
+        values: dict[int, Tensor] = {}
+
+        def kept(level: int) -> Tensor:
+            values[level] = evaluate(level)
+            return values[level]
+
+        if self._answer is not None:
+            estimate = self._in_data(position, state, kept, lambda as_data: self._answer(position, as_data))  # type: ignore
+        elif self._memory is not None:
+            memory = self._memory
+            estimate = self._in_data(position, state, kept, lambda as_data: memory.estimate(row, as_data))
+        else:
+            estimate = combine(self._rows[row], kept)
+        self._meter.count(values, self._clock.number)
+        if len(values) > 1 and not self._compared:
+            self._compared = True
+            lower, upper = list(values)[-2:]
+            warn_of_disagreement(values[lower], values[upper], (lower, upper))
+        return estimate
+
+    def _in_data(
+        self,
+        position: int,
+        state: Tensor,
+        evaluate: Callable[[int], Tensor],
+        answer: Callable[[Callable[[int], Tensor]], Tensor],
+    ) -> Tensor:
+        """Let `answer` work with estimates of the data, where these are known, and return the output that it means."""
+        if self._maps is None:
+            return answer(evaluate)
+        here, dtype = self._maps[position + self._clock.offset], state.dtype
+
+        def as_data(level: int) -> Tensor:
+            nonlocal dtype
+            output = evaluate(level)
+            dtype = output.dtype
+            return here.data(state, output)
+
+        return here.prediction(state, answer(as_data)).to(dtype)

@@ -1,0 +1,229 @@
+r"""The noise levels of a scheduler's calls, and the coefficients of a multistep base on them.
+
+Every scheduler of diffusers shows its model a state alpha x_0 + sigma eps (those that work on x_0 + sigma eps scale it
+first). Its attributes say alpha and sigma at every call. A first-order step is
+
+    x_s = A x + B x_0 + noise,    A = e^{-tau^2 h} sigma_s / sigma_t,    h = lambda_s - lambda_t,
+
+so that A, read off trial steps of copies, tells tau^2 h, hence how much x_0 counts along the step, (1 + tau^2) h. That
+is all that multistep coefficients need (:mod:`multilevel_diffusion.process.multistep`). A step that depends on earlier
+outputs is not of first order: such a scheduler has a multistep method of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multilevel_diffusion.loops.memory import DataMap
+from multilevel_diffusion.process.multistep import corrected_table, predictor_table
+
+__all__ = ["base_coefficients", "data_maps", "signal_levels", "step_lengths"]
+
+_BENT = 1e-3  # relative residual of a step that is not x_s = A x + B F + noise
+_TINY = 1e-12
+_SCALED = {
+    "DPMSolverSDEScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+}
+
+
+def signal_levels(scheduler: Any) -> tuple[list[float], list[float]]:
+    """Return alpha and sigma of the state that the model sees at each call of a set scheduler, and at the end.
+
+    Raises:
+        ValueError: The scheduler has neither `sigmas` nor `alphas_cumprod`, or its timesteps are not set.
+
+    Example:
+        >>> from diffusers import FlowMatchEulerDiscreteScheduler
+        >>> scheduler = FlowMatchEulerDiscreteScheduler()
+        >>> scheduler.set_timesteps(2)
+        >>> signal_levels(scheduler)[1]
+        [1.0, 0.0010000000474974513, 0.0]
+    """
+    calls = getattr(scheduler, "timesteps", None)
+    if calls is None:
+        raise ValueError(f"{type(scheduler).__name__} has no timesteps yet; call its set_timesteps first")
+    sigmas = getattr(scheduler, "sigmas", None)
+    if isinstance(sigmas, Tensor) and len(sigmas) >= len(calls):
+        places = sigmas.detach().double().cpu().tolist()[: len(calls) + 1]
+        places += [0.0] * (len(calls) + 1 - len(places))
+        if _is_flow(scheduler):
+            return [1 - place for place in places], places
+        data = float(scheduler.config["sigma_data"]) if _is_edm(scheduler) else 1.0
+        scale = [1 / math.sqrt(data**2 + place**2) for place in places]
+        return scale, [a * place for a, place in zip(scale, places, strict=True)]
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if not isinstance(table, Tensor):
+        raise ValueError(
+            f"{type(scheduler).__name__} says neither sigmas nor alphas_cumprod, so its noise levels are not known"
+        )
+    table = table.detach().double().cpu()
+    kept = table[calls.detach().cpu().long().clamp(0, len(table) - 1)].tolist()
+    kept.append(float(getattr(scheduler, "final_alpha_cumprod", 1.0)))
+    return [math.sqrt(a) for a in kept], [math.sqrt(max(0.0, 1 - a)) for a in kept]
+
+
+def data_maps(scheduler: Any) -> list[DataMap]:
+    """Return x_0 as a function of state and output, at each call of a set scheduler.
+
+    Raises:
+        ValueError: See :func:`signal_levels`; or the scheduler says neither what its model predicts.
+    """
+    alphas, sigmas = signal_levels(scheduler)
+    calls = len(scheduler.timesteps)
+    if _is_edm(scheduler):
+        return [_preconditioned(scheduler, float(sigma)) for sigma in scheduler.sigmas[:calls]]
+    prediction = scheduler.config.get("prediction_type") or ("flow_prediction" if _is_flow(scheduler) else None)
+    if prediction is None:
+        raise ValueError(
+            f"{type(scheduler).__name__} does not say what its model predicts, so nothing can be remembered"
+        )
+    return [DataMap.of(prediction, alphas[n], sigmas[n]) for n in range(calls)]
+
+
+def _is_edm(scheduler: Any) -> bool:
+    return hasattr(scheduler, "precondition_outputs")
+
+
+def _is_flow(scheduler: Any) -> bool:
+    config = scheduler.config
+    by_name = "FlowMatch" in type(scheduler).__name__
+    return by_name or bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction"
+
+
+def _preconditioned(scheduler: Any, sigma: float) -> DataMap:
+    """EDM's networks: x_0 = c_skip x + c_out F, where the model sees c_in x."""
+    data = float(scheduler.config["sigma_data"])
+    total = sigma**2 + data**2
+    skip, out, seen = data**2 / total, sigma * data / math.sqrt(total), 1 / math.sqrt(total)
+    if scheduler.config.get("prediction_type") == "v_prediction":
+        out = -out
+    return DataMap(skip / seen, out)
+
+
+def step_lengths(scheduler: Any, arguments: Mapping[str, Any] | None = None) -> list[float] | None:
+    """Return (1 + tau^2) h of every step of a set scheduler of first order, None for one that is not.
+
+    Arguments:
+        scheduler: Copies of it make trial steps; it stays as it is.
+        arguments: Of its steps, such as eta.
+
+    Example:
+        >>> from diffusers import DDIMScheduler, DDPMScheduler, UniPCMultistepScheduler
+        >>> lengths = []
+        >>> for scheduler in (DDIMScheduler(clip_sample=False), DDPMScheduler(clip_sample=False)):
+        ...     scheduler.set_timesteps(4)
+        ...     lengths.append(step_lengths(scheduler)[1])
+        >>> round(lengths[1] / lengths[0], 3)
+        2.0
+    """
+    try:
+        outcomes = _trial_steps(scheduler, arguments or {})
+        alphas, sigmas = signal_levels(scheduler)
+        maps = data_maps(scheduler)
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
+        return None
+    found = []
+    for n, (states, outputs, ends) in enumerate(outcomes):
+        columns = torch.stack([(states[1:] - states[:1]).flatten(), (outputs[1:] - outputs[:1]).flatten()], 1)
+        moved = (ends[1:] - ends[:1]).flatten()
+        fit = torch.linalg.lstsq(columns, moved[:, None]).solution[:, 0]
+        if float((columns @ fit - moved).abs().max()) > _BENT * float(moved.abs().max()):
+            return None
+        # The state of step() is the model's divided by the scale with which the scheduler shows it.
+        scale = alphas[n] if _is_scaled(scheduler) else 1.0
+        following = alphas[n + 1] if _is_scaled(scheduler) else 1.0
+        kept = float(fit[0]) - float(fit[1]) * maps[n].state * scale / maps[n].output
+        found.append(_length(kept * following / scale, alphas[n : n + 2], sigmas[n : n + 2]))
+    return found
+
+
+def _length(kept: float, alphas: list[float], sigmas: list[float]) -> float:
+    """(1 + tau^2) h from the coefficient of the state."""
+    if min(sigmas[1], kept, alphas[0]) <= _TINY:
+        return math.inf
+    h = math.log(alphas[1] / sigmas[1]) - math.log(alphas[0] / sigmas[0])
+    return h + max(0.0, -math.log(kept * sigmas[0] / sigmas[1]))
+
+
+def _is_scaled(scheduler: Any) -> bool:
+    """Whether step() works on x_0 + sigma eps, which its model sees multiplied by alpha."""
+    return _is_edm(scheduler) or (type(scheduler).__name__ in _SCALED and not _is_flow(scheduler))
+
+
+def _trial_steps(scheduler: Any, arguments: Mapping[str, Any]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Steps of four copies with random states and outputs and the same noise: (states, outputs, ends) of each."""
+    trials = [copy.deepcopy(scheduler) for _ in range(4)]
+    for trial in trials:
+        vars(trial).pop("step", None)  # watched while a pilot runs
+    names = inspect.signature(trials[0].step).parameters
+    known = {name: value for name, value in arguments.items() if name in names}
+    random = torch.Generator().manual_seed(0)
+    outcomes = []
+    with torch.random.fork_rng(devices=[]):
+        for n, time in enumerate(scheduler.timesteps):
+            states = torch.randn((4, 1, 4, 2, 2), generator=random)
+            outputs = torch.randn((4, 1, 4, 2, 2), generator=random)
+            ends = []
+            for trial, state, output in zip(trials, states, outputs, strict=True):
+                torch.manual_seed(n)
+                if "generator" in names:
+                    known["generator"] = torch.Generator().manual_seed(n)
+                if hasattr(trial, "_step_index"):
+                    trial._step_index = n
+                if hasattr(trial, "scale_model_input"):
+                    trial.scale_model_input(state, time)
+                ends.append(trial.step(output, time, state, **known)[0])
+            outcomes.append((states.double(), outputs.double(), torch.stack(ends).double()))
+    return outcomes
+
+
+def base_coefficients(scheduler: Any, arguments: Mapping[str, Any] | None = None, first: int = 0) -> Tensor | None:
+    """Return the coefficients of a multistep base on a set scheduler's calls, (N, order); None where it has its own.
+
+    Those of SA-Solver of order 2, with its corrector for the ODE.
+
+    Arguments:
+        scheduler: Set, for example by `scheduler.set_timesteps(28)`.
+        arguments: Of its steps, such as eta.
+        first: The call with which the trajectory begins (image to image).
+
+    Example:
+        >>> from diffusers import DDIMScheduler, UniPCMultistepScheduler
+        >>> tables = []
+        >>> for scheduler in (DDIMScheduler(clip_sample=False), UniPCMultistepScheduler()):
+        ...     scheduler.set_timesteps(8)
+        ...     tables.append(base_coefficients(scheduler))
+        >>> tables[0].shape, tables[1] is None
+        (torch.Size([8, 3]), True)
+    """
+    lengths = step_lengths(scheduler, arguments)
+    if lengths is None:
+        return None
+    lengths = lengths[first:]
+    alphas, sigmas = (levels[first:] for levels in signal_levels(scheduler))
+    places = [_log(alpha) - _log(sigma) for alpha, sigma in zip(alphas, sigmas, strict=True)]
+    h = [after - before for before, after in pairwise(places)]
+    if any(math.isfinite(z) and z > (1 + _BENT) * one for z, one in zip(lengths, h, strict=True)):
+        return predictor_table(places, lengths, 2)
+    coefficients = [
+        (sigmas[n + 1] / sigmas[n], -alphas[n + 1] * math.expm1(-one)) for n, one in enumerate(h)
+    ]  # without noise
+    return corrected_table(places, h, coefficients, 2, 2)
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf

@@ -1,0 +1,1 @@
+"""Trained ladders in stock loops of diffusers: what plans bring where people sample."""
