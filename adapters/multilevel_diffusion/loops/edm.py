@@ -23,7 +23,6 @@ References:
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -33,14 +32,14 @@ from torch import Tensor, nn
 
 import multilevel_sde as mls
 from multilevel_diffusion.loops.black_box import Answer, black_box_pilot, planned
+from multilevel_diffusion.loops.euler_base import Seen, euler_base
+from multilevel_diffusion.loops.memory import Memory
 from multilevel_diffusion.loops.rows import DrawnRows, PlannedRows, combine, step_probabilities
-from multilevel_diffusion.loops.trajectory import Meter, Stats, Trajectory
+from multilevel_diffusion.loops.trajectory import Meter, Stats, Trajectory, Turns
 
 __all__ = ["MultilevelDenoiser"]
 
 _RISE = 1.5  # EDM's churn raises sigma by up to sqrt(2) between two calls
-_SAME = 1e-6  # relative difference of noise levels that are the same
-_ANEW = 20.0  # a trajectory starts at a noise level at least so many times that at which the previous one ended
 
 
 class MultilevelDenoiser(nn.Module):
@@ -110,14 +109,16 @@ class MultilevelDenoiser(nn.Module):
         self._plan, self._draw, self._seed = plan, draw, seed
         self._probabilities = None if probabilities is None else torch.as_tensor(probabilities)
         self._answer: Answer | None = None
+        self._seen: list[Seen] | None = None
         self.reset()
 
     def reset(self) -> None:
         """Begin anew: the next call is the first of trajectory number 1, with its seed, and `stats` are empty."""
         self._rows: DrawnRows | PlannedRows = self._new_rows(0)
         self._trajectory: Trajectory = Trajectory(rise=_RISE)
-        self._turns = _Turns()
+        self._turns = Turns()
         self._meter = Meter(self.ladder.costs)
+        self._memory = self._new_memory()
 
     @property
     def stats(self) -> Stats:
@@ -139,13 +140,23 @@ class MultilevelDenoiser(nn.Module):
         self._turns.note(level)
         if self._trajectory.number != number:
             self._check_length(number, made)
-            self._rows = self._new_rows(self._trajectory.number)
+            self._rows, self._memory = self._new_rows(self._trajectory.number), self._new_memory()
         levels: tuple[Callable[..., Tensor], ...] = self.ladder.drifts
+        evaluated = []
+
+        def evaluate(k: int) -> Tensor:
+            evaluated.append(k)
+            return levels[k](x, sigma, *args, **extra)
+
         if self._answer is not None:
-            return self._answer(position, lambda k: levels[k](x, sigma, *args, **extra))
-        row = self._rows[position]
-        self._meter.count([k for k, weight in enumerate(row) if weight], self._trajectory.number)
-        return combine(row, lambda k: levels[k](x, sigma, *args, **extra))
+            estimate = self._answer(position, evaluate)
+        else:
+            row = self._rows[position]
+            estimate = combine(row, evaluate) if self._memory is None else self._memory.estimate(position, evaluate)
+            self._meter.count(evaluated, self._trajectory.number)
+        if self._seen is not None:
+            self._seen.append((level, x, estimate))
+        return estimate
 
     def calibrate(
         self,
@@ -157,6 +168,9 @@ class MultilevelDenoiser(nn.Module):
         progress: bool = True,
     ) -> mls.Pilot:
         """Measure in your own sampler where corrections matter, and follow the best plan for a budget from then on.
+
+        Where the sampler is Euler's method, which one run with the cheapest level tells, the base level is integrated
+        by SA-Solver's method of order 2 instead. In every sampler stored corrections are used again (tracked).
 
         It begins anew (see `reset`) once the plan is made; after an error everything is as before. The evaluations that
         it takes are described in :mod:`multilevel_diffusion.loops.black_box`.
@@ -192,7 +206,7 @@ class MultilevelDenoiser(nn.Module):
             (20, True)
         """
         step_probabilities(self.ladder, budget_fraction, mls.InverseCostSchedule(), self._draw)  # checks the budget
-        before = self._rows, self._trajectory, self._turns, self._meter
+        before = self._rows, self._trajectory, self._turns, self._meter, self._memory
 
         def answered(answer: Answer) -> Tensor:
             self.reset()
@@ -201,11 +215,16 @@ class MultilevelDenoiser(nn.Module):
 
         try:
             with torch.no_grad():
-                pilot = black_box_pilot(answered, self.ladder, candidates=candidates, progress=progress)
+                self._seen = []
+                final = answered(lambda _, evaluate: evaluate(0))
+                (base, self._seen) = (euler_base(self._seen, final), None)
+                pilot = black_box_pilot(
+                    answered, self.ladder, base=lambda: base, candidates=candidates, progress=progress
+                )
             plan = planned(pilot, self.ladder, budget_fraction)
         finally:
-            self._answer = None
-            self._rows, self._trajectory, self._turns, self._meter = before
+            self._answer = self._seen = None
+            self._rows, self._trajectory, self._turns, self._meter, self._memory = before
         self._plan, self._probabilities = plan, None
         self.reset()
         return pilot
@@ -215,6 +234,9 @@ class MultilevelDenoiser(nn.Module):
             return PlannedRows(self._plan)
         assert self._probabilities is not None
         return DrawnRows(self._probabilities, self._draw, self._seed + number)
+
+    def _new_memory(self) -> Memory | None:
+        return None if self._plan is None or self._plan.recall is None else Memory(self._plan)
 
     def _check_length(self, number: int, made: int) -> None:
         """Warn where the trajectory that has just ended was shorter than planned."""
@@ -248,47 +270,3 @@ def _common(sigma: Tensor | float) -> float:
             "call the levels themselves for training or evaluation"
         )
     return low
-
-
-class _Turns:
-    """Notice a sampler whose noise levels go back and forth as those of rejected steps do, and warn.
-
-    Churn goes back too, but only to below the call before the last (except once, where it sets in), and a new
-    trajectory starts at least `_ANEW` times as far as the last one ended. A way back to the very noise level before the
-    last is a rejection, and so are two other ways back.
-    """
-
-    def __init__(self) -> None:
-        self._begin([])
-
-    def _begin(self, calls: list[float]) -> None:
-        self._last_two, self._direction, self._strange, self._warned = calls, 0.0, 0, False
-
-    def note(self, sigma: float) -> None:
-        """Look at the noise level of a call."""
-        calls = self._last_two
-        if not calls:
-            self._begin([sigma])
-            return
-        way = sigma - calls[-1]
-        if way == 0:
-            return
-        self._direction = self._direction or way
-        if way * self._direction < 0:
-            if max(sigma, calls[-1]) >= _ANEW * min(sigma, calls[-1]):
-                self._begin([sigma])
-                return
-            if abs(way) >= abs(calls[-1] - calls[0]) * (1 - _SAME):
-                self._suspect(sure=len(calls) == 2 and math.isclose(sigma, calls[0], rel_tol=_SAME))
-        self._last_two = [calls[-1], sigma]
-
-    def _suspect(self, *, sure: bool) -> None:
-        self._strange += 1
-        if (sure or self._strange == 2) and not self._warned:
-            self._warned = True
-            warnings.warn(
-                "the noise levels go back and forth: if this sampler adapts its steps, use one with fixed steps, as "
-                "adaptive steps reject the corrections and return the cheap level's answer; after a deliberate restart "
-                "call reset()",
-                stacklevel=6,
-            )

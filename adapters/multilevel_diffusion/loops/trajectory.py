@@ -8,6 +8,7 @@ The coefficients of every call are in :mod:`multilevel_diffusion.loops.rows`.
 from __future__ import annotations
 
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Meter", "Stats", "Trajectory", "Use"]
+__all__ = ["Meter", "Stats", "Trajectory", "Turns", "Use"]
+
+_SAME = 1e-6  # relative difference of noise levels that are the same
+_ANEW = 20.0  # a trajectory starts at a noise level at least so many times that at which the previous one ended
 
 
 class Trajectory:
@@ -110,6 +114,50 @@ def _nothing() -> None:
 def _version(state: Tensor) -> int | None:
     """How often a tensor was changed in place; inference tensors do not count."""
     return None if state.is_inference() else state._version
+
+
+class Turns:
+    """Notice a sampler whose noise levels go back and forth as those of rejected steps do, and warn.
+
+    Churn goes back too, but only to below the call before the last (except once, where it sets in), and a new
+    trajectory starts at least `_ANEW` times as far as the last one ended. A way back to the very noise level before the
+    last is a rejection, and so are two other ways back.
+    """
+
+    def __init__(self) -> None:
+        self._begin([])
+
+    def _begin(self, calls: list[float]) -> None:
+        self._last_two, self._direction, self._strange, self._warned = calls, 0.0, 0, False
+
+    def note(self, sigma: float) -> None:
+        """Look at the noise level of a call."""
+        calls = self._last_two
+        if not calls:
+            self._begin([sigma])
+            return
+        way = sigma - calls[-1]
+        if way == 0:
+            return
+        self._direction = self._direction or way
+        if way * self._direction < 0:
+            if max(sigma, calls[-1]) >= _ANEW * min(sigma, calls[-1]):
+                self._begin([sigma])
+                return
+            if abs(way) >= abs(calls[-1] - calls[0]) * (1 - _SAME):
+                self._suspect(sure=len(calls) == 2 and math.isclose(sigma, calls[0], rel_tol=_SAME))
+        self._last_two = [calls[-1], sigma]
+
+    def _suspect(self, *, sure: bool) -> None:
+        self._strange += 1
+        if (sure or self._strange == 2) and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "the noise levels go back and forth: if this sampler adapts its steps, use one with fixed steps, as "
+                "adaptive steps reject the corrections and return the cheap level's answer; after a deliberate restart "
+                "call reset()",
+                stacklevel=6,
+            )
 
 
 @dataclass(frozen=True)

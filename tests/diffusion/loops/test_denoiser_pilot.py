@@ -91,3 +91,54 @@ def test_a_failed_pilot_leaves_nothing_behind():
     other = MultilevelDenoiser(ladder(), budget_fraction=0.5)
     heun(other, range(2))
     assert torch.equal(heun(model, range(2)), heun(other, range(2)))
+
+
+def euler(net, seeds: Sequence[int], steps: int = 12) -> Tensor:
+    """Euler's method in sigma, as in k-diffusion."""
+    draws = [torch.randn(3, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in seeds]
+    sigmas = torch.cat([torch.logspace(1.0, -1.0, steps, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+    x = sigmas[0] * torch.stack(draws)
+    for sigma, following in pairwise(sigmas):
+        x = x + (following - sigma) * (x - net(x, sigma.expand(len(x)))) / sigma
+    return x
+
+
+def posterior(x: Tensor, sigma: Tensor) -> Tensor:
+    """Near the mean of x_0 for Gaussian data."""
+    sigma = sigma.reshape(-1, 1)
+    return x / (1 + sigma**2) + 0.2 * torch.sin(x) / (1 + sigma)
+
+
+def test_plans_with_memory_in_euler_are_those_of_solve():
+    """To rounding, with stored values of both levels and a multistep base."""
+    levels = [lambda x, sigma: 0.9 * posterior(x, sigma), posterior]
+    weights = torch.ones(12, 2, dtype=torch.float64)
+    weights[1::3, 1] = 0.0
+    entries = [(n, n % 2, n - 1 - n % 3, 0.1 * (-1) ** n) for n in range(3, 12)]
+    plan = mls.Plan(weights != 0, weights, recall=mls.Recall(entries))
+    model = MultilevelDenoiser(mls.Ladder(levels, [1.0, 10.0]), plan=plan)
+    sigmas = torch.cat([torch.logspace(1.0, -1.0, 12, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+    start = [torch.randn(3, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in range(4)]
+    ladder = mls.Ladder([lambda y, t, f=f: f(y, t.expand(len(y))) for f in levels], [1.0, 10.0])
+
+    def step(y: Tensor, estimate: Tensor, t: float, s: float, noise: None) -> Tensor:
+        return y + (s - t) * (y - estimate) / t
+
+    expected = mls.solve(ladder, sigmas[0] * torch.stack(start), sigmas, plan, step=step).y
+    for _ in range(2):  # every trajectory has a memory of its own
+        torch.testing.assert_close(euler(model, range(4)), expected, rtol=1e-12, atol=1e-12)
+    assert model.stats.trajectory.evaluations == tuple(plan.evaluations.tolist())
+
+
+def test_euler_gets_a_multistep_base_and_heun_keeps_its_own():
+    """At half of the calls' cost the plan is nearer to the fine path than Euler with the exact level at all calls."""
+    levels = [lambda x, sigma: 0.9 * posterior(x, sigma), posterior]
+    model = MultilevelDenoiser(mls.Ladder(levels, [1.0, 10.0]), budget_fraction=0.5)
+    pilot = model.calibrate(euler, budget_fraction=0.5, seeds=range(8), progress=False)
+    assert pilot.multistep[12].shape == (12, 3)
+    fine = euler(posterior, range(20, 36), 2000)
+    error = (euler(model, range(20, 36)) - fine).square().mean()
+    assert model.stats.trajectory.fraction <= 0.5
+    assert error < 0.5 * (euler(posterior, range(20, 36)) - fine).square().mean()
+    pilot = model.calibrate(heun, budget_fraction=0.5, seeds=range(4), progress=False)
+    assert not pilot.multistep
