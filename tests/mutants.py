@@ -24,8 +24,9 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 FILES = {  # file -> functions and methods that are changed
     "multilevel_sde/pilots/pilot_class.py": {
-        "plan", "plans", "em_cost", "single_cost", "single", "advise", "_use", "_described", "_thrifty", "_curves",
+        "plan", "plans", "em_cost", "single_cost", "single", "advise", "_thrifty", "_curves",
     },
+    "multilevel_sde/pilots/answers.py": {"words_for", "words_against"},
     "multilevel_sde/pilots/curves.py": {
         "cost_of", "_steps", "_predicted", "within", "estimate", "form", "price", "base_cost",
     },
@@ -39,6 +40,7 @@ FILES = {  # file -> functions and methods that are changed
 }  # fmt: skip
 TESTS = {  # of every file, the quickest to notice first
     "pilot_class": ["tests/pilots/test_made_up_measurements.py", "tests/pilots/test_pilot_plans.py"],
+    "answers": ["tests/pilots/test_made_up_measurements.py"],
     "curves": ["tests/pilots/test_made_up_measurements.py", "tests/pilots/test_pilot_plans.py"],
     "error_model": ["tests/pilots/test_made_up_measurements.py", "tests/pilots/test_pilot_plans.py"],
     "grids": ["tests/pilots/test_made_up_measurements.py"],
@@ -145,6 +147,7 @@ def main() -> int:
         for file, what, text in tqdm(chosen, desc="mutants", unit="mutant"):
             if survives(copied, file, text):
                 survivors.append(what)
+                tqdm.write(f"survived: {what}")
     unknown = [what for what in survivors if what not in KNOWN]
     print(f"{len(chosen)} of {len(every)} mutants tried, {len(survivors)} survived")
     for what in survivors:

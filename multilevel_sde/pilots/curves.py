@@ -52,10 +52,9 @@ class Curve:
         """The best plan that costs at most the budget, which must be the base cost or more."""
         count = self.allocation.count_within(budget - self.base_cost)
         few = plan_of(self.allocation.weights(count), self.steps, len(self.levels))
-        weights = torch.zeros(self.steps, self.pilot.levels, dtype=torch.float64)
-        weights[:, : self.levels[0] + 1] = 1.0
-        for place, (low, high) in enumerate(pairwise(self.levels)):
-            weights[:, low + 1 : high + 1] = few.weights[:, place + 1 : place + 2]
+        weights = torch.ones(self.steps, self.pilot.levels, dtype=torch.float64)
+        for place, low in enumerate(self.levels[:-1], 1):
+            weights[:, low + 1 :] = few.weights[:, [place]]
         plan, pilot, form = Plan(weights != 0, weights), self.pilot, self.form(memory)
         stride = pilot.rows // self.steps
         if form is Form.TRACKED:

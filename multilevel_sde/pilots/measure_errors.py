@@ -32,8 +32,8 @@ __all__ = [
     "target_runs",
 ]
 
-_SHARES = (0.04, 0.12, 0.3, 0.5)  # of what lies between the cheapest plan of a grid and the top level at every step
-_COARSE_SHARES = (0.1, 0.35)  # the same on coarser grids
+_SHARES = (0.015, 0.04, 0.12, 0.3, 0.5)  # of what lies between a grid's cheapest plan and the top level at every step
+_COARSE_SHARES = (0.04, 0.1, 0.35, 0.8)  # the same on coarser grids, whose plans soon run the top level everywhere
 _FEWEST = 8  # steps of a coarser grid
 _ALIKE = 0.5  # and its inverse: between them the top level's change is like that of a level, by regression
 Run = tuple[int, Form, float, float, Tensor]  # steps, form, promised, first order, squared errors of all samples

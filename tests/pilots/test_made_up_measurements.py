@@ -8,7 +8,7 @@ import torch
 
 import multilevel_sde as mls
 from multilevel_sde.pilots.answers import Calibration, Form, Single
-from multilevel_sde.pilots.curves import Alone
+from multilevel_sde.pilots.curves import Alone, Curve
 from multilevel_sde.pilots.grids import refined
 
 COSTS = (1.0, 4.0, 16.0)
@@ -101,16 +101,23 @@ def test_the_best_single_level_depends_on_the_budget(budget, level, steps):
     assert len(single.times) - 1 == steps
     assert single.predicted.mse == pytest.approx((1e-3 if level == 1 else 0.0) + steps**-2.0, rel=1e-3)
     assert single.predicted.cost == steps * COSTS[level]
+    assert single.predicted.step_mse == pytest.approx(steps**-2.0, rel=1e-9)  # that of the top level
     assert single.plan.truncated == (level == 1)
     assert single.plan.evaluations.tolist() == [0, steps, 0] if level == 1 else [0, 0, steps]
     assert single.form is Form.ALONE
 
 
-def test_steps_that_gain_nothing_are_not_bought():
-    """At 1e-2 from 32 steps on to 10%, from 64 on to 2.5%, from 128 on to 1%: the last doubling gains less than 2%."""
-    single = made(law(1, 1e-2)).single(budget=1e6)
-    assert len(single.times) - 1 == 64
-    assert single.predicted.mse == pytest.approx(1e-2 + 64.0**-2)
+def test_a_level_that_errs_less_than_the_top_one_errs_by_its_steps():
+    predicted = made(TOP, law(1, 0.0, size=0.5)).single(budget=64.0).predicted
+    assert (predicted.mse, predicted.level_mse) == (pytest.approx(0.5 / 256), 0.0)
+
+
+@pytest.mark.parametrize(("floor", "steps"), [(1e-2, 64), (7.3e-3, 128)])
+def test_steps_that_gain_nothing_are_not_bought(floor, steps):
+    """The doubling from 64 to 128 steps gains 1.8%, which is not bought, or 2.5%."""
+    single = made(law(1, floor)).single(budget=1e6)
+    assert len(single.times) - 1 == steps
+    assert single.predicted.mse == pytest.approx(floor + steps**-2.0)
 
 
 def test_a_single_level_may_be_multistep():
@@ -122,6 +129,8 @@ def test_a_single_level_may_be_multistep():
     assert many.plan.recall is not None
     assert many.predicted.mse == pytest.approx(50 * 64.0**-4)
     assert Alone(pilot, 2, True).estimate(1600.0, memory=False) == math.inf
+    assert Alone(pilot, 2, True).estimate(1600.0) == pytest.approx(many.predicted.mse)
+    assert Alone(pilot, 2, False).estimate(64.0, memory=False) == pytest.approx(few.predicted.mse)
     assert pilot.step_error(16) == pytest.approx(50 * 16.0**-4)  # by the pilot's method
 
 
@@ -129,7 +138,20 @@ def test_a_budget_that_pays_no_step_is_refused():
     with pytest.raises(ValueError, match=r'"budget" must be at least 16 units, got 15\.9'):
         made(TOP).single(budget=15.9)
     with pytest.raises(ValueError, match=r'"budget" must be at least 1 units'):
+        made(TOP, law(0, 1.0)).single(budget=0.9)
+    with pytest.raises(ValueError, match=r'"budget" must be at least 1 units'):
         made(TOP, law(0, 1.0)).advise(budget=0.9)
+    assert made(TOP, law(0, 1.0)).single(budget=1.0).levels == (0,)
+    assert made(TOP, law(0, 1.0)).advise(budget=1.0).single.levels == (0,)
+
+
+def test_all_sets_of_levels_on_all_grids_are_tried():
+    """Three sets with the top level on three grids, and the top level alone; the best eight unless more are wanted."""
+    pilot = made(TOP, law(0, 1.0), calibration=[one for steps in (16, 32, 64) for one in runs(steps, Form.PLAIN, 1.0)])
+    found = [(one.levels, one.plan.steps) for one in pilot.plans(budget=200.0, count=100)]
+    sets = [((1, 2), 16), ((1, 2), 32), *((levels, n) for levels in ((0, 2), (0, 1, 2)) for n in (16, 32, 64))]
+    assert sorted(found) == sorted([*sets, ((2,), 12)])
+    assert len(pilot.plans(budget=200.0)) == 8
 
 
 @pytest.mark.parametrize("steps", [5, 8, 12, 16, 23, 64])
@@ -191,6 +213,14 @@ def test_the_form_that_erred_less_is_taken():
     assert other.plan(budget=150.0).form is Form.PLAIN
 
 
+@pytest.mark.parametrize(("levels", "steps"), [((0, 2), 64), ((0, 1, 2), 32), ((0, 2), 16), ((1, 2), 64)])
+@pytest.mark.parametrize("budget", [300.0, 500.0])
+def test_without_correlations_the_estimate_is_the_prediction(levels, steps, budget):
+    pilot = made(TOP, calibration=[*runs(64, Form.PLAIN, 2.0), *runs(32, Form.PLAIN, 3.0)], gram=1e-4)
+    curve = Curve(pilot, levels, steps)
+    assert curve.estimate(budget) == pytest.approx(curve.within(budget).predicted.mse, rel=1e-6)
+
+
 def test_plans_are_chosen_by_the_runs_on_all_grids_too():
     """Where all grids agree nothing changes; a grid whose runs were lucky is not believed alone."""
     alike = made(TOP, calibration=[*runs(64, Form.PLAIN, 5.0), *runs(32, Form.PLAIN, 5.0)])
@@ -245,15 +275,23 @@ def test_the_words_name_what_was_compared():
     assert "; no single level reaches that (level 2: 0.0016)." in advised(1e-9, 150.0).text
 
 
+def test_what_a_budget_just_pays_is_taken():
+    advice = made(TOP).advise(budget=16.0)
+    assert "use level 3 alone with 1 step:" in advice.text
+    assert [made(TOP, law(0, 1.0)).advise(budget=budget).em_steps for budget in (1.0, 16.0, 48.0)] == [1, 1, 3]
+
+
 def test_the_top_level_alone_is_no_ladder_that_pays():
     assert not made(TOP, calibration=runs(64, Form.PLAIN, 1e9)).advise(budget=200.0).pays
 
 
-@pytest.mark.parametrize(("finest", "gram", "told"), [(256, 1e-12, True), (64, 1e-12, False), (256, 1e-3, False)])
+@pytest.mark.parametrize(
+    ("finest", "gram", "told"),
+    [(256, 1e-12, True), (64, 1e-12, False), (256, 1e-3, False), (256, 3e-6, True), (256, 7e-6, False)],
+)
 def test_where_candidates_limit_the_plan_it_says_so(finest, gram, told):
-    """Not where the candidates are the finest grid, nor where the error is not of the steps."""
-    calibration = [one for ratio in (1.0,) for one in runs(64, Form.PLAIN, ratio)]
-    pilot = made(TOP, calibration=calibration, gram=gram, finest=finest)
+    """Not where the candidates are the finest grid, nor where the error is not of the steps, at least half of it."""
+    pilot = made(TOP, calibration=runs(64, Form.PLAIN, 1.0), gram=gram, finest=finest)
     text = pilot.advise(budget=500.0).text
     assert ("More candidates would help: plans have at most 64 steps" in text) == told
 

@@ -132,6 +132,19 @@ def test_independent_probabilities_follow_response_over_cost(measured):
     torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-2, atol=0)
 
 
+def test_probabilities_are_judged_by_64_draws(measured):
+    class Counted:
+        drawn, either = 0, mls.systematic.either
+
+        def __call__(self, *given):
+            self.drawn += 1
+            return mls.systematic(*given)
+
+    draw, table = Counted(), measured.schedule(budget=0.2 * 40 * LADDER.costs[-1])
+    assert measured.predict(table, draw) == measured.predict(table)
+    assert draw.drawn == 64
+
+
 def test_its_own_shape_is_predicted_to_beat_equal_time_per_level(measured):
     budget = 0.15 * 40 * LADDER.costs[-1]
     for draw in (mls.independent, mls.systematic):
@@ -238,6 +251,40 @@ def test_budgets_that_are_none_are_refused(measured, budget):
             ask(budget="much")
     with pytest.raises(ValueError, match='"budget" must be a finite cost, got inf'):
         measured.advise(budget=math.inf)
+
+
+@pytest.mark.parametrize("mse", [math.nan, -1.0, "small", None])
+def test_errors_that_are_none_are_refused(measured, mse):
+    for ask in (measured.em_cost, measured.single_cost):
+        with pytest.raises((ValueError, TypeError), match='"mse" must be a'):
+            ask(mse)
+
+
+def test_other_arguments_are_refused_by_name(measured):
+    table = torch.ones(40, 4)
+    for ask, error, message in [
+        (lambda: measured.share(0, 5.0), ValueError, '"samples" must be at least 1 and "budget" positive, got 0 and 5'),
+        (lambda: measured.share(5, math.nan), ValueError, '"budget" positive, got 5 and nan'),
+        (lambda: measured.share(5, 0.0), ValueError, '"budget" positive, got 5 and 0.0'),
+        (lambda: measured.share("a", 5.0), TypeError, '"samples" must be an integer, got str'),
+        (lambda: measured.share(5, "a"), TypeError, '"budget" must be a number, got str'),
+        (lambda: measured.single(budget="a"), TypeError, '"budget" must be a number, got str'),
+        (lambda: measured.plans(budget=5e4, count=0), ValueError, '"count" must be at least 1 plan, got 0'),
+        (lambda: measured.plans(budget=5e4, count=1.5), TypeError, '"count" must be an integer, got float'),
+        (lambda: measured.memory("a"), TypeError, '"steps" must be an integer, got str'),
+        (lambda: measured.step_error(2.5), TypeError, '"steps" must be an integer, got float'),
+        (lambda: measured.predict("plan"), TypeError, '"what" must be a tensor .*, got str'),
+        (lambda: measured.predict(table, "systematic"), TypeError, "\"draw\" must be a way of drawing .* 'systematic'"),
+        (lambda: measured.schedule(budget=5e4, draw="nested"), TypeError, '"draw" must be a way of drawing'),
+        (
+            lambda: measured.track(measured.plan(budget=5e4)),
+            TypeError,
+            "must be a .*Plan, got PilotPlan; pass its .plan",
+        ),
+        (lambda: measured.first_order(table), TypeError, '"plan" must be a multilevel_sde.Plan, got Tensor'),
+    ]:
+        with pytest.raises(error, match=message):
+            ask()
 
 
 @pytest.mark.parametrize("steps", [0, -4])
