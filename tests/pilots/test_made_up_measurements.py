@@ -66,6 +66,12 @@ def test_outside_the_measured_steps_the_nearest_counts():
     assert pilot.single_error(2, 500, False) == pytest.approx(32.0**-2)
 
 
+def test_beyond_the_last_that_errs_errors_fall_to_none_on_the_finest_grid():
+    pilot = made([*TOP, Single(2, 256, False, 0.0, 1.0)])
+    assert pilot.single_error(2, 192, False) == pytest.approx(128.0**-2 * ((1 / 192 - 1 / 256) / (1 / 256)) ** 2)
+    assert pilot.single_error(2, 256, False) == 0.0
+
+
 def test_the_tail_does_not_grow_as_errors_fall():
     """From one step on 2, 4 (where errors are large they count), then 1, 9 and 3, which share their geometric mean."""
     tails = dict(zip((1, 2, 4, 8, 16), (4.0, 2.0, 1.0, 9.0, 3.0), strict=True))
@@ -203,6 +209,16 @@ def test_a_run_that_erred_less_than_its_steps_still_counts():
     pilot = made(TOP, calibration=[Calibration(64, Form.PLAIN, 1e-3, 1e-3, 0.5 * 64.0**-2, 1.0)])
     found = pilot.prediction(1e-3, 64, torch.ones(3, dtype=torch.float64), Form.PLAIN)
     assert found.level_mse == pytest.approx(0.05 * 0.5 * 64.0**-2)
+
+
+def test_without_runs_the_first_order_is_believed():
+    """Also where a run did not err at all, or was promised not to."""
+    perfect = [Calibration(64, Form.PLAIN, x, x, y, 1.0) for x, y in ((1e-3, 0.0), (0.0, 1e-3))]
+    for calibration in ((), perfect):
+        pilot = made(TOP, calibration=calibration)
+        for value in (1e-3, 0.0):
+            found = pilot.prediction(value, 64, torch.ones(3, dtype=torch.float64), Form.PLAIN)
+            assert found.mse == pytest.approx(value + 64.0**-2)
 
 
 def test_the_form_that_erred_less_is_taken():
