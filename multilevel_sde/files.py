@@ -27,7 +27,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         data: The whole content.
 
     Raises:
-        OSError: The folder cannot be written to, or the disk is full; the old file is then untouched.
+        OSError: The folder cannot be written to, or the disk is full; the old file is then untouched. `path` is a
+            folder.
 
     Example:
         >>> import tempfile, pathlib
@@ -37,6 +38,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         (b'whole', 1)
     """
     target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f'"{path}" is a folder; add the name of the file')
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:

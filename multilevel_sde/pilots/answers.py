@@ -24,6 +24,8 @@ __all__ = [
     "Single",
     "level_rates",
     "slope",
+    "words_against",
+    "words_for",
 ]
 
 
@@ -176,6 +178,38 @@ class Advice:
     def use(self) -> PilotPlan:
         """What is recommended: `best` where it pays, else `single`."""
         return self.best if self.pays else self.single
+
+
+def words_for(best: PilotPlan, single: PilotPlan, cost: float, unit: str) -> str:
+    """Return the advice to use a plan.
+
+    Arguments:
+        best: The plan.
+        single: The best single level at the budget.
+        cost: At which the best single level errs as little.
+        unit: That of costs.
+    """
+    levels = ", ".join(str(level + 1) for level in best.levels)
+    rival = (
+        f"no single level reaches that (level {single.levels[0] + 1}: {single.predicted.mse:.3g})"
+        if cost == math.inf
+        else f"the best single level needs {cost / best.predicted.cost:.2g} times as much"
+    )
+    return (
+        f"Use levels {levels} with {len(best.times) - 1} steps: expected mean squared error "
+        f"{best.predicted.mse:.3g} at cost {best.predicted.cost:.3g} {unit}; {rival}."
+    )
+
+
+def words_against(single: PilotPlan, unit: str) -> str:
+    """Return the advice to use a single level."""
+    steps = "step" if len(single.times) == 2 else "steps"
+    how = ", multistep" if single.plan.recall is not None else ""
+    return (
+        f"This ladder does not pay here: use level {single.levels[0] + 1} alone with {len(single.times) - 1} "
+        f"{steps}{how}: expected mean squared error {single.predicted.mse:.3g} at cost {single.predicted.cost:.3g} "
+        f"{unit}."
+    )
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> Rate:

@@ -25,12 +25,13 @@ import torch
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
+from multilevel_sde.arguments import as_integer, as_number, as_tensor
 from multilevel_sde.pilots.answers import Calibration, Form, PilotPlan, Prediction, Rates, Single, level_rates
 from multilevel_sde.pilots.responses import SHRINKAGE, Responses
 from multilevel_sde.pilots.tracking import total_weights, track
 from multilevel_sde.plans.drawing import draw_plan
 from multilevel_sde.plans.draws import Draw, systematic
-from multilevel_sde.plans.plan import Plan
+from multilevel_sde.plans.plan import Plan, as_plan
 
 __all__ = ["ErrorModel"]
 
@@ -109,7 +110,13 @@ class ErrorModel:
         return statistics.median([one.tail for one in self.calibration] or [1.0])
 
     def share(self, samples: int, budget: float) -> float:
-        """The pilot's cost as a part of a run of so many samples at a budget each."""
+        """The pilot's cost as a part of a run of so many samples at a budget each.
+
+        Raises:
+            ValueError: Fewer than one sample; a budget that is not positive.
+        """
+        if as_integer("samples", samples) < 1 or not as_number("budget", budget) > 0:
+            raise ValueError(f'"samples" must be at least 1 and "budget" positive, got {samples} and {budget}')
         return self.cost / (samples * budget)
 
     @cached_property
@@ -125,6 +132,7 @@ class ErrorModel:
             draw: How hits will be drawn from probabilities.
 
         Raises:
+            TypeError: Neither a plan nor probabilities; `draw` is no way of drawing.
             ValueError: Another number of levels, or of steps.
         """
         if isinstance(what, PilotPlan):
@@ -134,7 +142,7 @@ class ErrorModel:
                 raise ValueError('"what" is a plan with draws per sample; predict its probabilities instead')
             plans = [what]
         else:
-            generator = torch.Generator().manual_seed(0)
+            generator, what = torch.Generator().manual_seed(0), as_tensor("what", what)
             plans = [draw_plan(what, draw, generator=generator, truncate=True) for _ in range(_DRAWS)]
         if plans[0].levels != self.levels:
             raise ValueError(f'"what" has {plans[0].levels} levels, the pilot measured {self.levels}')
@@ -145,6 +153,7 @@ class ErrorModel:
 
     def first_order(self, plan: Plan) -> float:
         """The uncalibrated level error (w - 1)' G (w - 1) of a plan."""
+        plan = as_plan(plan)
         rounding = _ROUNDING * float(self.gram.diagonal().sum())
         if plan.steps % self.rows == 0 and plan.steps > self.rows:
             if plan.recall is not None:
@@ -204,7 +213,7 @@ class ErrorModel:
         Raises:
             ValueError: Fewer than one step.
         """
-        if not steps >= 1:
+        if as_integer("steps", steps) < 1:
             raise ValueError(f'"steps" must be at least 1, got {steps}')
         top, multistep = self.levels - 1, bool(self.multistep)
         return self.single_error(top, steps, multistep) * self.single_tail(top, steps, multistep)
@@ -293,7 +302,7 @@ class ErrorModel:
         Raises:
             ValueError: The number of steps does not divide that of the pilot; draws per sample.
         """
-        return track(plan, self.responses(plan.steps), self.multistep.get(plan.steps))
+        return track(as_plan(plan), self.responses(plan.steps), self.multistep.get(plan.steps))
 
 
 def _calibrated(value: float, pairs: Iterable[tuple[float, float]]) -> float:

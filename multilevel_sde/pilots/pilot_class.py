@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multilevel_sde.arguments import as_number
+from multilevel_sde.arguments import as_integer, as_number
 from multilevel_sde.files import write_atomically
-from multilevel_sde.pilots.answers import Advice, Form, PilotPlan
+from multilevel_sde.pilots.answers import Advice, Form, PilotPlan, words_against, words_for
 from multilevel_sde.pilots.curves import Alone, Curve
 from multilevel_sde.pilots.error_model import ErrorModel
 from multilevel_sde.pilots.level_choice import choose_levels
@@ -78,9 +78,11 @@ class Pilot(ErrorModel):
         """Return the best plans of `count` choices of levels and steps, the best first: candidates for a fit.
 
         Raises:
-            ValueError: A budget below what the cheapest plan costs.
+            ValueError: A budget below what the cheapest plan costs; a `count` below 1.
         """
         budget = as_number("budget", budget)
+        if as_integer("count", count) < 1:
+            raise ValueError(f'"count" must be at least 1 plan, got {count}')
         affordable = [curve for curve in self._curves if curve.base_cost <= budget * (1 + 1e-9)]
         if not affordable:
             raise ValueError(f'"budget" must be at least {self.least_budget:.6g} {self.unit}, got {budget}')
@@ -138,7 +140,7 @@ class Pilot(ErrorModel):
         c = K(n, h) / K(h, h) g(h) / g(n) predicts f^level(n) - f^{level-1}(n) from its value at step h; being the best
         linear prediction it does not depend on the space (x_0, eps, v) in which the correction is stored.
         """
-        responses = self.responses(self.rows if steps is None else steps)
+        responses = self.responses(self.rows if steps is None else as_integer("steps", steps))
         tables = [predictor(responses.merged(k, k + 1)) for k in range(self.levels - 1)]
         return lambda level, n, h: float(tables[level - 1][n, h])
 
@@ -171,6 +173,7 @@ class Pilot(ErrorModel):
         shapes and 1/T are tried, and the one with the smallest predicted error for the draw is returned.
 
         Raises:
+            TypeError: `draw` is no way of drawing.
             ValueError: The budget cannot be met (see :func:`multilevel_sde.scale_to_budget`).
         """
         tables = tables_within(self, budget, draw)
@@ -179,11 +182,21 @@ class Pilot(ErrorModel):
     # -- advice ---------------------------------------------------------------------------------------------------
 
     def em_cost(self, mse: float) -> float:
-        """Cost at which the top level alone reaches a mean squared error, by the pilot's method; infinite if never."""
+        """Cost at which the top level alone reaches a mean squared error, by the pilot's method; infinite if never.
+
+        Raises:
+            ValueError: The error is below 0 or NaN.
+        """
+        _check_mse(mse)
         return Alone(self, self.levels - 1, bool(self.multistep)).cost_of(mse)
 
     def single_cost(self, mse: float) -> float:
-        """Cost at which the best single level reaches a mean squared error, infinite if none does."""
+        """Cost at which the best single level reaches a mean squared error, infinite if none does.
+
+        Raises:
+            ValueError: The error is below 0 or NaN.
+        """
+        _check_mse(mse)
         return min((one.cost_of(mse) for one in self._alone), default=math.inf)
 
     def single(self, *, budget: float) -> PilotPlan:
@@ -192,6 +205,7 @@ class Pilot(ErrorModel):
         Raises:
             ValueError: The budget pays no single level; the pilot measured none.
         """
+        budget = as_number("budget", budget)
         affordable = [one for one in self._alone if one.base_cost <= budget * (1 + 1e-9)]
         if not affordable:
             least = min((one.base_cost for one in self._alone), default=math.inf)
@@ -216,7 +230,7 @@ class Pilot(ErrorModel):
         single = self.single(budget=budget) if paid else best
         em, cost = self.em_cost(best.predicted.mse), self.single_cost(best.predicted.mse)
         pays = len(best.levels) > 1 and best.predicted.cost < _PAYS * cost
-        text = self._use(best, single, cost) if pays else f"This ladder does not pay here: {self._described(single)}."
+        text = words_for(best, single, cost, self.unit) if pays else words_against(single, self.unit)
         if best.predicted.step_mse > 0.5 * best.predicted.mse and best.plan.steps >= self.rows < self._finest_rows:
             text += (
                 f" More candidates would help: plans have at most {self.steps} steps, which are most of their error."
@@ -226,26 +240,6 @@ class Pilot(ErrorModel):
     @property
     def _finest_rows(self) -> int:
         return (len(self.fine_times) - 1) * self.rows // self.steps
-
-    def _use(self, best: PilotPlan, single: PilotPlan, cost: float) -> str:
-        levels = ", ".join(str(level + 1) for level in best.levels)
-        rival = (
-            f"no single level reaches that (level {single.levels[0] + 1}: {single.predicted.mse:.3g})"
-            if cost == math.inf
-            else f"the best single level needs {cost / best.predicted.cost:.2g} times as much"
-        )
-        return (
-            f"Use levels {levels} with {len(best.times) - 1} steps: expected mean squared error "
-            f"{best.predicted.mse:.3g} at cost {best.predicted.cost:.3g} {self.unit}; {rival}."
-        )
-
-    def _described(self, single: PilotPlan) -> str:
-        steps = "step" if len(single.times) == 2 else "steps"
-        how = ", multistep" if single.plan.recall is not None else ""
-        return (
-            f"use level {single.levels[0] + 1} alone with {len(single.times) - 1} {steps}{how}: expected mean squared "
-            f"error {single.predicted.mse:.3g} at cost {single.predicted.cost:.3g} {self.unit}"
-        )
 
     # -- files ----------------------------------------------------------------------------------------------------
 
@@ -285,6 +279,11 @@ class Pilot(ErrorModel):
         from multilevel_sde.pilots.report.page import write_report
 
         write_report(self, path, title=title)
+
+
+def _check_mse(mse: float) -> None:
+    if not as_number("mse", mse) >= 0:
+        raise ValueError(f'"mse" must be a mean squared error of at least 0, got {mse}')
 
 
 def _thrifty(plans: Sequence[PilotPlan]) -> PilotPlan:

@@ -136,7 +136,7 @@ def _additions(multistep: Tensor, gain: Tensor) -> Tensor:
     """A, (M, M): the method adds sum_m A[n, m] R(m) at step n, A[n, n - j] = a_j(n) g(n) / g(n - j)."""
     steps = len(gain)
     table = torch.zeros(steps, steps, dtype=torch.float64)
-    for j in range(multistep.shape[1]):
+    for j in range(min(steps, multistep.shape[1])):
         ahead = torch.arange(j, steps)
         table[ahead, ahead - j] = multistep[j:, j] * gain[j:] / gain[: steps - j]
     return table

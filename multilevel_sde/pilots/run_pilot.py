@@ -191,6 +191,11 @@ def _check(ladder: Ladder, y0: Tensor, samples: int, step: Step | StepRule, mult
         raise ValueError(
             f'"samples" must be at least 2 (better 32), got samples={samples} and {given} initial states in "y0"'
         )
+    if not (multistep is None or callable(multistep)):
+        raise TypeError(
+            f'"multistep" must be a function of a grid that gives coefficients (N, order), got '
+            f"{type(multistep).__name__}; for example functools.partial(mls.adams_bashforth_weights, order=2)"
+        )
     if isinstance(step, StepRule) and multistep is not None:
         raise ValueError('"multistep" belongs to steps with one estimate, got a StepRule as "step"; leave out one')
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from multilevel_sde.arguments import as_tensor
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.noise.brownian import Brownian, BrownianPath, increments
 from multilevel_sde.noise.diffusion import Diffusion, as_noise
@@ -100,7 +101,7 @@ class Trial:
         """Coefficients of the pilot's multistep method on a grid, (N, order); ones for one-step methods."""
         if self.coefficients is None:
             return torch.ones(len(plan_rows(self.step, grid)), 1, dtype=torch.float64)
-        return torch.as_tensor(self.coefficients(grid), dtype=torch.float64)
+        return as_tensor("multistep", self.coefficients(grid)).double()
 
     def alone(self, grid: Tensor, level: int, *, one_step: bool = False) -> Plan:
         """The plan of one level at every step, by the pilot's method or one step at a time."""

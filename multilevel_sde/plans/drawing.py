@@ -13,7 +13,7 @@ from torch import Tensor
 
 from multilevel_sde.arguments import as_tensor
 from multilevel_sde.ladder import Ladder
-from multilevel_sde.plans.draws import Draw, systematic
+from multilevel_sde.plans.draws import Draw, check_draw, systematic
 from multilevel_sde.plans.plan import Plan
 from multilevel_sde.steps.rules import Step, StepRule, euler_maruyama, plan_rows
 
@@ -81,6 +81,7 @@ def draw_plan(
         A :class:`Plan` with weights of shape (N, K), or (N, samples, K).
 
     Raises:
+        TypeError: `generator` or `draw` is none.
         ValueError: See :func:`check_probabilities`; `samples` below 1.
 
     Example:
@@ -97,6 +98,7 @@ def draw_plan(
         )
     if samples is not None and not (isinstance(samples, int) and samples >= 1):
         raise ValueError(f'"samples" must be at least 1, got {samples}; leave it out to share one draw over the batch')
+    check_draw(draw)
     table = check_probabilities(probabilities, truncate=truncate)
     hits = draw(table, generator, samples)
     marginals = table if samples is None else table[:, None].expand_as(hits)
@@ -143,6 +145,7 @@ def expected_cost(ladder: Ladder, probabilities: Tensor, draw: Draw = systematic
         >>> mls.expected_cost(ladder, torch.tensor([[1.0, 1.0]]))
         8.0
     """
+    check_draw(draw)
     table = check_probabilities(probabilities, truncate=True)
     above = torch.cat([table[:, 1:], torch.zeros_like(table[:, :1])], dim=1)
     either = draw.either(table, above)

@@ -18,14 +18,15 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-__all__ = ["Draw", "independent", "nested", "systematic"]
+__all__ = ["Draw", "check_draw", "independent", "nested", "systematic"]
 
 
+@runtime_checkable
 class Draw(Protocol):
     """A way of drawing hits."""
 
@@ -36,6 +37,25 @@ class Draw(Protocol):
     def either(self, p: Tensor, q: Tensor) -> Tensor:
         """Probability that at least one of two neighbouring levels with probabilities p, q hits at a step."""
         ...
+
+
+def check_draw(value: Any) -> None:
+    """Check that a value is a way of drawing.
+
+    Raises:
+        TypeError: It is not.
+
+    Example:
+        >>> check_draw("nested")
+        Traceback (most recent call last):
+        ...
+        TypeError: "draw" must be a way of drawing such as multilevel_sde.systematic, got 'nested'; give the object ...
+    """
+    if not isinstance(value, Draw):
+        got = repr(value) if isinstance(value, str) else type(value).__name__
+        raise TypeError(
+            f'"draw" must be a way of drawing such as multilevel_sde.systematic, got {got}; give the object itself'
+        )
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

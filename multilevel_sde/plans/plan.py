@@ -23,7 +23,7 @@ from multilevel_sde.arguments import as_tensor
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.plans.recall import Recall
 
-__all__ = ["Plan", "mean_cost"]
+__all__ = ["Plan", "as_plan", "mean_cost"]
 
 
 class Plan:
@@ -228,6 +228,24 @@ class Plan:
         from multilevel_sde.plans.plan_file import read_plan
 
         return read_plan(path).made_for
+
+
+def as_plan(value: Any) -> Plan:
+    """Return a plan.
+
+    Raises:
+        TypeError: It is none; one that comes with its grid holds one as `.plan`.
+
+    Example:
+        >>> as_plan("plan.safetensors")
+        Traceback (most recent call last):
+        ...
+        TypeError: "plan" must be a multilevel_sde.Plan, got str
+    """
+    if isinstance(value, Plan):
+        return value
+    inner = "; pass its .plan" if isinstance(getattr(value, "plan", None), Plan) else ""
+    raise TypeError(f'"plan" must be a multilevel_sde.Plan, got {type(value).__name__}{inner}')
 
 
 def mean_cost(evaluations: Tensor, ladder: Ladder) -> float:

@@ -14,7 +14,7 @@ References:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,12 +24,13 @@ from multilevel_sde.arguments import as_integer, as_items
 from multilevel_sde.conditions import Conditions, as_conditions
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.noise.brownian import Brownian, BrownianPath, increments
-from multilevel_sde.noise.diffusion import Diffusion, NoiseTerm, as_noise
-from multilevel_sde.plans.plan import Plan, mean_cost
+from multilevel_sde.noise.diffusion import Diffusion
+from multilevel_sde.plans.plan import Plan, as_plan, mean_cost
 from multilevel_sde.solver.estimators import Estimator, Telescoping
 from multilevel_sde.solver.evaluate import detacher, evaluator
 from multilevel_sde.solver.finite import FiniteWatch, is_finite
-from multilevel_sde.solver.loop import Loop, Noise
+from multilevel_sde.solver.loop import Loop
+from multilevel_sde.solver.noise_along import noise_along
 from multilevel_sde.solver.solution import Solution, Stats
 from multilevel_sde.steps.rules import Heun, Midpoint, Step, StepRule, euler_maruyama, plan_rows
 from multilevel_sde.steps.sums import HALF, transformed
@@ -121,7 +122,7 @@ def solve(
         needed,
         evaluator(ladder, shared=needed.dim() == 2, conditions=given, seen=half, detached=off),
         estimator.start(plan),
-        None if diffusion is None else _noise(diffusion, increments(brownian, grid, begin), half, off),
+        None if diffusion is None else noise_along(diffusion, increments(brownian, grid, begin), half, off),
         FiniteWatch(begin, half) if check_finite else None,
         progress,
         off,
@@ -224,10 +225,7 @@ def check_problem(
 
 
 def _check_plan(ladder: Ladder, y0: Tensor, plan: Plan) -> None:
-    if not isinstance(plan, Plan):
-        inner = "; pass its .plan" if isinstance(getattr(plan, "plan", None), Plan) else ""
-        raise TypeError(f'"plan" must be a multilevel_sde.Plan, got {type(plan).__name__}{inner}')
-    plan.check_ladder(ladder)
+    as_plan(plan).check_ladder(ladder)
     if plan.samples is not None and (y0.dim() == 0 or y0.shape[0] != plan.samples):
         raise ValueError(f'"plan" has draws for {plan.samples} samples, "y0" has shape {tuple(y0.shape)}')
 
@@ -242,55 +240,8 @@ def _check_rows(plan: Plan, step: Step | StepRule, grid: Tensor) -> None:
             f'"plan" has {plan.steps} rows, {type(step).__name__} evaluates {rows} times on these times; '
             "draw the plan of p[mls.plan_rows(step, times)], with one row for each evaluation"
         )
-    raise ValueError(f'"plan" has {plan.steps} steps, "times" has {rows}; draw the plan for these times')
-
-
-def _noise(
-    diffusion: Diffusion,
-    increments: Iterator[Tensor],
-    half: torch.dtype | None,
-    detached: Callable[[Tensor], Tensor] | None,
-) -> Noise:
-    """Return noise(y, t), which takes the next increment; the first result is checked.
-
-    Arguments:
-        diffusion: As for :func:`solve`.
-        increments: Of the Brownian path.
-        half: The dtype of the states that a diffusion sees, where it is of 16 bits.
-        detached: Takes noise off its graph, or None.
-    """
-    apply, first = as_noise(diffusion), True
-
-    def noise(y: Tensor, t: Tensor) -> Tensor:
-        nonlocal first
-        result = apply(y, t, next(increments))
-        if first:
-            _check_noise(result, y)
-            first = False
-        return result
-
-    def rounded(y: Tensor, t: Tensor) -> Tensor:
-        nonlocal first
-        increment = next(increments)
-        # A matrix of 16 bits is not applied to increments of float32.
-        result = apply(y.to(half), t, increment.to(half) if isinstance(diffusion, NoiseTerm) else increment)
-        if first:
-            _check_noise(result, y)
-            first = False
-        return result.to(y.dtype)
-
-    of_state = noise if half is None else rounded
-    return of_state if detached is None else lambda y, t: detached(of_state(y, t))
-
-
-def _check_noise(noise: Tensor, y: Tensor) -> None:
-    if not isinstance(noise, Tensor):
-        raise TypeError(f'"diffusion" and "brownian" must give noise as a Tensor, got {type(noise).__name__}')
-    if noise.shape != y.shape:
-        raise ValueError(
-            f'"diffusion" and "brownian" give noise of shape {tuple(noise.shape)} for a state of shape '
-            f"{tuple(y.shape)}; a diffusion that is not diagonal goes into a NoiseTerm"
-        )
+    rule = "" if plan.steps % rows else ", or give the step rule that it was made for, such as step=mls.Heun()"
+    raise ValueError(f'"plan" has {plan.steps} steps, "times" has {rows}; draw the plan for these times{rule}')
 
 
 def _kept_indices(save: bool | Sequence[int], points: int) -> set[int]:

@@ -196,3 +196,9 @@ def test_a_seal_is_of_the_values_not_of_their_layout():
 def test_a_checksum_is_of_texts_shapes_and_contents_in_order(one, other):
     assert checksum(*one) == checksum(*one)
     assert checksum(*one) != checksum(*other)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder; add the name of the file"):
+        write_atomically(tmp_path, b"")
+    assert not list(tmp_path.iterdir())

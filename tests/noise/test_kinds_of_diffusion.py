@@ -71,6 +71,35 @@ def test_a_tensor_may_require_a_gradient():
     assert float(sigma.grad) == pytest.approx(float((final(1.0) - final(0.0)).sum()), rel=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("diffusion", "error", "message"),
+    [
+        (lambda y, t: None, TypeError, "must return a number or a tensor that multiplies increments of shape (2, 3)"),
+        (lambda t: None, TypeError, "must return a number or a tensor that multiplies increments of shape (2, 3)"),
+        (lambda t: "a", TypeError, "must return a number or a tensor that multiplies increments of shape (2, 3)"),
+        (lambda t: [0.1], TypeError, "must return a number or a tensor that multiplies increments of shape (2, 3)"),
+        (lambda y, t: torch.ones(7), ValueError, "increments of shape (2, 3), and what it returned does not (The size"),
+        (lambda y, t: torch.ones(3, 2, 3), ValueError, '"brownian" give noise of shape (3, 2, 3) for a state of shape'),
+        (mls.NoiseTerm(lambda y, t, dW: None), TypeError, '"brownian" must give noise as a Tensor, got NoneType'),
+    ],
+)
+def test_functions_that_return_no_diffusion_are_named(diffusion, error, message, dtype):
+    with pytest.raises(error) as caught:
+        final(diffusion, dtype)
+    assert str(caught.value).startswith('"diffusion"')
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "diffusion", [lambda y, t: y @ y, lambda t: None + t, mls.NoiseTerm(lambda y, t, dW: torch.ones(7) * dW)]
+)
+def test_errors_inside_a_diffusion_are_its_own(diffusion):
+    with pytest.raises((TypeError, RuntimeError)) as caught:
+        final(diffusion)
+    assert '"diffusion"' not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "value", [math.nan, math.inf, np.float32("nan"), torch.tensor(math.inf), torch.tensor(math.nan)]
 )

@@ -275,7 +275,7 @@ def test_other_arguments_are_refused_by_name(measured):
         (lambda: measured.step_error(2.5), TypeError, '"steps" must be an integer, got float'),
         (lambda: measured.predict("plan"), TypeError, '"what" must be a tensor .*, got str'),
         (lambda: measured.predict(table, "systematic"), TypeError, "\"draw\" must be a way of drawing .* 'systematic'"),
-        (lambda: measured.schedule(budget=5e4, draw="nested"), TypeError, '"draw" must be a way of drawing'),
+        (lambda: measured.schedule(budget=5e3, draw="nested"), TypeError, '"draw" must be a way of drawing'),
         (
             lambda: measured.track(measured.plan(budget=5e4)),
             TypeError,

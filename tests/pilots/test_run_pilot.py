@@ -72,6 +72,15 @@ def test_few_steps_are_enough(steps):
     assert measured.advise(budget=30.0 * steps).use.predicted.cost <= 30.0 * steps
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_multistep_method_may_have_a_higher_order_than_there_are_steps(steps):
+    three = lambda times: torch.tensor([[1.0, 0.0, 0.0]]).expand(len(times) - 1, 3)  # noqa: E731
+    times = torch.linspace(0, 1, 9, dtype=torch.float64)
+    measured, plain = (mls.pilot(SMALL, ROW, times, candidates=steps, multistep=how) for how in (three, None))
+    torch.testing.assert_close(measured.gram, plain.gram)
+    assert measured.plan(budget=60.0).plan.cost(SMALL) <= 60.0
+
+
 def test_not_finite_names_level_time_and_samples():
     """The samples by their place in the whole batch, of which every fifth is used here."""
     y0 = torch.linspace(0.2, 2.0, 21, dtype=torch.float64)[:, None]
@@ -289,6 +298,8 @@ def test_states_of_16_bits_are_carried_in_float32():
         ({"diffusion": 0.5}, '"diffusion" needs "brownian"'),
         ({"brownian": mls.BrownianPath(range(16))}, '"brownian" was given without "diffusion"'),
         ({"diffusion": 0.5, "brownian": 3}, '"brownian" must be a callable of an interval, got int'),
+        ({"multistep": 2}, '"multistep" must be a function of a grid that gives coefficients .*, got int; for example'),
+        ({"multistep": lambda times: None}, '"multistep" must be a tensor or nested lists of real numbers, got None'),
         ({"conditions": [1]}, '"conditions" must be a mapping'),
         ({"conditions": {"label": torch.ones(5)}}, "one row for each of 16 samples"),
     ],

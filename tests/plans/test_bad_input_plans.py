@@ -136,6 +136,18 @@ def test_a_draw_needs_a_generator(wrong):
         mls.draw_plan(torch.ones(2, 2), generator=wrong)
 
 
+@pytest.mark.parametrize(("draw", "told"), [("nested", "'nested'"), (None, "NoneType"), (torch.bernoulli, "builtin")])
+def test_a_draw_is_no_name(draw, told):
+    message = f'"draw" must be a way of drawing such as multilevel_sde.systematic, got {told}.*; give the object itself'
+    for use in (
+        lambda: mls.draw_plan(torch.ones(2, 2), draw, generator=generator()),
+        lambda: mls.expected_cost(twin(), torch.ones(2, 2), draw),
+        lambda: mls.InverseCostSchedule().probabilities(twin(), TIMES, budget=3.0, draw=draw),
+    ):
+        with refused(message, TypeError):
+            use()
+
+
 def test_a_plan_for_other_times():
     with refused('"plan" has 2 steps, "times" has 3'):
         solve(times=[0.0, 0.25, 0.5, 1.0])

@@ -180,3 +180,12 @@ def test_times_off_the_given_grid():
         path(0.0, 1.5)
     with refused('"times" has two times at one point of the grid'):
         path(0.5, 0.5 + 1e-5)
+
+
+def test_a_plan_for_a_step_rule_names_the_step():
+    plan = mls.em_plan(twin(), [0.0, 0.5, 1.0], step=mls.Heun())
+    with refused('"plan" has 4 steps, "times" has 2; draw .* or give the step rule .*, such as step=mls.Heun()'):
+        solve(plan=plan)
+    with refused('"plan" has 3 steps, "times" has 2; draw the plan for these times$'):
+        solve(plan=mls.em_plan(twin(), torch.linspace(0, 1, 4)))
+    assert solve(plan=plan, step=mls.Heun()).status == "completed"
