@@ -67,7 +67,6 @@ class Unbiasedness:
     draws: int
 
 
-@torch.no_grad()
 def check_ladder(
     ladder: Ladder,
     y: Tensor,
@@ -137,7 +136,7 @@ def _as_times(t: float | Sequence[float], y: Tensor) -> list[Tensor]:
 
 def _value(ladder: Ladder, level: int, y: Tensor, t: Tensor, tolerance: float) -> Tensor:
     """Return f^level(y, t) after all checks of one level."""
-    drift, given = ladder.drifts[level], y.clone()
+    drift, given = ladder.drifts[level], y.detach().clone()
     value = drift(given, t)
     where = f"the drift of level {level + 1} at time {float(t):.6g}"
     if not isinstance(value, Tensor) or (value.shape, value.dtype, value.device) != (y.shape, y.dtype, y.device):
@@ -151,15 +150,15 @@ def _value(ladder: Ladder, level: int, y: Tensor, t: Tensor, tolerance: float) -
         )
     if not torch.equal(given, y):
         raise AssertionError(f"{where} must leave its state as it is, but changed it in place")
-    kept = value.clone()
+    kept = value.detach().clone()
     if not bool(kept.isfinite().all()):
         raise AssertionError(f"{where} must be finite, got NaN or infinity")
-    again = drift(given, t)
+    again = drift(given, t).detach()
     if not torch.equal(again, kept):
         difference = float((again - kept).abs().max())
         raise AssertionError(f"{where} must be the same at every call, two calls differ by {difference:.3g}")
     scale = float(kept.abs().max()) or 1.0
-    alone = torch.cat([drift(sample, t) for sample in y.clone().split(1)])
+    alone = torch.cat([drift(sample.clone(), t).detach() for sample in y.detach().split(1)])
     difference = float((alone - kept).abs().max()) / scale
     if not difference <= tolerance:
         raise AssertionError(
@@ -169,7 +168,6 @@ def _value(ladder: Ladder, level: int, y: Tensor, t: Tensor, tolerance: float) -
     return kept
 
 
-@torch.no_grad()
 def check_rates(
     ladder: Ladder, y: Tensor, t: float | Sequence[float], *, gamma: float, tolerance: float = 0.2
 ) -> Rates:
@@ -201,7 +199,7 @@ def check_rates(
     times = _as_times(t, y)
     variances = torch.zeros(len(ladder) - 1, dtype=torch.float64)
     for time in times:
-        values = [drift(y, time).double() for drift in ladder.drifts]
+        values = [drift(y.detach().clone(), time).detach().double() for drift in ladder.drifts]
         squares = [(high - low).square().mean() for low, high in itertools.pairwise(values)]
         variances += torch.stack(squares).cpu() / len(times)
     if not bool((variances > 0).all()):
@@ -217,7 +215,6 @@ def check_rates(
     return rates
 
 
-@torch.no_grad()
 def check_unbiased(
     ladder: Ladder,
     y: Tensor,
@@ -270,7 +267,7 @@ def check_unbiased(
         )
     plan = draw_plan(table, draw, generator=torch.Generator().manual_seed(seed), samples=draws)
     time = torch.tensor(t, dtype=torch.float64, device=y.device)
-    values = [drift(y, time) for drift in ladder.drifts]
+    values = [drift(y.detach().clone(), time).detach() for drift in ladder.drifts]
     needed, combine = estimator.needed(plan), estimator.start(plan)
     allowed = float(stats.norm.isf(level / (2 * y.numel() * len(table))))
     worst = 0.0

@@ -16,6 +16,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +51,6 @@ class Order:
     errors: tuple[float, ...]
 
 
-@torch.no_grad()
 def check_order(
     step: Step | StepRule,
     problem: Problem,
@@ -101,7 +101,8 @@ def check_order(
     def final(count: int) -> Tensor:
         times = problem.times(count)
         plan = em_plan(problem.limit, times, step=step)
-        return solve(problem.limit, y0, times, plan, step=step, diffusion=problem.diffusion, brownian=brownian).y
+        given: dict[str, Any] = {"step": step, "diffusion": problem.diffusion, "brownian": brownian}
+        return solve(problem.limit, y0, times, plan, gradients=False, **given).y
 
     if problem.exact is None:
         truth = final(_REFERENCE * counts[-1])
