@@ -65,7 +65,8 @@ def disagreement(responses: Tensor) -> float:
         responses: (rows, corrections, samples, numbers of the state).
     """
     order = torch.randperm(responses.shape[2], generator=torch.Generator().manual_seed(0))  # labels may take turns
-    halves = [float(responses[:, :, order[half::2]].double().square().mean()) for half in (0, 1)]
+    parts = [responses[:, :, order[half::2].to(responses.device)] for half in (0, 1)]
+    halves = [float(part.to(device_dtype(torch.float64, part.device)).square().mean()) for part in parts]
     ratio = max(halves) / max(min(halves), 1e-300)
     if ratio > _APART:
         warnings.warn(

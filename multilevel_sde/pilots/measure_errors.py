@@ -75,9 +75,9 @@ class Finals:
         end, reached = self.of(top, twice), twice
         if twice == finest:
             return end
-        change = (end - self.of(top, count)).double()
+        change = (end - self.of(top, count)).cpu().double()
         for level, steps in target_runs(self.trial.ladder, finest, count):
-            own = (self.of(level, twice) - self.of(level, count)).double()
+            own = (self.of(level, twice) - self.of(level, count)).cpu().double()
             share = float((change * own).sum() / own.square().sum().clamp_min(1e-300))
             if steps > reached and _ALIKE < share < 1 / _ALIKE:
                 end = end + min(1.0, share) * (self.of(level, steps) - self.of(level, reached))

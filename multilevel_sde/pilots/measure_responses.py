@@ -21,6 +21,7 @@ from multilevel_sde.pilots.trial import Trial
 from multilevel_sde.solver.estimators import Telescoping
 from multilevel_sde.solver.finite import is_finite
 from multilevel_sde.steps.rules import Advance, StepRule
+from multilevel_sde.times import device_dtype
 
 __all__ = ["Walk", "chunk_for", "copies_cost", "walk"]
 
@@ -104,7 +105,7 @@ def _path(trial: Trial, grid: Tensor) -> tuple[list[_Row], list[_Stretch], tuple
 
     def estimate(x: Tensor, time: float) -> Tensor:
         nonlocal random_levels
-        when = torch.full((), time, dtype=grid.dtype, device=x.device)
+        when = _time_on(time, grid, x)
         values = evaluate(x, when)
         _check_finite(trial, values, len(stretches), time)
         if not rows:
@@ -181,7 +182,11 @@ def _advance(trial: Trial, grid: Tensor) -> Advance:
 def _noise(trial: Trial, y: Tensor, t: float, grid: Tensor, increment: Tensor | None) -> Tensor | None:
     if trial.noise_of is None or increment is None:
         return None
-    return trial.noise_of(y, torch.full((), t, dtype=grid.dtype, device=y.device), increment).detach()
+    return trial.noise_of(y, _time_on(t, grid, y), increment).detach()
+
+
+def _time_on(time: float, grid: Tensor, x: Tensor) -> Tensor:
+    return torch.full((), time, dtype=device_dtype(grid.dtype, x.device), device=x.device)
 
 
 def _coefficients(trial: Trial, rows: list[_Row], stretches: list[_Stretch]) -> Tensor:
@@ -192,7 +197,7 @@ def _coefficients(trial: Trial, rows: list[_Row], stretches: list[_Stretch]) -> 
     for row, stretch in zip(rows, stretches, strict=True):
         direction = row.estimate if bool((row.estimate != 0).any()) else torch.ones_like(row.estimate)
         ends = [trial.step(stretch.y, n * direction, stretch.t, stretch.s, _zeros(trial, stretch)) for n in (1.0, 0.0)]
-        change, unit = (ends[0] - ends[1]).detach().double().flatten(), direction.double().flatten()
+        change, unit = (ends[0] - ends[1]).detach().cpu().double().flatten(), direction.cpu().double().flatten()
         found.append(float(change @ unit / (unit @ unit)))
     return torch.tensor(found, dtype=torch.float64)
 
@@ -223,7 +228,7 @@ def chunk_for(trial: Trial, batch: int | None) -> int:
     samples = len(trial)
     if batch is not None:
         return max(1, batch // samples)
-    time = torch.zeros((), dtype=torch.float64, device=trial.y0.device)
+    time = _time_on(0.0, torch.zeros((), dtype=torch.float64), trial.y0)
     need = peak_bytes(lambda: trial.ladder.drifts[0](trial.y0, time, **trial.conditions))
     trial.charge(trial.ladder.costs[0] * samples)
     return max(1, min(_NUMBERS // max(1, trial.y0.numel()), _MEMORY // max(1, need)))
@@ -245,5 +250,5 @@ def _tiled(value: Tensor, copies: int) -> Tensor:
 
 
 def _moments(difference: Tensor) -> Tensor:
-    values = difference.double()
-    return torch.stack([values.square().mean(), values.pow(4).mean()]).cpu()
+    values = difference.to(device_dtype(torch.float64, difference.device))
+    return torch.stack([values.square().mean(), values.pow(4).mean()]).cpu().double()

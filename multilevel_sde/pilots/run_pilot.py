@@ -278,6 +278,6 @@ def _gram(responses: Tensor) -> Tensor:
     steps, levels, samples, size = responses.shape
     total = torch.zeros(steps * levels, steps * levels, dtype=torch.float64)
     for sample in range(samples):
-        rows = responses[:, :, sample].permute(1, 0, 2).reshape(steps * levels, size).double().cpu()
+        rows = responses[:, :, sample].permute(1, 0, 2).reshape(steps * levels, size).cpu().double()
         total += rows @ rows.T
     return total / (samples * size)

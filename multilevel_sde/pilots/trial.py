@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from multilevel_sde.arguments import as_tensor
+from multilevel_sde.conditions import some_rows
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.noise.brownian import Brownian, BrownianPath, increments
 from multilevel_sde.noise.diffusion import Diffusion, as_noise
@@ -54,9 +55,10 @@ class Trial:
             diffusion,
             coefficients,
         )
-        self.rows = thinned(len(y0) - 1, min(samples, len(y0)) - 1).tolist()
-        self.y0 = at_least_float32(y0.detach()[self.rows])  # as in solve, which carries 16 bits so
-        self.conditions = {name: value[self.rows] for name, value in (conditions or {}).items()}
+        rows = thinned(len(y0) - 1, min(samples, len(y0)) - 1)
+        self.rows, self._place = rows.tolist(), rows.to(y0.device)
+        self.y0 = at_least_float32(y0.detach()[self._place])  # as in solve, which carries 16 bits so
+        self.conditions = some_rows(conditions or {}, rows)
         self.noise_of = None if diffusion is None else as_noise(diffusion)
         if isinstance(brownian, BrownianPath) and len(brownian.seeds) >= len(y0):
             self.brownian: Brownian | None = brownian.subset(self.rows)
@@ -77,7 +79,7 @@ class Trial:
     def increments(self, grid: Tensor) -> Iterator[Tensor]:
         """The increments of the noise along a grid for the pilot's samples."""
         source = increments(self.brownian, grid, self._everyone)
-        return source if self._everyone is self.y0 else (value[self.rows] for value in source)
+        return source if self._everyone is self.y0 else (value[self._place] for value in source)
 
     def run(self, grid: Tensor, plan: Plan, part: slice = slice(None)) -> Tensor:
         """Solve with a plan for some of the pilot's samples; return their final states."""

@@ -161,8 +161,27 @@ def learned(device):
 def fitted(device):
     y0 = states(device, 12)
     target = mls.solve(LADDER, y0, TIMES, mls.em_plan(LADDER, TIMES)).y
-    plans = mls.pilot(LADDER, states("cpu", 12), TIMES, candidates=16, progress=False).plans(budget=60.0)[:2]
+    plans = mls.pilot(LADDER, states(device, 12), TIMES, candidates=16, progress=False).plans(budget=60.0)[:2]
     return torch.tensor(mls.fit_plan(LADDER, y0, plans, target, iterations=2).errors)
+
+
+def measured(device, ladder=LADDER, dtype=torch.float32, **options):
+    found = mls.pilot(ladder, states(device, 12, dtype), TIMES, samples=6, progress=False, **options)
+    return torch.cat([found.gram.flatten(), torch.tensor([one.error for one in found.singles])])
+
+
+PILOTS = {
+    "pilot": measured,
+    "pilot, noise": lambda device: measured(device, diffusion=0.5, brownian=mls.BrownianPath(range(12))),
+    "pilot, noise of all": lambda device: measured(
+        device, diffusion=lambda y, t: t * y, brownian=lambda t, s: states(device, 12) * (s - t)
+    ),
+    "pilot, conditions": lambda device: measured(device, LABELLED, conditions={"shift": states(device, 12)}),
+    "pilot, step rule": lambda device: measured(device, step=mls.Heun()),
+    "pilot, few candidates": lambda device: measured(device, candidates=4),
+    "pilot, multistep": lambda device: measured(device, multistep=partial(mls.adams_bashforth_weights, order=2)),
+    "pilot, 16 bits": lambda device: measured(device, dtype=torch.bfloat16),
+}
 
 
 def priced(device):
@@ -175,7 +194,7 @@ MEASURES = {
     "learn": learned,
     "fit_plan": fitted,
     "SecondsCost": priced,
-}
+} | PILOTS
 
 
 @pytest.mark.parametrize("run", [*SOLVES.values(), *SAMPLERS.values()], ids=[*SOLVES, *SAMPLERS])
