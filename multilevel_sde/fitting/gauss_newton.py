@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ from tqdm.auto import tqdm
 from multilevel_sde.arguments import as_integer, as_items
 from multilevel_sde.conditions import Conditions, as_conditions
 from multilevel_sde.errors import NonFiniteError
-from multilevel_sde.fitting.perturbed_runs import FitRun, Parts
+from multilevel_sde.fitting.perturbed_runs import Direction, FitRun, Parts
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.noise.brownian import Brownian, BrownianPath
 from multilevel_sde.noise.diffusion import Diffusion
@@ -43,7 +44,7 @@ from multilevel_sde.solver.evaluate import in_float32
 from multilevel_sde.steps.rules import Step, StepRule, euler_maruyama
 from multilevel_sde.steps.sums import at_least_float32
 
-__all__ = ["FittedPlan", "fit_plan"]
+__all__ = ["FittedPlan", "Run", "fit_plan", "fitted"]
 
 _DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
 _SEMIFINALISTS = 3
@@ -129,7 +130,39 @@ def fit_plan(
     fits = []
     for candidate in plans:
         run = FitRun(ladder, y0, candidate.times, target, held, step, diffusion, brownian, given)
-        fits.append(_Fit(candidate, run, Parts.of(candidate.plan)))
+        fits.append((candidate, Parts.of(candidate.plan), run))
+    return fitted(fits, iterations=iterations, progress=progress)
+
+
+class Run(Protocol):
+    """The runs that a fit asks for; :class:`.perturbed_runs.FitRun` is one with drifts.
+
+    Attributes:
+        held: Which samples are kept out of the fit, bool (B,).
+        cost: What was spent, in the ladder's unit over all samples.
+    """
+
+    held: Tensor
+    cost: float
+
+    def errors(self, parts: Parts) -> Tensor:
+        """Mean squared distance of every sample to its target, (B,)."""
+        ...
+
+    def normal_equations(self, parts: Parts) -> tuple[list[Direction], Tensor, Tensor]:
+        """The coefficients that can move, R R' and R (target - y) over the samples of the fit."""
+        ...
+
+
+def fitted(
+    candidates: Sequence[tuple[PilotPlan, Parts, Run]], *, iterations: int = 5, progress: bool = False
+) -> FittedPlan:
+    """Fit plans whose runs are given: the best three once, the best of those to the end.
+
+    Raises:
+        NonFiniteError: No candidate gives a finite state.
+    """
+    fits = [_Fit(candidate, run, parts) for candidate, parts, run in candidates]
     with tqdm(total=iterations + _SEMIFINALISTS, desc="fitting", unit="step", disable=not progress) as bar:
         semifinalists = sorted(_finite(fits), key=lambda fit: fit.errors[-1])[:_SEMIFINALISTS]
         for fit in semifinalists:
@@ -140,14 +173,14 @@ def fit_plan(
             if not best.improve():
                 break
             bar.update()
-    cost = sum(fit.run.cost for fit in fits)
-    return replace(best.result(), cost=cost)
+    runs = {id(fit.run): fit.run.cost for fit in fits}
+    return replace(best.result(), cost=sum(runs.values()))
 
 
 class _Fit:
     """One candidate: its present coefficients and errors."""
 
-    def __init__(self, candidate: PilotPlan, run: FitRun, parts: Parts):
+    def __init__(self, candidate: PilotPlan, run: Run, parts: Parts):
         self.candidate, self.run, self.parts = candidate, run, parts
         squared = run.errors(parts)
         self.errors = [typical(squared[~run.held])]

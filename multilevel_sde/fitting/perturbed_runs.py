@@ -19,11 +19,11 @@ from multilevel_sde.solver.integrate import solve
 from multilevel_sde.steps.rules import Step
 from multilevel_sde.times import device_dtype
 
-__all__ = ["Direction", "FitRun", "Parts"]
+__all__ = ["LAGS", "Direction", "FitRun", "Pair", "Parts"]
 
 _CHUNK = 1 << 20  # numbers in a batch of perturbed states; larger ones are slower and vary more in shape
 _ROUNDING = 1e-12  # of the base's largest coefficient
-_LAGS = 2  # how many of its last values a correction is fitted with at a hit
+LAGS = 2  # how many of its last values a correction is fitted with at a hit
 
 Pair = tuple[int, int]
 
@@ -132,7 +132,7 @@ class _Path:
             yield Direction(n, None, lag), self.history[lag] - self.history[0]
         for pair, kept in self.stored.items():
             if n in kept:
-                for source in sorted(kept)[-_LAGS:]:
+                for source in sorted(kept)[-LAGS:]:
                     yield Direction(n, pair, source), kept[source]
 
 

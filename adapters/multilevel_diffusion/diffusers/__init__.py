@@ -1,15 +1,20 @@
-"""Pipelines of diffusers: a ladder in the place of `pipe.unet` or `pipe.transformer`.
+"""Pipelines of diffusers: a ladder on `pipe.unet` or `pipe.transformer`.
 
 Rooms:
-    wrapper       MultilevelUNet and multilevel(pipe, ...).
+    attached      attach(pipe, ...): a hook on the pipeline's own model.
+    wrapper       MultilevelUNet: a model in the place of it, which is saved with the pipeline.
+    controls      what both do at a call; calibrate, advise, allocate.
+    options       what can be chosen.
     clock         where a pipeline is in its trajectory.
     checks        what must hold for levels and schedulers, checked before any sampling.
     calls         one call: its arguments by name, and what can be wrong with them.
     costs         FLOPs of a call, counted without running it.
-    calibration   a pilot inside a pipeline.
+    calibration   a pilot inside a pipeline, comparisons and fits.
+    scheduler_grid   noise levels of a scheduler's calls, and a multistep base on them.
     store         ladders of diffusers models on disk.
 """
 
+from multilevel_diffusion.diffusers.attached import Attached, attach
 from multilevel_diffusion.diffusers.wrapper import MultilevelUNet, multilevel
 
-__all__ = ["MultilevelUNet", "multilevel"]
+__all__ = ["Attached", "MultilevelUNet", "attach", "multilevel"]

@@ -1,5 +1,9 @@
 """A pilot inside a diffusers pipeline: the pipeline is run as it is, and its scheduler's last state is compared.
 
+:func:`calibrated` measures where corrections matter, and if asked what the scheduler errs in fewer steps, and fits the
+coefficients of plans. Its target is the top level at every call, by a multistep method where the scheduler's steps are
+of first order; for comparisons and fits of ODEs, the same on a grid so fine that its own error hardly counts.
+
 Every run has the same generators, one for each sample, and the same global seed for schedulers that take none; the
 global generators, the scheduler and the progress bar are as before afterwards.
 """
@@ -9,65 +13,206 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 import multilevel_sde as mls
-from multilevel_diffusion.loops.black_box import Answer, Base, black_box_pilot
+from multilevel_diffusion.diffusers.scheduler_grid import adds_noise, signal_levels
+from multilevel_diffusion.loops.black_box import Alone, Answer, black_box_pilot, checked, plans_at
+from multilevel_diffusion.loops.black_box_fit import LoopRun
+from multilevel_sde.fitting.gauss_newton import fitted
+from multilevel_sde.fitting.perturbed_runs import Parts
+from multilevel_sde.pilots.answers import Single
+from multilevel_sde.pilots.trial import squared, typical
 
-__all__ = ["pipeline_pilot"]
+__all__ = ["Calibrated", "PipelineRun", "calibrated"]
 
+_FINER = 4  # times as many steps has the grid of the target, of a multistep method
+_FEWER = (3, 4, 5, 6, 8, 10, 12, 15, 20, 28, 40)  # steps of the top level alone that are measured
+_FITTED = 3  # plans of a pilot that a fit begins with
+_ORDER = 3  # values of the base that a fit uses at least
+_SAME_START = 1e-3  # difference in log-SNR
 _COUNTS = ("batch_size", "num_images_per_prompt", "num_videos_per_prompt")
 
 
-def pipeline_pilot(
-    pipe: Any,
-    ladder: mls.Ladder,
-    answer_with: Callable[[Answer], None],
-    *,
-    base: Base,
-    memory: Callable[[], bool],
-    samples: int,
-    candidates: int | None,
-    seed: int,
-    progress: bool,
-    arguments: Mapping[str, Any],
-) -> mls.Pilot:
-    """Run :func:`multilevel_diffusion.loops.black_box.black_box_pilot` with a pipeline.
+class PipelineRun:
+    """A pipeline as a function of what its denoiser answers.
 
     Arguments:
-        pipe: The pipeline, whose denoiser answers as `answer_with` says.
-        ladder: The levels and their costs.
-        answer_with: Sets the answer of the denoiser until it is called again.
-        base: See :func:`black_box_pilot`.
-        memory: Whether values mean the same at every call, known once the pipeline has begun to run.
+        pipe: The pipeline.
+        answer_with: Sets the answer of its denoiser until it is called again.
         samples: Number of samples in a run.
-        candidates: See :func:`black_box_pilot`.
         seed: Sample number i has the generator of seed + i.
-        progress: Show a progress bar.
-        arguments: Of the pipeline's call.
+        arguments: Of the pipeline's call, `num_inference_steps` among them.
 
     Raises:
-        ValueError: An argument that the pilot sets itself; a number of samples that does not fit the prompts; a
-            pipeline that stops before its scheduler's last step; and see :func:`black_box_pilot`.
+        ValueError: An argument that the pilot sets itself; a number of samples that does not fit the prompts.
     """
-    given = _call_arguments(pipe, samples, arguments)
 
-    def run(answer: Answer) -> Tensor:
-        answer_with(answer)
-        generators = [torch.Generator().manual_seed(seed + sample) for sample in range(samples)]
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _last_state(pipe.scheduler) as state:
-            torch.manual_seed(seed)
+    def __init__(
+        self,
+        pipe: Any,
+        answer_with: Callable[[Answer], None],
+        *,
+        samples: int,
+        seed: int,
+        arguments: Mapping[str, Any],
+    ):
+        self.pipe, self.answer_with, self.samples, self.seed = pipe, answer_with, samples, seed
+        self.given = _call_arguments(pipe, samples, arguments)
+
+    def __call__(self, answer: Answer, steps: int | None = None) -> Tensor:
+        """Return the states after the scheduler's last step, (samples, ...).
+
+        Raises:
+            ValueError: The pipeline stops before its scheduler's last step.
+        """
+        pipe = self.pipe
+        self.answer_with(answer)
+        generators = [torch.Generator().manual_seed(self.seed + sample) for sample in range(self.samples)]
+        given = self.given | ({} if steps is None else {"num_inference_steps": steps})
+        with (
+            torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+            _last_state(pipe.scheduler) as state,
+            _quiet(pipe),
+        ):
+            torch.manual_seed(self.seed)
             pipe(**given, generator=generators)
         if not state:
             raise ValueError('"pipe" ended without a step of its scheduler; a pilot needs the whole trajectory')
-        return state[0][:samples]  # DiT steps both halves of guidance, and returns the first
+        return state[0][: self.samples]  # DiT steps both halves of guidance, and returns the first
 
-    with _quiet(pipe):
-        return black_box_pilot(run, ladder, base=base, memory=memory, candidates=candidates, progress=progress)
+    @property
+    def noise_level(self) -> float:
+        """log(sigma / alpha) where the scheduler, as it is set now, begins."""
+        alphas, sigmas = signal_levels(self.pipe.scheduler)
+        return math.log(sigmas[0]) - math.log(alphas[0]) if alphas[0] > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What a calibration found.
+
+    Attributes:
+        pilot: The measurements.
+        fitted: The plan for the budget with fitted coefficients, None where none was asked for.
+    """
+
+    pilot: mls.Pilot
+    fitted: mls.FittedPlan | None
+
+
+def calibrated(
+    run: PipelineRun,
+    ladder: mls.Ladder,
+    *,
+    base: Callable[[], Tensor | None],
+    memory: Callable[[], bool],
+    expected: Callable[[], int | None],
+    budget_fraction: float,
+    candidates: int | None,
+    compare: bool,
+    fit: bool,
+    progress: bool,
+) -> Calibrated:
+    """Measure a ladder, or one network, in a pipeline.
+
+    Arguments:
+        run: The pipeline.
+        ladder: The levels' costs.
+        base: Coefficients of a multistep base, asked when a run has begun.
+        memory: Whether estimates of the data are known, asked after a run.
+        expected: Calls of a whole trajectory, asked after a run; None where that is not known.
+        budget_fraction: Cost of the fitted plan, of the top level at every call.
+        candidates: See :func:`.loops.black_box.black_box_pilot`.
+        compare: Also measure the top level in fewer steps, against a fine grid.
+        fit: Also fit.
+        progress: Show progress bars.
+
+    Raises:
+        ValueError: A scheduler that begins elsewhere with more steps, where a fine grid is needed; fewer than 8 samples
+            for a fit; see :func:`.loops.black_box.black_box_pilot`.
+    """
+    if fit and run.samples < 8:
+        raise ValueError(f'"samples" is {run.samples}, expected at least 8 (better 16) for a fit')
+    record: list[Tensor] = []
+
+    def watched(answer: Answer) -> Tensor:
+        end = run(answer)
+        if not record:
+            record.append(end)
+        return end
+
+    pilot = black_box_pilot(watched, ladder, base=base, memory=memory, candidates=candidates, progress=progress)
+    whole = expected()
+    if whole is not None and pilot.steps != whole:
+        raise ValueError(
+            f'"pipe" made {pilot.steps} of the {whole} calls of its scheduler; a pilot needs the whole trajectory'
+        )
+    if not (compare or fit):
+        return Calibrated(pilot, None)
+    scheduler, steps, top = run.pipe.scheduler, pilot.steps, len(ladder) - 1
+    if adds_noise(scheduler, run.given):
+        target = record[0]  # another number of steps would have other noise
+    else:
+        start = run.noise_level
+        target = run(Alone(top, base), steps=_FINER * steps)
+        if not math.isclose(run.noise_level, start, abs_tol=_SAME_START):
+            raise ValueError(
+                f"{type(scheduler).__name__} begins at another noise level with {steps} steps than with "
+                f'{_FINER * steps}, so there is no fine path to compare with; set timestep_spacing="trailing", or '
+                "leave out fit and compare"
+            )
+        pilot = _compared(run, ladder, pilot, base, target, progress, fewer=compare)
+    return Calibrated(pilot, _fitted(run, ladder, pilot, budget_fraction, target, progress) if fit else None)
+
+
+def _compared(
+    run: PipelineRun,
+    ladder: mls.Ladder,
+    pilot: mls.Pilot,
+    base: Callable[[], Tensor | None],
+    target: Tensor,
+    progress: bool,
+    *,
+    fewer: bool,
+) -> mls.Pilot:
+    """The pilot with what the top level alone errs against the fine path, at every call and in fewer steps."""
+    top, singles, tables, cost = len(ladder) - 1, [], {}, pilot.cost
+    numbers = [n for n in _FEWER if n < pilot.steps] if fewer else []
+    for n in tqdm([*numbers, pilot.steps], desc="single", unit="run", disable=not progress):
+        for method in [None, base] if pilot.multistep else [None]:
+            answer = Alone(top, method)
+            errors = squared(checked(run(answer, steps=n)), checked(target))
+            usual = typical(errors)
+            tail = float(errors.mean()) / max(usual, 1e-300)
+            singles.append(Single(top, answer.count, method is not None, usual, tail))
+            if answer.table is not None:
+                tables[answer.count] = answer.table
+            cost += len(target) * answer.count * ladder.costs[-1]
+    cost += len(target) * _FINER * pilot.steps * ladder.costs[-1]
+    return replace(pilot, singles=tuple(singles), multistep=tables, cost=cost)
+
+
+def _fitted(
+    run: PipelineRun, ladder: mls.Ladder, pilot: mls.Pilot, budget_fraction: float, target: Tensor, progress: bool
+) -> mls.FittedPlan:
+    """The best of the pilot's plans at a budget, with its coefficients fitted to the target."""
+    runs = LoopRun(run, ladder, target)
+    found = []
+    for plan in plans_at(pilot, ladder, budget_fraction)[:_FITTED]:
+        parts = Parts.of(plan.plan)
+        order = max(_ORDER, parts.base.shape[1])
+        wider = torch.zeros(pilot.steps, order, dtype=torch.float64)
+        wider[:, : parts.base.shape[1]] = parts.base
+        found.append((plan, replace(parts, base=wider), runs))
+    return fitted(found, progress=progress)
 
 
 def _call_arguments(pipe: Any, samples: int, arguments: Mapping[str, Any]) -> dict[str, Any]:

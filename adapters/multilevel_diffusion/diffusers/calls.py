@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["bind", "check_residuals", "explain", "fresh", "warn_of_disagreement"]
+__all__ = ["bind", "check_residuals", "explain", "fresh", "time_of", "warn_of_disagreement"]
 
 _RESIDUALS = (
     "down_block_additional_residuals",
@@ -19,6 +19,7 @@ _RESIDUALS = (
     "controlnet_block_samples",
     "controlnet_single_block_samples",
 )
+_TIMES = ("timestep", "timestep_ratio", "timesteps", "time", "t", "sigma")
 _WIDTHS = ("block_out_channels", "layers_per_block", "num_attention_heads", "attention_head_dim", "num_layers")
 
 
@@ -35,9 +36,20 @@ def bind(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -
     if len(args) > len(names):
         raise TypeError(f"the model takes {len(names)} arguments, got {len(args)}")
     call = {**dict(zip(names, args, strict=False)), **kwargs}
-    if names[0] not in call or call.get("timestep") is None:
-        raise TypeError(f'the model needs "{names[0]}" and "timestep", got {", ".join(call) or "nothing"}')
+    time = next((name for name in _TIMES if name in names), _TIMES[0])
+    if names[0] not in call or call.get(time) is None:
+        raise TypeError(f'the model needs "{names[0]}" and "{time}", got {", ".join(call) or "nothing"}')
     return call
+
+
+def time_of(call: Mapping[str, Any]) -> Any:
+    """Return the time of a call, whatever its model calls it.
+
+    Example:
+        >>> time_of({"sample": 1, "timestep_ratio": 0.5})
+        0.5
+    """
+    return next(call[name] for name in _TIMES if call.get(name) is not None)
 
 
 def fresh(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,10 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-__all__ = ["check_levels", "check_scheduler", "is_affine", "prediction_type"]
+__all__ = ["SLOTS", "check_levels", "check_scheduler", "is_affine", "prediction_type", "slot_of", "uncompiled"]
+
+SLOTS = ("unet", "transformer", "transformer_2", "decoder", "prior")
+"""Where pipelines have denoisers; the first that a pipeline has is meant where none is named."""
 
 _PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction")
 _SHARED = (
@@ -54,13 +57,11 @@ def check_levels(levels: Sequence[nn.Module]) -> None:
 
     Raises:
         TypeError: A level is not a diffusers model, or takes other arguments than the top level.
-        ValueError: Fewer than two levels, the same model twice, configurations that do not fit, other dtypes or
+        ValueError: No levels, the same model twice, configurations that do not fit, other dtypes or
             devices, NaN or infinite weights, unknown or different prediction types.
     """
-    if len(levels) < 2:
-        raise ValueError(
-            f'"levels" has {len(levels)} model(s), expected at least 2, cheapest first; a single model needs no ladder'
-        )
+    if not levels:
+        raise ValueError('"levels" is empty, expected models, cheapest first')
     for level, model in enumerate(levels):
         if not isinstance(model, ModelMixin) or not hasattr(model, "config"):
             raise TypeError(f'"levels[{level}]" must be a diffusers model with a config, got {type(model).__name__}')
@@ -242,3 +243,20 @@ def _trial_step(scheduler: Any, output: Tensor, state: Tensor) -> Tensor:
         if hasattr(trial, "scale_model_input"):
             trial.scale_model_input(state, time)
         return trial.step(output, time, state, **arguments).prev_sample.double()
+
+
+def slot_of(pipe: Any) -> str:
+    """Return the name of a pipeline's denoiser.
+
+    Raises:
+        ValueError: It has none of the usual ones.
+    """
+    for slot in SLOTS:
+        if getattr(pipe, slot, None) is not None:
+            return slot
+    raise ValueError(f"{type(pipe).__name__} has none of {', '.join(SLOTS)}; name the denoiser's slot")
+
+
+def uncompiled(level: Any) -> Any:
+    """Return the diffusers model inside a compiled one."""
+    return getattr(level, "_orig_mod", level)

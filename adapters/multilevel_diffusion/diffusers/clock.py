@@ -45,6 +45,7 @@ class PipelineClock:
     def __init__(self, rise: float = 1.001):
         self._trajectory = Trajectory(rise)
         self._pipe: Callable[[], Any] = lambda: None
+        self._slot: str | None = None
         self.reset()
 
     @property
@@ -69,12 +70,24 @@ class PipelineClock:
 
     @property
     def calls_of_slot(self) -> int | None:
-        """Calls from where this run begins (image to image), of this one of two experts."""
-        return None if self.calls is None else self.calls - self.offset
+        """Calls of the linked slot from where this run begins: a part, or one of two experts (Wan 2.2)."""
+        if self._timesteps is None:
+            return None
+        left, pipe = self._timesteps[self.offset :], self.pipe
+        share = getattr(pipe, "config", {}).get("boundary_ratio") if pipe is not None else None
+        if share is not None and self._slot == "transformer" and getattr(pipe, "transformer_2", None) is not None:
+            return int((left >= share * self.scheduler.config.num_train_timesteps).sum())
+        return len(left)
 
-    def link(self, pipe: Any) -> None:
+    @property
+    def made(self) -> int:
+        """Calls of the present trajectory so far; several at one step count once."""
+        return self._trajectory.position + 1
+
+    def link(self, pipe: Any, slot: str | None = None) -> None:
         """Ask the scheduler of this pipeline, held weakly, from now on; None forgets it."""
         self._pipe = (lambda: None) if pipe is None else weakref.ref(pipe)
+        self._slot = slot
         self.reset()
 
     def reset(self) -> None:

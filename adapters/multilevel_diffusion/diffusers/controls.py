@@ -7,7 +7,7 @@ that stands in the place of another (:mod:`.diffusers.wrapper`).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 import multilevel_sde as mls
-from multilevel_diffusion.diffusers.calibration import pipeline_pilot
-from multilevel_diffusion.diffusers.calls import warn_of_disagreement
+from multilevel_diffusion.diffusers.calibration import PipelineRun, calibrated
+from multilevel_diffusion.diffusers.calls import bind, check_residuals, explain, fresh, time_of, warn_of_disagreement
 from multilevel_diffusion.diffusers.checks import check_scheduler
 from multilevel_diffusion.diffusers.clock import PipelineClock
-from multilevel_diffusion.diffusers.scheduler_grid import base_coefficients, data_maps
+from multilevel_diffusion.diffusers.scheduler_grid import adds_noise, aimed, base_coefficients, data_maps
 from multilevel_diffusion.diffusers.store import Settings
-from multilevel_diffusion.loops.black_box import Answer, planned
+from multilevel_diffusion.loops.black_box import Answer, plans_at
 from multilevel_diffusion.loops.memory import DataMap, Memory
 from multilevel_diffusion.loops.rows import DrawnRows, PlannedRows, combine, step_probabilities
 from multilevel_diffusion.loops.trajectory import Meter, Stats
@@ -41,15 +41,23 @@ class Controls:
     _checked: object = None
     _warned = _compared = False
 
-    def _set_up(self, models: Sequence[nn.Module], costs: mls.GivenCost, draw: mls.Draw, seed: int) -> None:
+    levels: Any  # a sequence of modules
+
+    def _set_up(
+        self, models: Sequence[nn.Module], costs: mls.GivenCost, draw: mls.Draw, seed: int, names: list[str]
+    ) -> None:
+        """Begin; `names` are those of the arguments of the top model's call."""
         self._ladder = mls.Ladder(list(models), costs)
         self._settings = Settings(costs, draw=draw, seed=seed)
+        self._names, self._output = names, tuple
         self._meter = Meter(self._ladder.costs)
         self._clock = PipelineClock()
         self._answer: Answer | None = None
         self._memory: Memory | None = None
         self._maps: list[DataMap] | None = None
         self._shift = 0
+        self._expected: int | None = None
+        self._aim: Callable[[], bool] | None = None
 
     # -- what is evaluated when -----------------------------------------------------------------------------------
 
@@ -74,8 +82,9 @@ class Controls:
         table = None
         if budget_fraction is not None:
             table = step_probabilities(self._ladder, budget_fraction, schedule or _INVERSE_COST, self._settings.draw)
-            if self._settings.pilot is not None and schedule is None and budget_fraction < 1:
-                table, plan = None, planned(self._settings.pilot, self._ladder, budget_fraction)
+            pilot = self._settings.pilot
+            if pilot is not None and schedule is None and (budget_fraction < 1 or len(self._ladder) == 1):
+                table, plan = None, plans_at(pilot, self._ladder, budget_fraction)[0].plan
         elif probabilities is not None:
             table = torch.as_tensor(probabilities, dtype=torch.float64)
             if table.shape[-1:] != (len(self._ladder),):
@@ -140,8 +149,10 @@ class Controls:
         pipe: Any,
         *,
         num_inference_steps: int,
-        samples: int = 4,
+        samples: int | None = None,
         candidates: int | None = None,
+        compare: bool = False,
+        fit: bool = False,
         seed: int = 0,
         progress: bool = True,
         **pipeline_arguments: Any,
@@ -154,21 +165,30 @@ class Controls:
         evaluations of it in all; see :mod:`multilevel_diffusion.loops.black_box`. Images made later do not depend on
         it.
 
+        Where the scheduler's steps are of first order (DDIM, DDPM, Euler, flow matching with Euler, DPM-Solver++ with
+        solver_order=1) the lowest level is integrated by SA-Solver's multistep method in its place; in all, corrections
+        are stored and used until the next ones.
+
         Arguments:
             pipe: The pipeline that the ladder is installed in.
             num_inference_steps: Of the runs that the plan is for.
-            samples: Samples to measure on; memory holds their final states for every call and level.
+            samples: Samples to measure on, by default 4, for a fit 16; memory holds their final states for every call
+                and level.
             candidates: Perturb so many calls only, to save time; by default all.
+            compare: Also measure the top level in fewer steps, by the scheduler as it is and by the multistep method,
+                so that `advise` knows the alternatives. Takes a fine path: the top level at four times as many steps.
+            fit: Also fit the plan's coefficients to the end of that fine path (:mod:`.loops.black_box_fit`). A ladder
+                of one network is only fitted. The fitted plan is for the present budget.
             seed: Of the samples' noise.
-            progress: Show a progress bar.
+            progress: Show progress bars.
             pipeline_arguments: Of the pipeline's call, such as prompt and guidance_scale.
 
         Returns:
-            The pilot: `pilot.plan(budget=...)`, `pilot.advise(budget=...)`, `pilot.cost`.
+            The pilot: `pilot.plan(budget=...)`, `pilot.cost`.
 
         Raises:
-            ValueError: The ladder is not installed in `pipe`, or see `check` and
-                :func:`multilevel_diffusion.diffusers.calibration.pipeline_pilot`.
+            ValueError: The ladder is not installed in `pipe`, the pipeline stops early, or see `check` and
+                :func:`multilevel_diffusion.diffusers.calibration.calibrated`.
 
         Example:
             >>> from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
@@ -188,26 +208,61 @@ class Controls:
         some = torch.tensor([1.0] + [0.5] * (len(self._ladder) - 1))
         self._follow(replace(settings, probabilities=some, plan=None))
         self._meter = Meter(self._ladder.costs)
+        arguments = {"num_inference_steps": num_inference_steps, **pipeline_arguments}
         try:
             self.check(pipe)
-            pilot = pipeline_pilot(
+            self._aim = lambda: not adds_noise(pipe.scheduler, arguments)
+            run = PipelineRun(
                 pipe,
-                self._ladder,
                 lambda answer: setattr(self, "_answer", answer),
-                base=lambda: base_coefficients(pipe.scheduler, pipeline_arguments, self._clock.offset),
-                memory=lambda: self._maps is not None,
-                samples=samples,
-                candidates=candidates,
+                samples=(16 if fit else 4) if samples is None else samples,
                 seed=seed,
+                arguments=arguments,
+            )
+            found = calibrated(
+                run,
+                self._ladder,
+                base=lambda: base_coefficients(pipe.scheduler, arguments, self._clock.offset),
+                memory=lambda: self._maps is not None,
+                expected=lambda: self._expected,
+                budget_fraction=fraction,
+                candidates=candidates,
+                compare=compare,
+                fit=fit,
                 progress=progress,
-                arguments={"num_inference_steps": num_inference_steps, **pipeline_arguments},
             )
         finally:
+            aim, self._aim = self._settings.aimed, None
             self._answer, self._meter = None, meter
             self._follow(settings)
-        self._settings = replace(settings, pilot=pilot)
-        self.allocate(budget_fraction=fraction)
-        return pilot
+        self._settings = replace(settings, pilot=found.pilot, aimed=aim)
+        if found.fitted is not None:
+            self.allocate(plan=found.fitted.plan)
+        else:
+            self.allocate(budget_fraction=fraction)
+        return found.pilot
+
+    def advise(self, budget_fraction: float | None = None) -> mls.Advice:
+        """Say whether the ladder pays in its pipeline, or which number of steps of the top level alone is better.
+
+        Costs are in evaluations of the top level. The comparison is with what was measured: every call of the top
+        level, and after `calibrate(compare=True)` fewer steps of it, by the scheduler as it is and by the multistep
+        base.
+
+        Arguments:
+            budget_fraction: Cost relative to the top level at every call; by default the present plan's.
+
+        Raises:
+            ValueError: The ladder was not calibrated; a budget below the cheapest plan.
+        """
+        pilot = self._settings.pilot
+        if pilot is None:
+            raise ValueError(
+                "the ladder has measured nothing yet; call ladder.calibrate(pipe, num_inference_steps=...)"
+            )
+        fraction = self._fraction() if budget_fraction is None else budget_fraction
+        priced = replace(pilot, costs=self._ladder.costs, unit=self._ladder.unit).in_evaluations()
+        return priced.advise(budget=fraction * pilot.steps)
 
     def _fraction(self) -> float:
         """Expected cost of a call relative to the top model's."""
@@ -246,7 +301,7 @@ class Controls:
 
     def _begin(self) -> None:
         """Check what can be checked at the first call of a trajectory, and forget what the last one stored."""
-        self._memory, self._shift = None, self._clock.offset
+        self._memory, self._shift, self._expected = None, self._clock.offset, self._clock.calls_of_slot
         scheduler, plan = self._clock.scheduler, self._settings.plan
         if scheduler is not None:
             self.check(self._clock.pipe)
@@ -272,7 +327,7 @@ class Controls:
             return 0
         if steps == calls:
             return offset
-        if steps == self._clock.calls_of_slot:
+        if steps == self._expected:
             return 0
         raise ValueError(
             f'"plan" has {steps} steps, the scheduler makes {calls} calls; run the pipeline with the '
@@ -284,7 +339,10 @@ class Controls:
         try:
             if scheduler is None:
                 raise ValueError("the ladder does not know its pipeline; put it in with ladder.install(pipe)")
-            return data_maps(scheduler)
+            maps = data_maps(scheduler)
+            if self._aim is not None:  # a calibration finds out
+                self._settings, self._aim = replace(self._settings, aimed=self._aim()), None
+            return aimed(scheduler, maps) if self._settings.aimed else maps
         except ValueError as error:
             if not needed:
                 return None
@@ -294,6 +352,33 @@ class Controls:
             ) from error
 
     # -- one call --------------------------------------------------------------------------------------------------
+
+    def _run(self, level: int, call: dict[str, Any]) -> Any:
+        """Call a level."""
+        raise NotImplementedError
+
+    def _respond(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return what the top model is said to return at a call of the pipeline."""
+        call = bind(self._names, args, kwargs)
+        state = call[self._names[0]]
+        check_residuals(call, list(self.levels))
+        outputs: dict[int, Any] = {}
+        whole = call.get("return_dict", True)
+
+        def evaluate(level: int) -> Tensor:
+            try:
+                outputs[level] = self._run(level, fresh(call))
+            except RuntimeError as error:
+                reason = explain(level, self.levels[level], state, error)
+                if reason is None:
+                    raise
+                raise ValueError(reason) from error
+            return outputs[level].sample if whole else outputs[level][0]
+
+        estimate = self._estimate(time_of(call), state, evaluate)
+        if outputs:
+            self._output: Any = type(outputs[max(outputs)])
+        return self._output(sample=estimate) if whole else (estimate,)
 
     def _estimate(self, time: Any, state: Tensor, evaluate: Callable[[int], Tensor]) -> Tensor:
         """Return the estimate of the top level's output at a call; evaluate(k) is the output of level k."""
@@ -309,7 +394,8 @@ class Controls:
             return values[level]
 
         if self._answer is not None:
-            estimate = self._in_data(position, state, kept, lambda as_data: self._answer(position, as_data))  # type: ignore
+            answer = self._answer
+            estimate = self._in_data(position, state, kept, lambda as_data: answer(position, as_data))
         elif self._memory is not None:
             memory = self._memory
             estimate = self._in_data(position, state, kept, lambda as_data: memory.estimate(row, as_data))

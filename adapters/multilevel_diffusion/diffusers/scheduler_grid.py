@@ -16,6 +16,7 @@ import copy
 import inspect
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from multilevel_diffusion.loops.memory import DataMap
 from multilevel_diffusion.process.multistep import corrected_table, predictor_table
 
-__all__ = ["base_coefficients", "data_maps", "signal_levels", "step_lengths"]
+__all__ = ["adds_noise", "aimed", "base_coefficients", "data_maps", "signal_levels", "step_lengths"]
 
 _BENT = 1e-3  # relative residual of a step that is not x_s = A x + B F + noise
 _TINY = 1e-12
@@ -94,6 +95,32 @@ def data_maps(scheduler: Any) -> list[DataMap]:
     return [DataMap.of(prediction, alphas[n], sigmas[n]) for n in range(calls)]
 
 
+def aimed(scheduler: Any, maps: list[DataMap]) -> list[DataMap]:
+    """Return the maps under which every step of a set DDIM scheduler ends at the noise level of its next call.
+
+    A step of DDIM takes T // N of its T train timesteps, also where N calls lie further apart: with 28 of 1000 it ends
+    35 below a call and the next one is 36 below. One output decides where a step without noise ends, so that x_s = A x
+    + B x_0 at the next call's noise level takes x_0' = ((A - A') x + B x_0) / B', with A' and B' of DDIM's step.
+    """
+    if not (hasattr(scheduler, "final_alpha_cumprod") and getattr(scheduler, "num_inference_steps", None)):
+        return maps
+    if isinstance(getattr(scheduler, "sigmas", None), Tensor) or hasattr(scheduler, "step_index"):
+        return maps
+    alphas, sigmas = signal_levels(scheduler)
+    stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    found = []
+    for n, here in enumerate(maps):
+        end = int(scheduler.timesteps[n]) - stride
+        if end < 0 or sigmas[n] == 0:
+            found.append(here)
+            continue
+        square = float(scheduler.alphas_cumprod[end])
+        theirs = (math.sqrt(1 - square) / sigmas[n], math.sqrt(square) - alphas[n] * math.sqrt(1 - square) / sigmas[n])
+        wanted = (sigmas[n + 1] / sigmas[n], alphas[n + 1] - alphas[n] * sigmas[n + 1] / sigmas[n])
+        found.append(replace(here, aim=((wanted[0] - theirs[0]) / theirs[1], wanted[1] / theirs[1])))
+    return found
+
+
 def _is_edm(scheduler: Any) -> bool:
     return hasattr(scheduler, "precondition_outputs")
 
@@ -151,6 +178,20 @@ def step_lengths(scheduler: Any, arguments: Mapping[str, Any] | None = None) -> 
     return found
 
 
+def adds_noise(scheduler: Any, arguments: Mapping[str, Any] | None = None) -> bool:
+    """Whether steps of a set scheduler depend on random numbers of their own.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> scheduler = DDIMScheduler(clip_sample=False)
+        >>> scheduler.set_timesteps(4)
+        >>> adds_noise(scheduler), adds_noise(scheduler, {"eta": 1.0})
+        (False, True)
+    """
+    first, second = (_trial_steps(scheduler, arguments or {}, seed) for seed in (0, 1))
+    return any(not torch.equal(a, b) for (_, _, a), (_, _, b) in zip(first, second, strict=True))
+
+
 def _length(kept: float, alphas: list[float], sigmas: list[float]) -> float:
     """(1 + tau^2) h from the coefficient of the state."""
     if min(sigmas[1], kept, alphas[0]) <= _TINY:
@@ -164,7 +205,7 @@ def _is_scaled(scheduler: Any) -> bool:
     return _is_edm(scheduler) or (type(scheduler).__name__ in _SCALED and not _is_flow(scheduler))
 
 
-def _trial_steps(scheduler: Any, arguments: Mapping[str, Any]) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _trial_steps(scheduler: Any, arguments: Mapping[str, Any], seed: int = 0) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Steps of four copies with random states and outputs and the same noise: (states, outputs, ends) of each."""
     trials = [copy.deepcopy(scheduler) for _ in range(4)]
     for trial in trials:
@@ -179,9 +220,9 @@ def _trial_steps(scheduler: Any, arguments: Mapping[str, Any]) -> list[tuple[Ten
             outputs = torch.randn((4, 1, 4, 2, 2), generator=random)
             ends = []
             for trial, state, output in zip(trials, states, outputs, strict=True):
-                torch.manual_seed(n)
+                torch.manual_seed(2 * n + seed)
                 if "generator" in names:
-                    known["generator"] = torch.Generator().manual_seed(n)
+                    known["generator"] = torch.Generator().manual_seed(2 * n + seed)
                 if hasattr(trial, "_step_index"):
                     trial._step_index = n
                 if hasattr(trial, "scale_model_input"):

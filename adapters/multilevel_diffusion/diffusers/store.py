@@ -48,6 +48,7 @@ class Settings:
         draw: The way of drawing.
         seed: Seed of the draw.
         pilot: What a pilot in the ladder's pipeline measured, None without one.
+        aimed: Whether steps without noise are made to end where the next call is (:func:`.scheduler_grid.aimed`).
     """
 
     costs: mls.GivenCost
@@ -56,6 +57,7 @@ class Settings:
     draw: mls.Draw = mls.systematic
     seed: int = 0
     pilot: mls.Pilot | None = None
+    aimed: bool = False
 
 
 def load_models(sources: Iterable[str | os.PathLike[str] | nn.Module], **options: Any) -> list[nn.Module]:
@@ -139,6 +141,7 @@ def save_ladder(folder: str | os.PathLike[str], models: Sequence[Any], settings:
         "pilot": None if settings.pilot is None else _PILOT,
         "draw": _name_of(settings.draw),
         "seed": settings.seed,
+        "aimed": settings.aimed,
     }
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -193,6 +196,7 @@ def _load_settings(folder: Path) -> tuple[Settings, list[Path]]:
             DRAWS[config["draw"]],
             int(config["seed"]),
             None if config.get("pilot") is None else mls.Pilot.load(folder / _PILOT),
+            bool(config.get("aimed", False)),
         )
         if settings.pilot is not None and settings.pilot.levels != len(settings.costs.costs):
             raise ValueError(f"its pilot is of {settings.pilot.levels} levels; run calibrate again")

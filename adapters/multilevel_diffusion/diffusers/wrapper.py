@@ -23,7 +23,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self, Unpack
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, FrozenDict
@@ -31,15 +31,14 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 import multilevel_sde as mls
-from multilevel_diffusion.diffusers.calls import bind, check_residuals, explain, fresh
-from multilevel_diffusion.diffusers.checks import check_levels
+from multilevel_diffusion.diffusers.checks import check_levels, slot_of, uncompiled
 from multilevel_diffusion.diffusers.controls import Controls
 from multilevel_diffusion.diffusers.costs import count_costs
+from multilevel_diffusion.diffusers.options import Options
 from multilevel_diffusion.diffusers.store import load_ladder, load_models, save_ladder
 
 __all__ = ["MultilevelUNet", "multilevel"]
 
-_SLOTS = ("unet", "transformer")
 _ON_EVERY_LEVEL = (
     "set_attn_processor",
     "set_default_attn_processor",
@@ -102,17 +101,15 @@ class MultilevelUNet(Controls, ModelMixin, ConfigMixin):
         costs: Sequence[float] | mls.GivenCost | None = None,
     ):
         super().__init__()
-        models = [_uncompiled(level) for level in levels]
+        models = [uncompiled(level) for level in levels]
         check_levels(models)
         self.levels = nn.ModuleList(levels)
         self._internal_dict = FrozenDict(models[-1].config)
-        self._names = list(inspect.signature(models[-1].forward).parameters)
         if costs is None:
             costs = count_costs(models)
         elif not isinstance(costs, mls.GivenCost):
             costs = mls.GivenCost(list(costs))
-        self._set_up(levels, costs, draw, seed)
-        self._output: type[Any] = tuple
+        self._set_up(levels, costs, draw, seed, list(inspect.signature(models[-1].forward).parameters))
         self.allocate(budget_fraction=budget_fraction, probabilities=probabilities, plan=plan, schedule=schedule)
 
     def install(self, pipe: Any, slot: str | None = None) -> Self:
@@ -131,12 +128,12 @@ class MultilevelUNet(Controls, ModelMixin, ConfigMixin):
         Raises:
             ValueError: The pipeline has no such slot, or see `check`. The pipeline is then unchanged.
         """
-        slot = _slot(pipe) if slot is None else slot
+        slot = slot_of(pipe) if slot is None else slot
         if not hasattr(pipe, slot):
             raise ValueError(f'"slot" is {slot!r}, which {type(pipe).__name__} does not have')
         self.check(pipe)
         setattr(pipe, slot, self)
-        self._clock.link(pipe)
+        self._clock.link(pipe, slot)
         return self
 
     # -- one call --------------------------------------------------------------------------------------------------
@@ -148,30 +145,10 @@ class MultilevelUNet(Controls, ModelMixin, ConfigMixin):
             TypeError: No sample or timestep is given.
             ValueError: The input or ControlNet residuals do not fit a level; the plan is for another number of calls.
         """
-        call = bind(self._names, args, kwargs)
-        state = call[self._names[0]]
-        check_residuals(call, list(self.levels))
-        outputs: dict[int, Any] = {}
-        whole = call.get("return_dict", True)
+        return self._respond(args, kwargs)
 
-        def evaluate(level: int) -> Tensor:
-            outputs[level] = self._evaluate(level, call, state)
-            return outputs[level].sample if whole else outputs[level][0]
-
-        estimate = self._estimate(call["timestep"], state, evaluate)
-        if outputs:
-            self._output = type(outputs[max(outputs)])
-        return self._output(sample=estimate) if whole else (estimate,)
-
-    def _evaluate(self, level: int, call: dict[str, Any], state: Tensor) -> Any:
-        model: Any = self.levels[level]
-        try:
-            return model(**fresh(call))
-        except RuntimeError as error:
-            reason = explain(level, model, state, error)
-            if reason is None:
-                raise
-            raise ValueError(reason) from error
+    def _run(self, level: int, call: dict[str, Any]) -> Any:
+        return self.levels[level](**call)
 
     def _reset_stateful_cache(self) -> None:
         """What diffusers calls at the end of every pipeline call."""
@@ -194,7 +171,7 @@ class MultilevelUNet(Controls, ModelMixin, ConfigMixin):
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the levels."""
-        return _uncompiled(self.levels[-1]).dtype
+        return uncompiled(self.levels[-1]).dtype
 
     @contextlib.contextmanager
     def cache_context(self, name: str, **kwargs: Any) -> Iterator[None]:
@@ -229,7 +206,7 @@ class MultilevelUNet(Controls, ModelMixin, ConfigMixin):
         """
         if not safe_serialization:
             raise ValueError('"safe_serialization" must be True, got False; ladders are saved as safetensors only')
-        models = [_uncompiled(level) for level in self.levels]
+        models = [uncompiled(level) for level in self.levels]
         save_ladder(save_directory, models, self._settings, variant=variant, max_shard_size=max_shard_size)
 
     @classmethod
@@ -277,22 +254,10 @@ class MultilevelUNet(Controls, ModelMixin, ConfigMixin):
             costs=costs,
         )
         if saved is not None and saved.pilot is not None:
-            ladder._settings = replace(ladder._settings, pilot=saved.pilot)
+            ladder._settings = replace(ladder._settings, pilot=saved.pilot, aimed=saved.aimed)
             if budget_fraction is not None:
                 ladder.allocate(budget_fraction=budget_fraction, schedule=schedule)
         return ladder
-
-
-class Options(TypedDict, total=False):
-    """Keyword arguments of :class:`MultilevelUNet`."""
-
-    budget_fraction: float | None
-    probabilities: Tensor | Sequence[float] | None
-    plan: mls.Plan | None
-    schedule: mls.Schedule | None
-    draw: mls.Draw
-    seed: int
-    costs: Sequence[float] | mls.GivenCost | None
 
 
 def multilevel(
@@ -327,21 +292,9 @@ def multilevel(
         >>> pipe.unet is ladder, ladder.costs.unit
         (True, 'FLOPs')
     """
-    slot = _slot(pipe) if slot is None else slot
+    slot = slot_of(pipe) if slot is None else slot
     top = getattr(pipe, slot)
     if isinstance(top, MultilevelUNet):
         raise ValueError(f"the pipeline's {slot} is a ladder already; use its allocate() to change it")
     models = [model.to(top.device) for model in load_models(lower, torch_dtype=top.dtype)]
     return MultilevelUNet([*models, top], **options).install(pipe, slot)
-
-
-def _slot(pipe: Any) -> str:
-    for slot in _SLOTS:
-        if getattr(pipe, slot, None) is not None:
-            return slot
-    raise ValueError(f"{type(pipe).__name__} has neither a unet nor a transformer; name the denoiser's slot")
-
-
-def _uncompiled(level: Any) -> Any:
-    """The diffusers model inside a compiled one."""
-    return getattr(level, "_orig_mod", level)

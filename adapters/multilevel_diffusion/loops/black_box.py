@@ -31,10 +31,10 @@ from tqdm.auto import tqdm
 
 import multilevel_sde as mls
 from multilevel_diffusion.loops.memory import Memory, Streams
-from multilevel_sde.pilots.answers import Calibration, Form, Single
+from multilevel_sde.pilots.answers import Calibration, Form, PilotPlan, Single
 from multilevel_sde.pilots.trial import squared, typical
 
-__all__ = ["Answer", "Base", "black_box_pilot", "planned"]
+__all__ = ["Alone", "Answer", "Base", "black_box_pilot", "checked", "mixed", "plans_at"]
 
 Answer = Callable[[int, Callable[[int], Tensor]], Tensor]
 """answer(n, evaluate) -> what the network is said to return at call n; evaluate(k) is the value of level k there."""
@@ -59,7 +59,8 @@ def black_box_pilot(
     Arguments:
         run: Runs the sampler, always with the same noise, each of its calls of the network answered by the argument;
             returns the final states of at least 2 samples, (S, ...).
-        ladder: The costs of K levels; the levels themselves are reached through `evaluate`.
+        ladder: The costs of K levels; the levels themselves are reached through `evaluate`. One level has nothing to
+            correct: its pilot knows its plan alone.
         base: Asked at the first call of a run: the multistep coefficients of its calls, where its own steps are of
             first order. By default, the sampler's own method is all.
         memory: Asked after the first run: whether values mean the same at every call, so that plans may use stored
@@ -72,7 +73,7 @@ def black_box_pilot(
         Plans for fewer calls were not measured and are not proposed.
 
     Raises:
-        ValueError: Fewer than 2 levels, 2 samples, 2 candidates or 8 calls; equal levels; a state that is not finite;
+        ValueError: Fewer than 2 samples, 2 candidates or 8 calls; equal levels; a state that is not finite;
             a sampler whose calls differ from run to run.
 
     Example:
@@ -86,8 +87,6 @@ def black_box_pilot(
         >>> pilot.steps, pilot.plan(budget=60.0).plan.evaluations.tolist()
         (20, [20, 4])
     """
-    if len(ladder) < 2:
-        raise ValueError('"ladder" has one level; a pilot needs at least 2, one of them cheaper')
     if candidates is not None and candidates < 2:
         raise ValueError(f'"candidates" must be at least 2, got {candidates}')
     record = Recorded(len(ladder), base)
@@ -95,13 +94,10 @@ def black_box_pilot(
     calls = record.count
     if calls < _LEAST_CALLS:
         raise ValueError(f"the sampler makes {calls} calls, a pilot needs at least {_LEAST_CALLS}; take more")
-    chosen = torch.linspace(0, calls - 1, min(candidates or calls, calls)).round().long().unique().tolist()
-    responses, replayed = _responses(run, record.calls, chosen, final, progress)
-    spread = _interpolation(calls, chosen, len(ladder) - 1)
-    grams = [spread @ _gram(responses[:, half::2]) @ spread.T for half in (0, 1)]
+    grams, replayed = _grams(run, record, candidates, final, progress)
     share = len(final[0::2]) / len(final)
     gram = share * grams[0] + (1 - share) * grams[1]
-    if float(gram.diagonal().max()) == 0:
+    if len(ladder) > 1 and float(gram.diagonal().max()) == 0:
         raise ValueError('"ladder" has levels that are equal along the path; there is nothing to correct')
     variances, kurtosis = record.moments()
     pilot = mls.Pilot(
@@ -122,13 +118,27 @@ def black_box_pilot(
         multistep={} if record.table is None else {calls: record.table},
         disagreement=_disagreement(grams),
     )
+    if len(ladder) == 1:
+        return pilot
     return _calibrated(run, ladder, pilot, grams, final, memory is None or memory())
 
 
-def planned(pilot: mls.Pilot, ladder: mls.Ladder, budget_fraction: float, *, memory: bool = True) -> mls.Plan:
-    """Return the pilot's plan at a fraction of the cost of the top level at every call, by the ladder's costs."""
+def plans_at(pilot: mls.Pilot, ladder: mls.Ladder, budget_fraction: float, *, memory: bool = True) -> list[PilotPlan]:
+    """Return the pilot's plans of as many calls, the best first, at a fraction of the top level's cost at every call.
+
+    Raises:
+        ValueError: No plan of so many calls is so cheap.
+    """
     priced = replace(pilot, costs=ladder.costs, unit=ladder.unit)
-    return priced.plan(budget=budget_fraction * pilot.steps * ladder.costs[-1], memory=memory).plan
+    budget = budget_fraction * pilot.steps * ladder.costs[-1]
+    count = 1 << len(ladder)  # all choices of levels, and some of single ones
+    found = [plan for plan in priced.plans(budget=budget, memory=memory, count=count) if plan.plan.steps == pilot.steps]
+    if not found:
+        raise ValueError(
+            f'"budget_fraction" is {budget_fraction:g}, less than the cheapest level costs at {pilot.steps} calls; '
+            "raise it or take fewer calls"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -169,9 +179,7 @@ class Recorded:
             self.seconds[level] += time.perf_counter() - start
         stacked, answer = torch.stack(values), values[-1]
         if self.table is not None:
-            past = self._past.setdefault(self._streams.at(index), [])
-            past[:] = [answer, *past[: self.table.shape[1] - 1]]
-            answer = mixed(past, self.table[index].tolist())
+            answer = _by_multistep(self.table, index, answer, self._past, self._streams)
         self.calls.append(Call(index, answer, values[0], stacked[1:] - stacked[:-1], output.device, output.dtype))
         return answer.to(output.device, output.dtype)
 
@@ -191,6 +199,36 @@ class Recorded:
         variance, fourth = sums / counts.clamp_min(1)[:, None]
         kurtosis = fourth.mean(0) / variance.mean(0).clamp_min(1e-300).square()
         return variance, tuple(kurtosis.tolist())
+
+
+class Alone:
+    """Answers with one level at every call, by a multistep method where there is one.
+
+    Arguments:
+        level: From 0.
+        base: See :func:`black_box_pilot`.
+    """
+
+    def __init__(self, level: int, base: Base | None = None):
+        self.table: Tensor | None = None
+        self.count = 0
+        self._level, self._base, self._streams = level, base, Streams()
+        self._past: dict[int, list[Tensor]] = {}
+
+    def __call__(self, index: int, evaluate: Callable[[int], Tensor]) -> Tensor:
+        """Answer a call; see :data:`Answer`."""
+        if not self.count and self._base is not None:
+            self.table = self._base()
+        self.count = index + 1
+        value = evaluate(self._level)
+        return value if self.table is None else _by_multistep(self.table, index, value, self._past, self._streams)
+
+
+def _by_multistep(table: Tensor, index: int, value: Tensor, past: dict[int, list[Tensor]], streams: Streams) -> Tensor:
+    """The effective value of a call, from those of its last steps."""
+    own = past.setdefault(streams.at(index), [])
+    own[:] = [value, *own[: table.shape[1] - 1]]
+    return mixed(own, table[index].tolist())
 
 
 def mixed(values: list[Tensor], coefficients: list[float]) -> Tensor:
@@ -237,6 +275,19 @@ def checked(final: Tensor) -> Tensor:
     return final.detach().cpu().double()
 
 
+def _grams(
+    run: Callable[[Answer], Tensor], record: Recorded, candidates: int | None, final: Tensor, progress: bool
+) -> tuple[list[Tensor], int]:
+    """The Gram matrices of the responses, of each half of the samples, and how often the cheapest level ran."""
+    levels, calls = len(record.calls[0].differences), record.count
+    if levels == 0:
+        return [torch.zeros(0, 0, dtype=torch.float64)] * 2, 0
+    chosen = torch.linspace(0, calls - 1, min(candidates or calls, calls)).round().long().unique().tolist()
+    responses, replayed = _responses(run, record.calls, chosen, final, progress)
+    spread = _interpolation(calls, chosen, levels)
+    return [spread @ _gram(responses[:, half::2]) @ spread.T for half in (0, 1)], replayed
+
+
 def _responses(
     run: Callable[[Answer], Tensor], calls: list[Call], perturbed: list[int], final: Tensor, progress: bool
 ) -> tuple[Tensor, int]:
@@ -271,7 +322,7 @@ def _interpolation(calls: int, perturbed: list[int], levels: int) -> Tensor:
 def _disagreement(grams: list[Tensor]) -> float:
     """Ratio of what two halves of the samples say of the size of all responses."""
     low, high = sorted(float(gram.diagonal().sum()) for gram in grams)
-    return high / low if low > 0 else float("inf")
+    return high / low if low > 0 else 1.0
 
 
 def _calibrated(
@@ -287,7 +338,7 @@ def _calibrated(
     for half, part in enumerate(_CALIBRATED):
         budget = pilot.steps * (ladder.costs[0] + part * ladder.costs[-1])
         trial = replace(pilot, gram=grams[half])
-        plan = trial.plan(budget=budget, memory=False).plan
+        plan = plans_at(trial, ladder, budget / (pilot.steps * ladder.costs[-1]), memory=False)[0].plan
         promised = trial.responses(plan.steps).error(plan.weights)
         plan = trial.track(plan) if memory else plan
         errors = squared(checked(run(Memory(plan).estimate)), final)[1 - half :: 2]

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 import multilevel_sde as mls
-from multilevel_diffusion.loops.black_box import Answer, black_box_pilot, planned
+from multilevel_diffusion.loops.black_box import Answer, black_box_pilot, plans_at
 from multilevel_diffusion.loops.euler_base import Seen, euler_base
 from multilevel_diffusion.loops.memory import Memory
 from multilevel_diffusion.loops.rows import DrawnRows, PlannedRows, combine, step_probabilities
@@ -221,7 +221,7 @@ class MultilevelDenoiser(nn.Module):
                 pilot = black_box_pilot(
                     answered, self.ladder, base=lambda: base, candidates=candidates, progress=progress
                 )
-            plan = planned(pilot, self.ladder, budget_fraction)
+            plan = plans_at(pilot, self.ladder, budget_fraction)[0].plan
         finally:
             self._answer = self._seen = None
             self._rows, self._trajectory, self._turns, self._meter, self._memory = before

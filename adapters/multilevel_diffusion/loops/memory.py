@@ -35,6 +35,8 @@ class DataMap:
     Attributes:
         state: a.
         output: b, not zero.
+        aim: (p, q): the loop is given the output of p x + q x_0 for x_0, where its own step ends beside the next call's
+            noise level (DDIM with a number of steps that does not divide that of its table).
 
     Example:
         >>> eps = DataMap.of("epsilon", 0.8, 0.6)
@@ -45,6 +47,7 @@ class DataMap:
 
     state: float
     output: float
+    aim: tuple[float, float] = (0.0, 1.0)
 
     @classmethod
     def of(cls, prediction: str, alpha: float, sigma: float) -> DataMap:
@@ -83,7 +86,9 @@ class DataMap:
         return self._mapped(state, wide, self.state, self.output)
 
     def prediction(self, state: Tensor, data: Tensor) -> Tensor:
-        """Return the output of an x_0: the inverse of :meth:`data`."""
+        """Return the output of an x_0: the inverse of :meth:`data`, but for `aim`."""
+        if self.aim != (0.0, 1.0):
+            data = self._mapped(state, data, *self.aim)
         return self._mapped(state, data, -self.state / self.output, 1 / self.output)
 
     def _mapped(self, state: Tensor, value: Tensor, a: float, b: float) -> Tensor:

@@ -163,11 +163,11 @@ def test_other_dtypes_and_sick_weights_are_refused(unet):
         MultilevelUNet([unet(4), sick], budget_fraction=0.5)
 
 
-def test_ladders_of_one_and_of_equals_are_refused(unet):
+def test_ladders_of_none_and_of_equals_are_refused(unet):
     model = unet(8)
-    with fails('"levels" has 1 model(s), expected at least 2'):
+    with fails('"budget_fraction" must be at least 1'):
         MultilevelUNet([model], budget_fraction=0.5)
-    with fails('"levels" has 0 model(s), expected at least 2'):
+    with fails('"levels" is empty, expected models, cheapest first'):
         MultilevelUNet([], budget_fraction=0.5)
     with fails('"levels" has the same model twice'):
         MultilevelUNet([model, model], budget_fraction=0.5)
@@ -227,7 +227,7 @@ def test_pipelines_without_a_place_are_refused(unet, ddim):
     ladder = MultilevelUNet([unet(4), unet(8)], budget_fraction=0.5, costs=COSTS)
     with fails("\"slot\" is 'transformer', which DDIMPipeline does not have"):
         ladder.install(ddim(unet(8)), "transformer")
-    with fails("has neither a unet nor a transformer"):
+    with fails("has none of unet, transformer, transformer_2, decoder, prior"):
         ladder.install(object())
     pipe = ddim(ladder)
     with fails("the pipeline's unet is a ladder already"):

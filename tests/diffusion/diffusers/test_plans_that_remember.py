@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -152,6 +153,22 @@ def test_under_ddim_a_plan_gives_what_solve_gives(prediction: str, kind: str):
     MultilevelUNet(levels(), plan=plan, costs=COSTS).install(pipe)
     images = pipe(start(), 20)
     torch.testing.assert_close(images, solved(scheduler, plan), rtol=1e-9, atol=1e-9)
+
+
+def test_ddim_steps_that_end_beside_the_next_call_are_aimed_at_it():
+    """DDIM with 28 of 1000 timesteps ends 35 below a call whose next is 36 below: aimed, a plan is that of solve."""
+    scheduler = exact(diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing"))
+    scheduler.set_timesteps(28)
+    base = base_coefficients(scheduler)
+    assert base is not None
+    plan = plans(28, base)["any coefficients"]
+    pipe = Loop(levels()[-1], scheduler)
+    ladder = MultilevelUNet(levels(), plan=plan, costs=COSTS).install(pipe)
+    beside = pipe(start(), 28)
+    expected = solved(scheduler, plan)
+    ladder._settings = replace(ladder._settings, aimed=True)  # as a calibration does where steps add no noise
+    torch.testing.assert_close(pipe(start(), 28), expected, rtol=1e-9, atol=1e-9)
+    assert float((beside - expected).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["multistep base", "held"])

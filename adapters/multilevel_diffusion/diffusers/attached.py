@@ -1,0 +1,158 @@
+"""A ladder as a hook on a pipeline's own model, which stays where it is: `attach(pipe, [smaller, ...])`.
+
+The pipeline keeps the class of its model, hence its config, attention processors, adapters, LoRA loading, parallel
+plans and compile lists. The hook answers every call of the model by a plan: the smaller models run as often as the plan
+says, and the model itself, by its own forward, at a few calls. With no smaller model the plan is that of one network:
+its multistep method, fitted if asked for.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Sequence
+from typing import Any, Self, Unpack
+
+from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
+from torch import nn
+
+import multilevel_sde as mls
+from multilevel_diffusion.diffusers.checks import check_levels, slot_of, uncompiled
+from multilevel_diffusion.diffusers.controls import Controls
+from multilevel_diffusion.diffusers.costs import count_costs
+from multilevel_diffusion.diffusers.options import Options
+from multilevel_diffusion.diffusers.store import load_models
+
+__all__ = ["Attached", "attach"]
+
+_NAME = "multilevel_sde"
+
+
+class _Nothing(BaseState):
+    """The hook keeps its state itself; what it wants of diffusers is the context of a call."""
+
+    def reset(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing."""
+
+
+class Attached(Controls, ModelHook):
+    """A ladder that is attached to a pipeline; made by :func:`attach`.
+
+    Attributes:
+        levels: The models, cheapest first; the last is the pipeline's own.
+    """
+
+    _is_stateful = True  # so that diffusers resets it at the end of a pipeline's call
+
+    def __init__(self, pipe: Any, slot: str, lower: Sequence[nn.Module], options: Options):
+        super().__init__()
+        self._top = getattr(pipe, slot)
+        models = [uncompiled(level) for level in (*lower, self._top)]
+        check_levels(models)
+        self.levels = [*lower, self._top]
+        costs = options.get("costs")
+        if costs is None:
+            costs = count_costs(models)
+        elif not isinstance(costs, mls.GivenCost):
+            costs = mls.GivenCost(list(costs))
+        names = list(inspect.signature(models[-1].forward).parameters)
+        self._set_up(self.levels, costs, options.get("draw", mls.systematic), options.get("seed", 0), names)
+        chosen = {name: options.get(name) for name in ("budget_fraction", "probabilities", "plan", "schedule")}
+        if all(chosen[name] is None for name in ("budget_fraction", "probabilities", "plan")):
+            chosen["budget_fraction"] = 0.3 if lower else 1.0
+        self.allocate(**chosen)  # type: ignore[arg-type]
+        self._contexts = StateManager(_Nothing)  # type: ignore[arg-type]
+        self.check(pipe)
+        HookRegistry.check_if_exists_or_initialize(self._top).register_hook(self, _NAME)
+        self._clock.link(pipe, slot)
+
+    @property
+    def config(self) -> Any:  # type: ignore[override]
+        """That of the pipeline's own model."""
+        return uncompiled(self._top).config
+
+    def detach(self) -> None:
+        """Give the pipeline back its model as it was. Detaching twice does nothing."""
+        registry = getattr(self._top, "_diffusers_hook", None)
+        if registry is not None and registry.get_hook(_NAME) is self:
+            registry.remove_hook(_NAME, recurse=False)
+        self._clock.link(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """What diffusers calls in the place of the model's forward."""
+        return self._respond(args, kwargs)
+
+    def reset_state(self, module: nn.Module) -> nn.Module:
+        """What diffusers calls at the end of a pipeline's call."""
+        self.reset()
+        return module
+
+    def _begin(self) -> None:
+        own = next(iter(self._top.parameters()), None)
+        for level in self.levels[:-1]:
+            first = next(iter(level.parameters()), None)
+            if own is not None and first is not None and (first.device, first.dtype) != (own.device, own.dtype):
+                level.to(own.device, own.dtype)  # the pipeline was moved
+        super()._begin()
+
+    def _run(self, level: int, call: dict[str, Any]) -> Any:
+        if level == len(self.levels) - 1:
+            return self.fn_ref.original_forward(**call)  # type: ignore[misc]
+        model, context = self.levels[level], self._contexts._context
+        if context is None or not hasattr(model, "cache_context"):
+            return model(**call)
+        with model.cache_context(context.name):  # type: ignore[operator]
+            return model(**call)
+
+
+def attach(
+    pipe: Any,
+    lower: Sequence[str | os.PathLike[str] | nn.Module] = (),
+    *,
+    slot: str | None = None,
+    **options: Unpack[Options],
+) -> Attached:
+    """Let cheaper models answer most calls of a pipeline's denoiser, which stays the top level and where it is.
+
+    Arguments:
+        pipe: A diffusers pipeline.
+        lower: The cheaper models or their folders, cheapest first; folders are loaded like the pipeline's own model
+            (dtype, device). With none, the pipeline's model alone is given a multistep method by `calibrate`.
+        slot: The denoiser's name, such as "transformer_2"; by default the first that the pipeline has.
+        options: budget_fraction (by default 0.3, of one model 1), probabilities, plan, schedule, draw, seed, costs
+            as for :class:`.MultilevelUNet`.
+
+    Returns:
+        The ladder: `calibrate`, `advise`, `allocate`, `stats`, `detach`. It is also a context that detaches at its end.
+
+    Raises:
+        TypeError, ValueError: The levels do not fit together, or the scheduler would bias the result; the pipeline is
+            then unchanged.
+
+    Example:
+        >>> from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+        >>> def unet(width):
+        ...     return UNet2DModel(sample_size=8, block_out_channels=(width, width), norm_num_groups=8,
+        ...                        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2).eval()
+        >>> pipe = DDPMPipeline(unet(16), DDPMScheduler(clip_sample=False))
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> with attach(pipe, [unet(8)], budget_fraction=0.5) as ladder:
+        ...     images = pipe(num_inference_steps=10, output_type="np").images
+        >>> ladder.stats.trajectory.calls, type(pipe.unet).__name__
+        (10, 'UNet2DModel')
+    """
+    slot = slot_of(pipe) if slot is None else slot
+    if getattr(pipe, slot, None) is None:
+        raise ValueError(f'"slot" is {slot!r}, which {type(pipe).__name__} does not have')
+    top = getattr(pipe, slot)
+    registry = getattr(top, "_diffusers_hook", None)
+    if registry is not None and registry.get_hook(_NAME) is not None:
+        raise ValueError(f"the pipeline's {slot} has a ladder attached already; use its allocate(), or detach it first")
+    models = [model.to(top.device) for model in load_models(lower, torch_dtype=top.dtype)]
+    return Attached(pipe, slot, models, options)
