@@ -221,6 +221,25 @@ def test_without_runs_the_first_order_is_believed():
             assert found.mse == pytest.approx(value + 64.0**-2)
 
 
+@pytest.mark.parametrize(("order", "hits"), [(1, [62]), (2, range(0, 64, 2))])
+def test_a_plan_is_predicted_by_the_runs_in_its_form(order, hits):
+    """A tracked one remembers further than its base, here one step and two."""
+    ratios = {Form.TRACKED: 2.0, Form.BASE: 3.0, Form.PLAIN: 5.0}
+    calibration = [one for form, ratio in ratios.items() for one in runs(64, form, ratio)]
+    table = torch.full((64, order), 1 / order, dtype=torch.float64)
+    pilot = made(TOP, law(2, 0.0, multistep=True), calibration=calibration, multistep={64: table} if order > 1 else {})
+    apart = (torch.arange(64)[:, None] - torch.arange(64)).abs().double()
+    pilot = dataclasses.replace(pilot, gram=1e-6 * torch.block_diag(*[torch.exp(-apart / 20)] * 2))
+    weights = torch.ones(64, 3, dtype=torch.float64)
+    weights[[n for n in range(64) if n not in hits], 1:] = 0.0
+    plain = mls.Plan(weights != 0, weights)
+    plans = {Form.PLAIN: plain, Form.TRACKED: pilot.track(plain)}
+    plans |= {Form.BASE: mls.multistep(plain, table)} if order > 1 else {}
+    for form, plan in plans.items():
+        found = pilot.predict(plan)
+        assert found.level_mse == pytest.approx(ratios[form] * pilot.first_order(plan), rel=1e-6), form
+
+
 def test_the_form_that_erred_less_is_taken():
     pilot = made(TOP, calibration=[*runs(64, Form.TRACKED, 2.0), *runs(64, Form.PLAIN, 5.0)])
     assert pilot.plan(budget=150.0).form is Form.TRACKED
