@@ -136,8 +136,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=30, help="how many to try; 0 for all [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="which of them [%(default)s]")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="files, without folder and ending; default: all")
     options = parser.parse_args()
-    every = mutants()
+    every = [one for one in mutants() if not options.names or Path(one[0]).stem in options.names]
     chosen = every if options.count == 0 else random.Random(options.seed).sample(every, min(options.count, len(every)))
     survivors = []
     with tempfile.TemporaryDirectory() as folder:

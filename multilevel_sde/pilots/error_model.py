@@ -180,7 +180,7 @@ class ErrorModel:
         known = [getattr(one, what) for one in runs]
         # However many corrections, plans on coarser grids do not become the top level: no less than was measured.
         least = min((x for x in known if x > 0), default=0.0) if runs and runs[0].steps < self.rows else 0.0
-        typical = step + _calibrated(max(value, least), zip(known, self._beside(runs, form), strict=True))
+        typical = step + _calibrated(max(value, least), zip(known, self._beside(runs), strict=True))
         mse = typical * _rising(value, known, [one.tail for one in runs])
         multistep = bool(self.multistep) and form is not Form.PLAIN
         step_mse = step * self.single_tail(self.levels - 1, steps * self.steps / self.rows, multistep)
@@ -190,12 +190,12 @@ class ErrorModel:
         """The typical error of a plan by the runs in its form on all grids together."""
         runs = [one for one in self.calibration if one.form is form] or list(self.calibration)
         known = [one.first_order for one in runs]
-        level = _calibrated(first_order, zip(known, self._beside(runs, form), strict=True))
+        level = _calibrated(first_order, zip(known, self._beside(runs), strict=True))
         return self.step_error_of(steps, form) + level
 
-    def _beside(self, runs: Sequence[Calibration], form: Form) -> list[float]:
+    def _beside(self, runs: Sequence[Calibration]) -> list[float]:
         """What runs erred beside their steps."""
-        return [max(one.measured - self.step_error_of(one.steps, form), _LEAST * one.measured) for one in runs]
+        return [one.measured - self.step_error_of(one.steps, one.form) for one in runs]
 
     def expectation(self, level_mse: float, step_mse: float, typical: float, evaluations: Tensor) -> Prediction:
         """Return a prediction with what these evaluations of each level cost."""
@@ -243,9 +243,14 @@ class ErrorModel:
         return dict(sorted(found.items()))
 
     def step_error_of(self, rows: int, form: Form) -> float:
-        """Typical step error of the top level on the grid of a plan, by the method of the plan's base."""
+        """Typical step error on the grid of a plan: that of the top level by the method of the plan's base.
+
+        Where plans on this grid erred less, as steps and corrections may cancel, it is no more than most of that.
+        """
         multistep = bool(self.multistep) and form is not Form.PLAIN
-        return self.single_error(self.levels - 1, rows * self.steps / self.rows, multistep)
+        top = self.single_error(self.levels - 1, rows * self.steps / self.rows, multistep)
+        erred = [one.measured for one in self.calibration if (one.steps, one.form) == (rows, form)]
+        return min([top, *((1 - _LEAST) * error for error in erred)])
 
     def preferred(self, steps: int, forms: Sequence[Form]) -> Form:
         """The form that erred least in the runs on the nearest grid, every run counting by its ratio."""

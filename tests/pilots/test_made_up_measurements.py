@@ -218,7 +218,8 @@ def test_without_runs_the_first_order_is_believed():
         pilot = made(TOP, calibration=calibration)
         for value in (1e-3, 0.0):
             found = pilot.prediction(value, 64, torch.ones(3, dtype=torch.float64), Form.PLAIN)
-            assert found.mse == pytest.approx(value + 64.0**-2)
+            assert found.level_mse == pytest.approx(value)
+            assert found.step_mse == pytest.approx(0.0 if calibration else 64.0**-2)
 
 
 @pytest.mark.parametrize(("order", "hits"), [(1, [62]), (2, range(0, 64, 2))])
@@ -238,6 +239,17 @@ def test_a_plan_is_predicted_by_the_runs_in_its_form(order, hits):
     for form, plan in plans.items():
         found = pilot.predict(plan)
         assert found.level_mse == pytest.approx(ratios[form] * pilot.first_order(plan), rel=1e-6), form
+
+
+def test_steps_err_no_more_than_plans_on_their_grid_did():
+    """Steps and corrections may cancel; other grids and forms are not touched."""
+    small = [one._replace(measured=0.2 * 64.0**-2) for one in runs(64, Form.TRACKED, 1.0)[:1]]
+    pilot = made(TOP, calibration=[*small, *runs(64, Form.TRACKED, 1.0)[1:], *runs(64, Form.PLAIN, 1.0)])
+    found = pilot.prediction(1e-4, 64, torch.ones(3, dtype=torch.float64), Form.TRACKED)
+    assert found.mse == pytest.approx(0.2 * 64.0**-2)
+    assert pilot.step_error_of(64, Form.TRACKED) == pytest.approx(0.95 * 0.2 * 64.0**-2)
+    for steps, form in ((64, Form.PLAIN), (32, Form.TRACKED)):
+        assert pilot.step_error_of(steps, form) == pytest.approx(steps**-2.0)
 
 
 def test_the_form_that_erred_less_is_taken():
