@@ -30,6 +30,7 @@ __all__ = [
     "add_threads",
     "as_notes",
     "at_least",
+    "duration",
     "file",
     "folder",
     "note",
@@ -147,6 +148,19 @@ def note(text: str) -> None:
 
     if place()[0] == 0:
         print(f"note: {text}", file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a person says it.
+
+    Example:
+        >>> duration(1.2), duration(80), duration(100), duration(7200)
+        ('a second', '80 seconds', '1.7 minutes', '2 hours')
+    """
+    for size, unit in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.2g} {unit}" if seconds < 9.5 * size else f"{seconds / size:.0f} {unit}"
+    return "a second" if seconds < 1.5 else f"{seconds:.0f} seconds"
 
 
 @contextmanager

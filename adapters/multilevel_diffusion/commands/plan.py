@@ -19,6 +19,7 @@ from multilevel_diffusion.commands.options import (
     add_threads,
     as_notes,
     at_least,
+    duration,
     file,
     number,
     own_words,
@@ -124,10 +125,12 @@ def _fit(arguments: argparse.Namespace, images: ImageLadder) -> int:
     from multilevel_diffusion.process.grids import uniform
     from multilevel_diffusion.process.reverse_process import MODES, Process
     from multilevel_diffusion.sampling.origins import made_for
-    from multilevel_diffusion.sampling.pilots_and_fits import fit
+    from multilevel_diffusion.sampling.pilots_and_fits import expected_seconds, fit
 
     process = Process(images.schedule, MODES[arguments.mode], uniform(images.schedule, _STEPS))
     samples, steps = arguments.samples or _SAMPLES, arguments.steps or _FITTED
+    expected = duration(expected_seconds(images, process, samples=samples, steps=steps))
+    print(f"a fit with {samples} trajectories and {steps} steps takes about {expected}; fewer of both take less")
     found = fit(images, process, arguments.budget, samples=samples, steps=steps, progress=True)
     found.plan.save(arguments.out, found.times, made_for(images, process))
     top = images.ladder.costs[-1]

@@ -41,12 +41,13 @@ def register(subparsers) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Compare samples with real images by three distances, and image by image where they have one name or seed.
+    """Compare samples with real images by three distances, or image by image where they have one name or seed.
 
     The distances are the Frechet distance, the sliced Wasserstein distance, and how often a classifier tells the sets
     apart. Beside them stands what two halves of the real images give.
     """
     from multilevel_diffusion.quality.comparison import compare, samples_needed
+    from multilevel_diffusion.sampling.shards import read_manifest
     from multilevel_sde.files import write_atomically
 
     device = prepare(arguments)
@@ -75,7 +76,8 @@ def _run(arguments: argparse.Namespace) -> int:
         compared = compare(samples.to(device), reference.to(device), seed=arguments.seed)
         found |= compared.to_dict()
         print(compared.table())
-    pairs = _psnr(samples, names, reference, others)
+    jobs = all(read_manifest(folder) is not None for folder in folders.values())  # then one seed is one noise
+    pairs = _psnr(samples, names, reference, others) if arguments.psnr or jobs else {}
     if arguments.psnr and not pairs:
         raise ValueError(
             '"--psnr" compares images of the same name or seed, and there is none in both folders; sample the same '
@@ -86,7 +88,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if pairs:
         found["psnr"] = pairs
         if not arguments.psnr:
-            print("note: images of one name or seed are not independent: for the distances, sample another --seed")
+            print("note: images of one seed are not independent: for the distances, sample another --seed")
         print(f"PSNR of {pairs['pairs']} pairs of images: {pairs['mean']:.2f} dB, the lowest {pairs['lowest']:.2f} dB")
     content = json.dumps({name: _finite(value) for name, value in found.items()}, indent=1) + "\n"
     write_atomically(arguments.out / "quality.json", content.encode())

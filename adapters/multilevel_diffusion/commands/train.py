@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from multilevel_diffusion.commands.options import add_device, add_seed, add_threads, at_least, folder, number, prepare
+from multilevel_diffusion.commands.options import (
+    add_device,
+    add_seed,
+    add_threads,
+    at_least,
+    duration,
+    folder,
+    number,
+    prepare,
+)
 
 if TYPE_CHECKING:
     from multilevel_diffusion.networks.by_name import Preset
@@ -110,17 +119,10 @@ def _intention(
         lines[0] += f", classes {', '.join(classes)}"
     for level, (config, setting, seconds) in enumerate(zip(configs, settings, left, strict=True), start=1):
         shape = f"{config.base_dim}:{config.bottom_depth}:{config.mid_depth}"
-        rest = f"about {_words(seconds)}" if seconds else "trained already"
+        rest = f"about {duration(seconds)}" if seconds else "trained already"
         lines.append(f"network {level}: {shape}, {setting.steps} steps of {setting.batch_size} images, {rest}")
-    lines.append(f"in all about {_words(sum(left))}, by the time of a few steps; a stopped run resumes")
+    lines.append(f"in all about {duration(sum(left))}, by the time of a few steps; a stopped run resumes")
     return "\n".join(lines)
-
-
-def _words(seconds: float) -> str:
-    for size, unit in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.2g} {unit}" if seconds < 9.5 * size else f"{seconds / size:.0f} {unit}"
-    return "a second" if seconds < 1.5 else f"{seconds:.0f} seconds"
 
 
 def _settings(arguments: argparse.Namespace, preset: Preset | None, networks: int) -> list[TrainSettings]:

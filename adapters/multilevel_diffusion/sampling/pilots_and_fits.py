@@ -20,9 +20,10 @@ from multilevel_diffusion.process.reverse_process import MODES, Process
 from multilevel_diffusion.sampling.samples import batch_for
 from multilevel_sde.conditions import Conditions, some_rows
 
-__all__ = ["base_coefficients", "fit", "reference", "run_pilot"]
+__all__ = ["base_coefficients", "expected_seconds", "fit", "reference", "run_pilot"]
 
 FIRST_SEED = 1_000_000  # far from the seeds that anyone samples
+_MEASURED = 16  # trajectories of the pilot of a fit
 
 
 def base_coefficients(process: Process, times: Tensor) -> Tensor:
@@ -175,7 +176,7 @@ def fit(
         images.ladder,
         start,
         process.fine_times,
-        samples=min(16, samples),
+        samples=min(_MEASURED, samples),
         candidates=process.log_snr_grid(steps),
         multistep=lambda times: base_coefficients(process, times),
         progress=progress,
@@ -183,6 +184,37 @@ def fit(
     )
     proposed = pilot.in_evaluations("evaluations of the largest network").plans(budget=budget)
     return mls.fit_plan(images.ladder, start, proposed, target, progress=progress, **given)
+
+
+def expected_seconds(images: ImageLadder, process: Process, *, samples: int = 32, steps: int = 28) -> float:
+    """Return about how long :func:`fit` takes, to a factor of two, by the time of a few calls of each level.
+
+    The targets take the largest network on the finest grid. The pilot runs every level alone, and carries its
+    perturbations to the end on the cheapest level, as the fit does with its own: those grow with the square of the
+    steps.
+
+    Arguments:
+        images: The ladder.
+        process: What is solved.
+        samples: Trajectories of the fit.
+        steps: Steps of its grid.
+
+    Example:
+        >>> from multilevel_diffusion import load_ladder, shipped_ladder
+        >>> digits = load_ladder(shipped_ladder("digits"))
+        >>> process = Process(digits.schedule, 0.0, uniform(digits.schedule, 100))
+        >>> few, many = (expected_seconds(digits, process, steps=steps) for steps in (10, 90))
+        >>> 0 < few < many
+        True
+    """
+    fine, costs = len(process.fine_times) - 1, images.ladder.costs
+    x = process.start(range(_MEASURED), images.image_shape, dtype=images.dtype, device=images.device)
+    timer = mls.SecondsCost(x, float(process.fine_times[fine // 2]), 3, 1, labels_in_turn(images, _MEASURED) or None)
+    seconds = [one / _MEASURED for one in timer(images.ladder.drifts)]
+    alone = sum(3 * min(fine, steps * costs[-1] / cost) * one for cost, one in zip(costs, seconds, strict=True))
+    carried = seconds[0] * steps**2
+    pilot = min(_MEASURED, samples) * (alone + carried * (len(costs) - 1) / 2)
+    return fine * samples * seconds[-1] + pilot + 3 * samples * carried
 
 
 def _check(*numbers: tuple[str, int, int]) -> None:

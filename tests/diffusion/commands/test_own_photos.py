@@ -295,6 +295,17 @@ def test_quality_compares_no_job_with_files_of_another_size(there, tmp_path, cap
     assert "image 000000 is 12x12 in --samples and 24x24 in --reference" in capsys.readouterr().err
 
 
+def test_quality_of_two_jobs_shows_their_pairs(there, tmp_path, capsys):
+    for steps in ("3", "4"):
+        words = ["--count", "256", "--steps", steps, "--threads", "1", "--pages", "0", "--out", str(tmp_path / steps)]
+        assert cli.main(["sample", "--ladder", "digits", "--method", "em", *words]) == 0
+    words = ["--samples", str(tmp_path / "3"), "--reference", str(tmp_path / "4"), "--out", str(tmp_path / "q")]
+    assert cli.main(["quality", *words, "--threads", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "note: images of one seed are not independent" in told
+    assert "PSNR of 256 pairs of images" in told
+
+
 def test_quality_of_real_images_is_their_floor(there, tmp_path, capsys):
     for half in ("first", "second"):
         photos(tmp_path / half, 100)
@@ -303,6 +314,9 @@ def test_quality_of_real_images_is_their_floor(there, tmp_path, capsys):
     found = json.loads((tmp_path / "quality.json").read_text())
     assert found["frechet"] < found["frechet_floor"]["estimate"]
     assert (found["samples"], found["reference"]) == (200, 200)
-    assert "48 averages of pixels" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "48 averages of pixels" in told
+    assert "PSNR" not in told  # photos of one name are no pairs
+    assert "psnr" not in found
     assert cli.main(["quality", "--samples", "nowhere", "--reference", "photos"]) == 2
     assert "\"--samples\" is 'nowhere', which is no folder" in capsys.readouterr().err

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import multilevel_sde as mls
+from multilevel_diffusion.commands.options import duration
 from multilevel_diffusion.networks.store import load_ladder, save_ladder, shipped_ladder
 from multilevel_diffusion.process.grids import uniform
 from multilevel_diffusion.process.reverse_process import MODES, Process
 from multilevel_diffusion.sampling.origins import load_pilot, load_plan, made_for
-from multilevel_diffusion.sampling.pilots_and_fits import base_coefficients, fit, reference, run_pilot
+from multilevel_diffusion.sampling.pilots_and_fits import base_coefficients, expected_seconds, fit, reference, run_pilot
 from multilevel_diffusion.sampling.samples import sample
 from multilevel_diffusion.sampling.stored import stored_pilot, stored_plan
 from multilevel_sde.cli import main
@@ -87,6 +88,25 @@ def test_fit_needs_a_budget(tmp_path, capsys):
     arguments = ["plan", "--ladder", "digits", "--mode", "ddim", "--target-mse", "0.1", "--fit"]
     assert main([*arguments, "-o", str(tmp_path / "plan.safetensors")]) != 0
     assert '"--fit" takes a "--budget"' in capsys.readouterr().err
+
+
+def test_a_fit_says_how_long_it_takes_before_it_starts(digits, process, monkeypatch, tmp_path, capsys):
+    """The targets take the largest network; the perturbations of pilot and fit grow with the square of the steps."""
+    seconds = [16.0 * level for level in (1, 2, 3, 4, 5)]  # of a batch of 16
+    monkeypatch.setattr(mls, "SecondsCost", lambda *_: lambda drifts: seconds)
+    costs = digits.ladder.costs
+    alone = sum(3 * min(1000, 50 * costs[-1] / cost) * level for level, cost in enumerate(costs, start=1))
+    expected = 1000 * 40 * 5 + 16 * (alone + 50**2 * 2) + 3 * 40 * 50**2
+    assert expected_seconds(digits, process, samples=40, steps=50) == pytest.approx(expected)
+
+    def stopped(*_, **__):
+        assert f"a fit with 40 trajectories and 50 steps takes about {duration(expected)}" in capsys.readouterr().out
+        raise ValueError("stopped")
+
+    monkeypatch.setattr("multilevel_diffusion.sampling.pilots_and_fits.fit", stopped)
+    words = ["--ladder", "digits", "--mode", "ddim", "--budget", "5", "--samples", "40", "--steps", "50"]
+    assert main(["plan", "--fit", *words, "--out", str(tmp_path / "plan")]) == 2
+    assert "stopped" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["digits", "deadleaves32"])
