@@ -49,7 +49,7 @@ class Single(NamedTuple):
     """What one level alone errs.
 
     Attributes:
-        level: From 0.
+        level: From 0, as an index of the ladder.
         steps: On so many steps.
         multistep: By the pilot's multistep method, else one step at a time.
         error: Typical squared distance to the top level's path on the finest grid.
@@ -111,7 +111,7 @@ class PilotPlan:
     Attributes:
         plan: Hits and weights for the whole ladder (a level that is left out is never evaluated).
         times: The grid.
-        levels: The levels that are evaluated, 0-based.
+        levels: The levels that are evaluated, as indices from 0, as in `ladder.drifts`; texts and reports count from 1.
         predicted: What to expect.
         form: How it uses its corrections.
     """
@@ -157,7 +157,7 @@ class Advice:
 
     Attributes:
         pays: Whether the multilevel plan is predicted to need less than 0.9 of the cost of the best single level.
-        text: The advice in words.
+        text: The advice in words, which count levels from 1.
         best: The best plan at the budget that ends at the top level; the best single level where none is so cheap.
         single: The best single level at the budget: any level, any number of steps, by the pilot's method or one step
             at a time.

@@ -58,6 +58,9 @@ def sample(
 ) -> Samples:
     """Sample one image per seed, in batches.
 
+    No graph is kept. Loaded networks make none either; call `requires_grad_(False)` on your own, whose calls else each
+    make one and drop it.
+
     Arguments:
         ladder: Denoisers (x_t, t) -> x_0, or (x_t, t, **conditions) -> x_0.
         process: What is solved.

@@ -97,6 +97,18 @@ def test_a_grid_is_as_even_as_the_finest_one_allows(steps):
     assert (times - torch.linspace(1, 0, steps + 1, dtype=torch.float64)).abs().max() <= 0.5 / 40 + 1e-12
 
 
+@pytest.mark.parametrize("tau", [0.0, 1.0])
+def test_loaded_networks_make_no_graph(tau):
+    digits, saved = load_ladder(shipped_ladder("digits")), []
+    process = Process(digits.schedule, tau, uniform(digits.schedule, 40))
+    times = process.grid(4)
+    plan = mls.Plan(torch.ones(4, 5, dtype=torch.bool), 1.5 * torch.ones(4, 5) - 0.1 * torch.arange(5))  # all levels
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: None):
+        result = sample(digits.ladder, process, times, plan, range(2), digits.image_shape)
+    assert result.evaluations.tolist() == [4] * 5
+    assert not saved
+
+
 def test_starting_noise_is_apart_from_the_path():
     """Unit variance at t = 1 (chi-squared, level 1e-4) and no correlation with the first increment (4 deviations)."""
     chain, seeds, shape = process(), range(2000), (4,)
