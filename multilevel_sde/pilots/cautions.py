@@ -17,7 +17,7 @@ __all__ = ["OTHER_ROWS", "disagreement", "warn_of_batches", "warn_of_random"]
 OTHER_ROWS = "the pilot calls drifts with parts of the batch and with copies of it"
 
 _APART = 3.0  # how far two halves of the samples may disagree without a warning
-_ALONE = 1e-2  # of its largest value is how much a value may depend on the batch: other kernels round otherwise
+_ALONE = 0.03  # of its largest value is how much a value may depend on the batch: other kernels round otherwise
 _CALLER = 3  # of the stack: whoever called the pilot
 
 
