@@ -40,9 +40,10 @@ class Shipped(ModelMixin, ConfigMixin):
 class StatePipeline(DiffusionPipeline):
     """The loop of DDPMPipeline and DDIMPipeline, which returns the state; scales it where the scheduler wants that."""
 
-    def __init__(self, unet: Any, scheduler: Any):
+    def __init__(self, unet: Any, scheduler: Any, image_shape: tuple[int, ...]):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        self.image_shape = image_shape
         self.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
@@ -52,13 +53,12 @@ class StatePipeline(DiffusionPipeline):
         generator: Any = None,
         num_inference_steps: int = 28,
         eta: float | None = None,
-        image_shape: tuple[int, ...] = (3, 32, 32),
     ) -> tuple[Tensor]:
         """Return the final states of samples whose noise comes from their own generators."""
         self.scheduler.set_timesteps(num_inference_steps)
         given = {} if eta is None else {"eta": eta}
         given |= {"generator": generator} if "generator" in self.scheduler.step.__code__.co_varnames else {}
-        state = torch.stack([torch.randn(image_shape, generator=one) for one in generator])
+        state = torch.stack([torch.randn(self.image_shape, generator=one) for one in generator])
         state = state * self.scheduler.init_noise_sigma
         for t in self.scheduler.timesteps:
             output = self.unet(self.scheduler.scale_model_input(state, t), t).sample

@@ -56,7 +56,7 @@ class Attached(Controls, ModelHook):
         elif not isinstance(costs, mls.GivenCost):
             costs = mls.GivenCost(list(costs))
         names = list(inspect.signature(models[-1].forward).parameters)
-        self._set_up(self.levels, costs, options.get("draw", mls.systematic), options.get("seed", 0), names)
+        self._set_up(self.levels, costs, options.get("draw"), options.get("seed", 0), names)
         chosen = {name: options.get(name) for name in ("budget_fraction", "probabilities", "plan", "schedule")}
         if all(chosen[name] is None for name in ("budget_fraction", "probabilities", "plan")):
             chosen["budget_fraction"] = 0.3 if lower else 1.0

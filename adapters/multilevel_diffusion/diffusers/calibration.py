@@ -141,36 +141,41 @@ def calibrated(
     """
     if fit and run.samples < 8:
         raise ValueError(f'"samples" is {run.samples}, expected at least 8 (better 16) for a fit')
-    record: list[Tensor] = []
+    fine: list[Tensor] = []
 
-    def watched(answer: Answer) -> Tensor:
-        end = run(answer)
-        if not record:
-            record.append(end)
-        return end
+    def target(final: Tensor) -> Tensor:
+        """Where the fine path ends; where steps have noise of their own, the path that the pilot follows."""
+        noisy = adds_noise(run.pipe.scheduler, run.given)
+        fine.append(final if noisy else _fine(run, Alone(len(ladder) - 1, base)))
+        if noisy:
+            fine.append(final)
+        return fine[0]
 
-    pilot = black_box_pilot(watched, ladder, base=base, memory=memory, candidates=candidates, progress=progress)
+    aim = target if compare or fit else None
+    pilot = black_box_pilot(run, ladder, base=base, memory=memory, target=aim, candidates=candidates, progress=progress)
     whole = expected()
     if whole is not None and pilot.steps != whole:
         raise ValueError(
             f'"pipe" made {pilot.steps} of the {whole} calls of its scheduler; a pilot needs the whole trajectory'
         )
-    if not (compare or fit):
+    if aim is None:
         return Calibrated(pilot, None)
-    scheduler, steps, top = run.pipe.scheduler, pilot.steps, len(ladder) - 1
-    if adds_noise(scheduler, run.given):
-        target = record[0]  # another number of steps would have other noise
-    else:
-        start = run.noise_level
-        target = run(Alone(top, base), steps=_FINER * steps)
-        if not math.isclose(run.noise_level, start, abs_tol=_SAME_START):
-            raise ValueError(
-                f"{type(scheduler).__name__} begins at another noise level with {steps} steps than with "
-                f'{_FINER * steps}, so there is no fine path to compare with; set timestep_spacing="trailing", or '
-                "leave out fit and compare"
-            )
-        pilot = _compared(run, ladder, pilot, base, target, progress, fewer=compare)
-    return Calibrated(pilot, _fitted(run, ladder, pilot, budget_fraction, target, progress) if fit else None)
+    if len(fine) == 1:
+        pilot = _compared(run, ladder, pilot, base, fine[0], progress, fewer=compare)
+    return Calibrated(pilot, _fitted(run, ladder, pilot, budget_fraction, fine[0], progress) if fit else None)
+
+
+def _fine(run: PipelineRun, answer: Answer) -> Tensor:
+    """The end of the top level's path in so many steps that its own error hardly counts."""
+    scheduler, steps, start = run.pipe.scheduler, len(run.pipe.scheduler.timesteps), run.noise_level
+    asked = _FINER * int(run.given["num_inference_steps"])
+    end = run(answer, steps=asked)
+    if not math.isclose(run.noise_level, start, abs_tol=_SAME_START):
+        raise ValueError(
+            f"{type(scheduler).__name__} begins with {steps} steps at another noise level than with {asked}, so there "
+            'is no fine path to compare with; set timestep_spacing="trailing", or leave out fit and compare'
+        )
+    return end
 
 
 def _compared(

@@ -22,6 +22,7 @@ from multilevel_diffusion.diffusers.clock import PipelineClock
 from multilevel_diffusion.diffusers.scheduler_grid import adds_noise, aimed, base_coefficients, data_maps
 from multilevel_diffusion.diffusers.store import Settings
 from multilevel_diffusion.loops.black_box import Answer, plans_at
+from multilevel_diffusion.loops.held import held_plan
 from multilevel_diffusion.loops.memory import DataMap, Memory
 from multilevel_diffusion.loops.rows import DrawnRows, PlannedRows, combine, step_probabilities
 from multilevel_diffusion.loops.trajectory import Meter, Stats
@@ -44,7 +45,7 @@ class Controls:
     levels: Any  # a sequence of modules
 
     def _set_up(
-        self, models: Sequence[nn.Module], costs: mls.GivenCost, draw: mls.Draw, seed: int, names: list[str]
+        self, models: Sequence[nn.Module], costs: mls.GivenCost, draw: mls.Draw | None, seed: int, names: list[str]
     ) -> None:
         """Begin; `names` are those of the arguments of the top model's call."""
         self._ladder = mls.Ladder(list(models), costs)
@@ -79,12 +80,15 @@ class Controls:
                 'give exactly one of "budget_fraction", "probabilities" and "plan", got '
                 f"budget_fraction={budget_fraction}, probabilities={probabilities}, plan={plan}"
             )
-        table = None
+        table = held = None
         if budget_fraction is not None:
-            table = step_probabilities(self._ladder, budget_fraction, schedule or _INVERSE_COST, self._settings.draw)
+            draw = self._settings.draw or mls.systematic
+            table = step_probabilities(self._ladder, budget_fraction, schedule or _INVERSE_COST, draw)
+            if schedule is None and self._settings.draw is None and budget_fraction < 1:
+                held = budget_fraction
             pilot = self._settings.pilot
             if pilot is not None and schedule is None and (budget_fraction < 1 or len(self._ladder) == 1):
-                table, plan = None, plans_at(pilot, self._ladder, budget_fraction)[0].plan
+                table, held, plan = None, None, plans_at(pilot, self._ladder, budget_fraction)[0].plan
         elif probabilities is not None:
             table = torch.as_tensor(probabilities, dtype=torch.float64)
             if table.shape[-1:] != (len(self._ladder),):
@@ -94,14 +98,14 @@ class Controls:
                 )
         elif plan is not None:
             plan.check_ladder(self._ladder)
-        self._follow(replace(self._settings, probabilities=table, plan=plan))
+        self._follow(replace(self._settings, probabilities=table, plan=plan, held=held))
 
     def _follow(self, settings: Settings) -> None:
         if settings.plan is not None:
             self._rows: DrawnRows | PlannedRows = PlannedRows(settings.plan)
         else:
             assert settings.probabilities is not None
-            self._rows = DrawnRows(settings.probabilities, settings.draw, settings.seed)
+            self._rows = DrawnRows(settings.probabilities, settings.draw or mls.systematic, settings.seed)
         self._settings = settings
         self.reset()
 
@@ -272,7 +276,7 @@ class Controls:
         else:
             assert table is not None
             rows = table.reshape(-1, len(self._ladder))
-            cost = mls.expected_cost(self._ladder, rows, self._settings.draw) / len(rows)
+            cost = mls.expected_cost(self._ladder, rows, self._settings.draw or mls.systematic) / len(rows)
         return min(1.0, max(cost, self._ladder.costs[0]) / self._ladder.costs[-1])
 
     # -- the pipeline around ---------------------------------------------------------------------------------------
@@ -305,6 +309,8 @@ class Controls:
         scheduler, plan = self._clock.scheduler, self._settings.plan
         if scheduler is not None:
             self.check(self._clock.pipe)
+            if self._settings.held is not None and self._answer is None:
+                plan = self._held(scheduler, self._settings.held)
             self._shift = self._first_row()
         elif not self._warned and not self._deterministic():
             self._warned = True
@@ -319,6 +325,19 @@ class Controls:
         if remembers:
             assert plan is not None
             self._memory = Memory(plan)
+
+    def _held(self, scheduler: Any, fraction: float) -> mls.Plan | None:
+        """The plan of a ladder that has not been measured; None where a draw must do."""
+        plan = None
+        if self._expected is not None and self._data_maps(scheduler, needed=False) is not None:
+            base = base_coefficients(scheduler, first=self._clock.offset, corrected=False)
+            base = None if base is None else base[: self._expected]
+            plan = held_plan(self._ladder, self._expected, fraction, base)
+        settings = self._settings
+        assert settings.probabilities is not None
+        drawn = DrawnRows(settings.probabilities, settings.draw or mls.systematic, settings.seed)
+        self._rows = drawn if plan is None else PlannedRows(plan)
+        return plan
 
     def _first_row(self) -> int:
         """The row of the first call: the plan is for all timesteps, or for those from where this run begins."""

@@ -19,6 +19,6 @@ class Options(TypedDict, total=False):
     probabilities: Tensor | Sequence[float] | None
     plan: mls.Plan | None
     schedule: mls.Schedule | None
-    draw: mls.Draw
+    draw: mls.Draw | None
     seed: int
     costs: Sequence[float] | mls.GivenCost | None

@@ -232,7 +232,9 @@ def _trial_steps(scheduler: Any, arguments: Mapping[str, Any], seed: int = 0) ->
     return outcomes
 
 
-def base_coefficients(scheduler: Any, arguments: Mapping[str, Any] | None = None, first: int = 0) -> Tensor | None:
+def base_coefficients(
+    scheduler: Any, arguments: Mapping[str, Any] | None = None, first: int = 0, *, corrected: bool = True
+) -> Tensor | None:
     """Return the coefficients of a multistep base on a set scheduler's calls, (N, order); None where it has its own.
 
     Those of SA-Solver of order 2, with its corrector for the ODE.
@@ -241,6 +243,7 @@ def base_coefficients(scheduler: Any, arguments: Mapping[str, Any] | None = None
         scheduler: Set, for example by `scheduler.set_timesteps(28)`.
         arguments: Of its steps, such as eta.
         first: The call with which the trajectory begins (image to image).
+        corrected: Whether the corrector may be used, which is for steps without noise.
 
     Example:
         >>> from diffusers import DDIMScheduler, UniPCMultistepScheduler
@@ -258,7 +261,7 @@ def base_coefficients(scheduler: Any, arguments: Mapping[str, Any] | None = None
     alphas, sigmas = (levels[first:] for levels in signal_levels(scheduler))
     places = [_log(alpha) - _log(sigma) for alpha, sigma in zip(alphas, sigmas, strict=True)]
     h = [after - before for before, after in pairwise(places)]
-    if any(math.isfinite(z) and z > (1 + _BENT) * one for z, one in zip(lengths, h, strict=True)):
+    if not corrected or any(math.isfinite(z) and z > (1 + _BENT) * one for z, one in zip(lengths, h, strict=True)):
         return predictor_table(places, lengths, 2)
     coefficients = [
         (sigmas[n + 1] / sigmas[n], -alphas[n + 1] * math.expm1(-one)) for n, one in enumerate(h)

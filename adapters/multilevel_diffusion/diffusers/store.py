@@ -45,19 +45,23 @@ class Settings:
         costs: Cost of one evaluation of each level, with their unit.
         probabilities: p_k, shape (K,), or p_k(n), shape (N, K); None with a plan.
         plan: The plan, None with probabilities.
-        draw: The way of drawing.
+        draw: The way of drawing, None where none was asked for.
         seed: Seed of the draw.
         pilot: What a pilot in the ladder's pipeline measured, None without one.
+        held: Cost of a call relative to the top model's where nothing was measured and no draw asked for: a plan
+            for the scheduler's calls is then made when they are known (:func:`.loops.held.held_plan`), instead of a
+            draw.
         aimed: Whether steps without noise are made to end where the next call is (:func:`.scheduler_grid.aimed`).
     """
 
     costs: mls.GivenCost
     probabilities: torch.Tensor | None = None
     plan: mls.Plan | None = None
-    draw: mls.Draw = mls.systematic
+    draw: mls.Draw | None = None
     seed: int = 0
     pilot: mls.Pilot | None = None
     aimed: bool = False
+    held: float | None = None
 
 
 def load_models(sources: Iterable[str | os.PathLike[str] | nn.Module], **options: Any) -> list[nn.Module]:
@@ -142,6 +146,7 @@ def save_ladder(folder: str | os.PathLike[str], models: Sequence[Any], settings:
         "draw": _name_of(settings.draw),
         "seed": settings.seed,
         "aimed": settings.aimed,
+        "held": settings.held,
     }
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -155,8 +160,10 @@ def save_ladder(folder: str | os.PathLike[str], models: Sequence[Any], settings:
     write_atomically(target / _CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
-def _name_of(draw: mls.Draw) -> str:
+def _name_of(draw: mls.Draw | None) -> str | None:
     """Return the name of a draw in files."""
+    if draw is None:
+        return None
     for name, known in DRAWS.items():
         if draw == known:
             return name
@@ -193,10 +200,11 @@ def _load_settings(folder: Path) -> tuple[Settings, list[Path]]:
             mls.GivenCost([float(cost) for cost in config["costs"]], str(config["cost_unit"])),
             None if table is None else torch.tensor(table, dtype=torch.float64),
             None if config["plan"] is None else mls.Plan.load(folder / _PLAN),
-            DRAWS[config["draw"]],
+            None if config["draw"] is None else DRAWS[config["draw"]],
             int(config["seed"]),
             None if config.get("pilot") is None else mls.Pilot.load(folder / _PILOT),
             bool(config.get("aimed", False)),
+            config.get("held"),
         )
         if settings.pilot is not None and settings.pilot.levels != len(settings.costs.costs):
             raise ValueError(f"its pilot is of {settings.pilot.levels} levels; run calibrate again")

@@ -6,6 +6,7 @@ Rooms:
     rows            the coefficients at each call, and the sum that they weigh.
     memory          plans that remember: stored values as estimates of the data.
     euler_base      is a sampler Euler's method? Then a multistep base may take its place.
+    held            the plan of a ladder that has not been measured.
     black_box       a pilot for samplers that cannot be looked into.
     black_box_fit   a fit of a plan's coefficients inside them.
 """

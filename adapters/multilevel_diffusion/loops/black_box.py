@@ -51,6 +51,7 @@ def black_box_pilot(
     *,
     base: Base | None = None,
     memory: Callable[[], bool] | None = None,
+    target: Callable[[Tensor], Tensor] | None = None,
     candidates: int | None = None,
     progress: bool = False,
 ) -> mls.Pilot:
@@ -65,6 +66,7 @@ def black_box_pilot(
             first order. By default, the sampler's own method is all.
         memory: Asked after the first run: whether values mean the same at every call, so that plans may use stored
             ones. By default they do.
+        target: Asked after the first run, with its final states: those that plans are judged by. By default the same.
         candidates: Perturb so many calls only; the responses in between are interpolated. By default all.
         progress: Show a progress bar.
 
@@ -120,7 +122,8 @@ def black_box_pilot(
     )
     if len(ladder) == 1:
         return pilot
-    return _calibrated(run, ladder, pilot, grams, final, memory is None or memory())
+    aim = final if target is None else checked(target(final))
+    return _calibrated(run, ladder, pilot, grams, aim, memory is None or memory())
 
 
 def plans_at(pilot: mls.Pilot, ladder: mls.Ladder, budget_fraction: float, *, memory: bool = True) -> list[PilotPlan]:

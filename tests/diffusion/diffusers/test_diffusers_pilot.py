@@ -174,7 +174,7 @@ def test_files_keep_plan_and_pilot(unet, ddim, tmp_path: Path):
 def test_nothing_is_left_behind(conditional, stable_diffusion, guided):
     """Images with another seed than the pilot's, statistics, global numbers and the pipeline, also after a failure."""
     pipe = stable_diffusion(conditional(8), diffusers.DDPMScheduler(clip_sample=False))
-    ladder = multilevel(pipe, [conditional(4)], budget_fraction=0.6, costs=COSTS)
+    ladder = multilevel(pipe, [conditional(4)], budget_fraction=0.6, costs=COSTS, draw=mls.systematic)
     first = guided(pipe, steps=10)
     stats, table = ladder.stats, ladder.probabilities
     bar, numbers = copy.copy(pipe._progress_bar_config), torch.random.get_rng_state()

@@ -52,7 +52,7 @@ def test_every_fixed_step_scheduler(conditional, stable_diffusion, guided, name:
     levels = [conditional(4), conditional(8)]
     pipe = stable_diffusion(levels[1], getattr(diffusers, name)(**SCHEDULERS[name]))
     plain = guided(pipe)
-    ladder = multilevel(pipe, [levels[0]], budget_fraction=1.0, costs=COSTS)
+    ladder = multilevel(pipe, [levels[0]], budget_fraction=1.0, costs=COSTS, draw=mls.systematic)
     assert torch.equal(guided(pipe), plain)
     ladder.allocate(budget_fraction=0.6)
     first = guided(pipe)
@@ -62,7 +62,7 @@ def test_every_fixed_step_scheduler(conditional, stable_diffusion, guided, name:
     assert first.isfinite().all()
     assert not torch.equal(first, plain)
     assert torch.equal(guided(pipe), first)
-    unlinked = MultilevelUNet(levels, budget_fraction=0.6, costs=COSTS)
+    unlinked = MultilevelUNet(levels, budget_fraction=0.6, costs=COSTS, draw=mls.systematic)
     pipe.unet = unlinked
     assert torch.equal(guided(pipe), first)
     assert unlinked.stats.trajectory == calls
@@ -72,7 +72,7 @@ def test_every_fixed_step_scheduler(conditional, stable_diffusion, guided, name:
 def test_transformer_pipelines(transformer_pipeline, name: str):
     levels, pipe, run = transformer_pipeline(name)
     plain = run()
-    ladder = multilevel(pipe, levels[:-1], budget_fraction=1.0, costs=COSTS)
+    ladder = multilevel(pipe, levels[:-1], budget_fraction=1.0, costs=COSTS, draw=mls.systematic)
     assert torch.equal(run(), plain)
     ladder.allocate(budget_fraction=0.6)
     first = run()
@@ -82,7 +82,7 @@ def test_transformer_pipelines(transformer_pipeline, name: str):
     stats = ladder.stats.trajectory
     assert stats.calls == 6 * halves
     assert all(n % halves == 0 for n in stats.evaluations)
-    pipe.transformer = unlinked = MultilevelUNet(levels, budget_fraction=0.6, costs=COSTS)
+    pipe.transformer = unlinked = MultilevelUNet(levels, budget_fraction=0.6, costs=COSTS, draw=mls.systematic)
     assert torch.equal(run(), first)
     assert unlinked.stats.trajectory == stats
 
@@ -200,8 +200,7 @@ def test_save_and_load_flux(transformer_pipeline, tmp_path):
     multilevel(pipe, levels[:-1], budget_fraction=0.6, costs=COSTS)
     before = run()
     pipe.save_pretrained(tmp_path)
-    loaded = MultilevelUNet.from_pretrained(tmp_path, subfolder="transformer")
-    pipe.transformer = loaded
+    MultilevelUNet.from_pretrained(tmp_path, subfolder="transformer").install(pipe)
     assert_same_but_for_alignment(run(), before)
 
 

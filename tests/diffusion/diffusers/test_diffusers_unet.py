@@ -115,7 +115,7 @@ def test_both_halves_of_guidance_share_one_draw(unet):
 
 def test_the_seed_decides_and_nothing_global(unet, ddim):
     pipe = ddim(unet(8))
-    ladder = multilevel(pipe, [unet(4)], budget_fraction=0.5, costs=COSTS)
+    ladder = multilevel(pipe, [unet(4)], budget_fraction=0.5, costs=COSTS, draw=mls.systematic)
 
     def run() -> torch.Tensor:
         return torch.as_tensor(
@@ -183,7 +183,7 @@ def test_return_dict_is_honoured(unet, positional: bool):
 
 def test_each_level_compiles_without_graph_breaks(unet, ddim):
     pipe = ddim(unet(8))
-    ladder = multilevel(pipe, [unet(4)], budget_fraction=0.5, costs=COSTS)
+    ladder = multilevel(pipe, [unet(4)], budget_fraction=0.5, costs=COSTS, draw=mls.systematic)
 
     def run() -> torch.Tensor:
         images = pipe(num_inference_steps=4, output_type="np", generator=torch.Generator().manual_seed(1)).images
