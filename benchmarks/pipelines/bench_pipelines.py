@@ -4,13 +4,13 @@
     python benchmarks/pipelines/bench_pipelines.py --quick --out /tmp/pipelines
 
 ODE: the error is the mean squared distance to where the largest network ends by DDIM with 1,000 steps, from the same
-noise. SDE: that to the path of the largest network at all 50 calls by the multistep base, with the scheduler's own noise,
-which other numbers of steps do not share. Costs are in evaluations of the largest network by FLOPs, and in seconds of CPU
-time an image on one thread. Rows are kept as they are made, and a second run goes on where the first was stopped.
+noise. SDE: that to the path of the largest network at all 50 calls by the multistep base, with the scheduler's own
+noise, which other numbers of steps do not share. Costs are in evaluations of the largest network by FLOPs, and in
+Rows are kept as they are made, and a second run goes on where the first was stopped.
 
 - single: the largest network alone with a scheduler and a grid of diffusers, at so many steps;
-- multistep, fitted: as `attach(pipe)` makes it with `calibrate`, and with fit=True;
-- default, calibrated, ladder fitted: `attach(pipe, smaller)` on 28 calls (SDE: 50), on 4 samples, fitted on 16;
+- multistep, fitted: one network with a plan, as `calibrate` makes it, and with fit=True;
+- default, calibrated, ladder fitted: the ladder on 28 calls (SDE: 50), calibrated on 4 samples, fitted on 16;
 - T-Stitch (small first), SRDiffusion (large first), FlowBlending (large at both ends): one size a step, under the best
   stock scheduler at 28 calls, at the best boundary that the budget allows.
 """
@@ -35,7 +35,7 @@ import multilevel_sde as mls
 from benchmarks.common import machine, parser_of, write_json
 from benchmarks.pipelines.models import StatePipeline, schedule_of, shipped_models
 from multilevel_diffusion import load_ladder, shipped_ladder
-from multilevel_diffusion.diffusers import attach
+from multilevel_diffusion.diffusers import MultilevelUNet
 
 EVALUATIONS = (3, 5, 8, 12, 20)
 SINGLE = (3, 5, 8, 10, 12, 15, 20, 28, 40)
@@ -100,9 +100,9 @@ class Bench:
         pipe, calls = self.stock()
         if not self.noisy:
             return self.run(pipe, 50 if self.quick else 1000)
-        with attach(pipe, costs=[1.0]) as one:
-            one.calibrate(pipe, num_inference_steps=calls, progress=False)
-            return self.run(pipe, calls)
+        one = MultilevelUNet(self.models[-1:], budget_fraction=1.0, costs=[1.0]).install(pipe)
+        one.calibrate(pipe, num_inference_steps=calls, progress=False)
+        return self.run(pipe, calls)
 
     def add(self, key: str, make: Callable[[], tuple[Tensor, float, dict[str, Any]]]) -> None:
         """Make a row unless it is there: images, cost in evaluations, anything else to note."""
@@ -141,11 +141,11 @@ def fitted_singles(bench: Bench) -> Iterator[tuple[str, Callable[[], tuple[Tenso
             options: dict[str, Any] = options, steps: int = steps, fit: bool = fit
         ) -> tuple[Tensor, float, dict[str, Any]]:
             pipe = bench.pipe("DPMSolverMultistepScheduler", solver_order=1, **options)
-            with attach(pipe, costs=[1.0]) as one:
-                pilot = one.calibrate(pipe, num_inference_steps=steps, fit=fit, progress=False)
-                start = time.process_time()
-                images = bench.run(pipe, steps)
-                return images, steps, {"seconds": time.process_time() - start, "calibration": pilot.cost}
+            one = MultilevelUNet(bench.models[-1:], budget_fraction=1.0, costs=[1.0]).install(pipe)
+            pilot = one.calibrate(pipe, num_inference_steps=steps, fit=fit, progress=False)
+            start = time.process_time()
+            images = bench.run(pipe, steps)
+            return images, steps, {"seconds": time.process_time() - start, "calibration": pilot.cost}
 
         yield f"{'fitted' if fit else 'multistep'}: {grid} @ {steps}", make
 
@@ -153,13 +153,15 @@ def fitted_singles(bench: Bench) -> Iterator[tuple[str, Callable[[], tuple[Tenso
 def ladders(bench: Bench) -> Iterator[tuple[str, Callable[[], tuple[Tensor, float, dict]]]]:
     """Plans of the ladder in the stock loop: without a measurement, calibrated, fitted."""
     pipe, calls = bench.stock()
-    ladder = attach(pipe, bench.models[:-1], budget_fraction=0.5, costs=bench.costs)
+    ladder = MultilevelUNet(bench.models, budget_fraction=0.5, costs=bench.costs).install(pipe)
     budgets = [b for b in EVALUATIONS if b < calls]
 
-    def run(budget: float) -> tuple[Tensor, float, dict[str, Any]]:
+    def run(
+        budget: float, loop: StatePipeline = pipe, levels: MultilevelUNet = ladder
+    ) -> tuple[Tensor, float, dict[str, Any]]:
         start = time.process_time()
-        images = bench.run(pipe, calls)
-        used = ladder.stats.trajectory
+        images = bench.run(loop, calls)
+        used = levels.stats.trajectory
         return images, used.fraction * used.calls, {
             "seconds": time.process_time() - start, "evaluations": list(used.evaluations), "budget": budget,
         }  # fmt: skip
@@ -167,9 +169,9 @@ def ladders(bench: Bench) -> Iterator[tuple[str, Callable[[], tuple[Tensor, floa
     for budget in budgets:
 
         def default(budget: float = budget) -> tuple[Tensor, float, dict[str, Any]]:
-            ladder._settings = ladder._settings.__class__(bench.costs)
-            ladder.allocate(budget_fraction=budget / calls)
-            return run(budget)
+            plain, _ = bench.stock()
+            fresh = MultilevelUNet(bench.models, budget_fraction=budget / calls, costs=bench.costs).install(plain)
+            return run(budget, plain, fresh)
 
         yield f"default @ {budget}", default
     pilots: list[mls.Pilot] = []
@@ -217,8 +219,8 @@ def choices(bench: Bench) -> Iterator[tuple[str, Callable[[], tuple[Tensor, floa
             for first in ends:
                 weights = torch.ones(calls, levels, dtype=torch.float64)
                 weights[first : calls - (count - first), 1:] = 0.0
-                with attach(stock, bench.models[:-1], plan=mls.Plan(weights > 0, weights), costs=bench.costs):
-                    images = bench.run(stock, calls)
+                MultilevelUNet(bench.models, plan=mls.Plan(weights > 0, weights), costs=bench.costs).install(stock)
+                images = bench.run(stock, calls)
                 error = float((images - bench.target).square().mean())
                 if best is None or error < best[0]:
                     best = (error, first, images)
