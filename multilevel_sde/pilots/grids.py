@@ -26,8 +26,7 @@ def refined(fine: Tensor, candidates: Tensor, steps: int) -> Tensor:
         >>> refined(torch.arange(9.0), torch.tensor([0.0, 4.0, 8.0]), 4)
         tensor([0., 2., 4., 6., 8.])
     """
-    sign = 1.0 if bool(fine[-1] > fine[0]) else -1.0
-    index, finest, count = torch.searchsorted(fine * sign, candidates * sign), len(fine) - 1, len(candidates) - 1
+    index, finest, count = torch.isin(fine, candidates).nonzero()[:, 0], len(fine) - 1, len(candidates) - 1
     if count % steps and torch.equal(index, thinned(finest, count)):
         return fine[thinned(finest, steps)]
     while len(index) - 1 < min(steps, finest):

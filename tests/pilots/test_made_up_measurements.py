@@ -178,6 +178,7 @@ def test_grids_are_dense_where_uneven_candidates_are():
     candidates = torch.tensor([0, 1, 2, 3, 4, 8, 16, 32, 64], dtype=torch.float64)
     assert refined(fine, candidates, 4).tolist() == [0, 2, 4, 16, 64]
     assert refined(fine, candidates, 12).tolist() == [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+    assert len(refined(fine, candidates, 9).unique()) == 10
     assert len(refined(fine, candidates, 64)) == 65
 
 
