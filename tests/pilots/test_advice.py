@@ -2,7 +2,8 @@
 
 On fourteen ladders the levels run alone on twenty numbers of steps each. The speed-up of a plan is the cost at which
 the best of them reaches its error, over its own. Where that is above 1.15 the pilot must say that the ladder pays,
-below 0.85 that it does not; a single level that it names must be the best, to 15% of its cost.
+below 0.85 that it does not. What it recommends must cost no more than 1.05 times the best choice, of the plan and all
+single levels; so must a single level that it names.
 """
 
 import math
@@ -144,7 +145,7 @@ def test_the_pilot_says_before_the_run_what_is_best(name):
         if not advice.pays:
             named = f"level {single.levels[0] + 1} alone with {len(single.times) - 1} step"
             assert f"does not pay here: use {named}" in advice.text
-            assert trials.cost(errors[1]) > 0.85 * single.predicted.cost, advice.text
+            assert single.predicted.cost <= 1.05 * trials.cost(errors[1]), advice.text
         used, error = advice.use, errors[0] if advice.pays else errors[1]
         others = [trials.cost(error), *([best.predicted.cost] if errors[0] <= error else [])]
-        assert used.predicted.cost <= 1.15 * min(others), advice.text
+        assert used.predicted.cost <= 1.05 * min(others), advice.text
