@@ -6,7 +6,7 @@
 ODE: the error is the mean squared distance to where the largest network ends by DDIM with 1,000 steps, from the same
 noise. SDE: that to the path of the largest network at all 50 calls by the multistep base, with the scheduler's own
 noise, which other numbers of steps do not share. Costs are in evaluations of the largest network by FLOPs, and in
-Rows are kept as they are made, and a second run goes on where the first was stopped.
+seconds of CPU time an image on one thread. Rows are kept as they are made; a second run goes on from there.
 
 - single: the largest network alone with a scheduler and a grid of diffusers, at so many steps;
 - multistep, fitted: one network with a plan, as `calibrate` makes it, and with fit=True;
@@ -34,6 +34,7 @@ from tqdm import tqdm
 import multilevel_sde as mls
 from benchmarks.common import machine, parser_of, write_json
 from benchmarks.pipelines.models import StatePipeline, schedule_of, shipped_models
+from benchmarks.pipelines.pipeline_tables import publish
 from multilevel_diffusion import load_ladder, shipped_ladder
 from multilevel_diffusion.diffusers import MultilevelUNet
 
@@ -252,3 +253,4 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     for one, noisy in itertools.product(arguments.ladders, (False, True)):
         measure(Bench(one, noisy, 2 if arguments.quick else SAMPLES[one], arguments.out, arguments.quick))
+    publish(arguments.out)

@@ -142,9 +142,11 @@ def calibrated(
     if fit and run.samples < 8:
         raise ValueError(f'"samples" is {run.samples}, expected at least 8 (better 16) for a fit')
     fine: list[Tensor] = []
+    calls: list[int | None] = []
 
     def target(final: Tensor) -> Tensor:
         """Where the fine path ends; where steps have noise of their own, the path that the pilot follows."""
+        calls.append(expected())
         noisy = adds_noise(run.pipe.scheduler, run.given)
         fine.append(final if noisy else _fine(run, Alone(len(ladder) - 1, base)))
         if noisy:
@@ -153,7 +155,7 @@ def calibrated(
 
     aim = target if compare or fit else None
     pilot = black_box_pilot(run, ladder, base=base, memory=memory, target=aim, candidates=candidates, progress=progress)
-    whole = expected()
+    whole = calls[0] if calls else expected()
     if whole is not None and pilot.steps != whole:
         raise ValueError(
             f'"pipe" made {pilot.steps} of the {whole} calls of its scheduler; a pilot needs the whole trajectory'

@@ -120,9 +120,9 @@ def black_box_pilot(
         multistep={} if record.table is None else {calls: record.table},
         disagreement=_disagreement(grams),
     )
+    aim = final if target is None else checked(target(final))
     if len(ladder) == 1:
         return pilot
-    aim = final if target is None else checked(target(final))
     return _calibrated(run, ladder, pilot, grams, aim, memory is None or memory())
 
 
