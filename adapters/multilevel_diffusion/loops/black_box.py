@@ -20,6 +20,7 @@ must repeat its noise in every run, and make the same calls.
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -105,7 +106,7 @@ def black_box_pilot(
     pilot = mls.Pilot(
         costs=ladder.costs,
         unit=ladder.unit,
-        seconds=tuple(seconds / (calls * len(final)) for seconds in record.seconds),
+        seconds=tuple(seconds / len(final) for seconds in record.seconds),
         times=torch.arange(calls + 1, dtype=torch.float64),
         coefficients=torch.ones(calls, dtype=torch.float64),
         gram=gram,
@@ -166,7 +167,7 @@ class Recorded:
 
     def __init__(self, levels: int, base: Base | None = None):
         self.calls: list[Call] = []
-        self.seconds = [0.0] * levels
+        self._times: list[list[float]] = [[] for _ in range(levels)]
         self.table: Tensor | None = None
         self._base, self._streams = base, Streams()
         self._past: dict[int, list[Tensor]] = {}
@@ -175,16 +176,21 @@ class Recorded:
         if not self.calls and self._base is not None:
             self.table = self._base()
         values, output = [], torch.empty(0)
-        for level in range(len(self.seconds)):
+        for level, times in enumerate(self._times):
             start = time.perf_counter()
             output = evaluate(level).detach()
             values.append(output.cpu().to(torch.promote_types(output.dtype, torch.float32)))
-            self.seconds[level] += time.perf_counter() - start
+            times.append(time.perf_counter() - start)
         stacked, answer = torch.stack(values), values[-1]
         if self.table is not None:
             answer = _by_multistep(self.table, index, answer, self._past, self._streams)
         self.calls.append(Call(index, answer, values[0], stacked[1:] - stacked[:-1], output.device, output.dtype))
         return answer.to(output.device, output.dtype)
+
+    @property
+    def seconds(self) -> tuple[float, ...]:
+        """Seconds of each level at one step: the median of its calls, for all calls of a step."""
+        return tuple(statistics.median(times) * len(times) / self.count for times in self._times)
 
     @property
     def count(self) -> int:
@@ -193,7 +199,7 @@ class Recorded:
 
     def moments(self) -> tuple[Tensor, tuple[float, ...]]:
         """V_k(n), (N, K - 1), and the kurtosis of every difference."""
-        sums = torch.zeros(2, self.count, len(self.seconds) - 1, dtype=torch.float64)
+        sums = torch.zeros(2, self.count, len(self._times) - 1, dtype=torch.float64)
         counts = torch.zeros(self.count, dtype=torch.float64)
         for call in self.calls:
             values = call.differences.double().flatten(1)
