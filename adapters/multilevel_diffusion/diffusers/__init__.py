@@ -9,14 +9,14 @@ Rooms:
     checks        what must hold for levels and schedulers, checked before any sampling.
     calls         one call: its arguments by name, and what can be wrong with them.
     costs         FLOPs of a call, counted without running it.
-    first_order   a scheduler under which plans bring the multistep method.
+    one_step_schedulers   first_order(scheduler), under which plans bring the multistep method.
     calibration   a pilot inside a pipeline, comparisons and fits.
     scheduler_grid   noise levels of a scheduler's calls, and a multistep base on them.
     store         ladders of diffusers models on disk.
 """
 
 from multilevel_diffusion.diffusers.attached import Attached, attach
-from multilevel_diffusion.diffusers.first_order import first_order
+from multilevel_diffusion.diffusers.one_step_schedulers import first_order
 from multilevel_diffusion.diffusers.wrapper import MultilevelUNet, multilevel
 
 __all__ = ["Attached", "MultilevelUNet", "attach", "first_order", "multilevel"]

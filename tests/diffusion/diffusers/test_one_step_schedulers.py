@@ -8,7 +8,7 @@ import pytest
 
 diffusers = pytest.importorskip("diffusers")
 
-from multilevel_diffusion.diffusers.first_order import first_order  # noqa: E402
+from multilevel_diffusion.diffusers.one_step_schedulers import first_order  # noqa: E402
 from multilevel_diffusion.diffusers.scheduler_grid import signal_levels, step_lengths  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
