@@ -8,7 +8,6 @@ its multistep method, fitted if asked for.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Sequence
 from typing import Any, Self, Unpack
@@ -16,10 +15,8 @@ from typing import Any, Self, Unpack
 from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
 from torch import nn
 
-import multilevel_sde as mls
 from multilevel_diffusion.diffusers.checks import check_levels, slot_of, uncompiled
 from multilevel_diffusion.diffusers.controls import Controls
-from multilevel_diffusion.diffusers.costs import count_costs
 from multilevel_diffusion.diffusers.options import Options
 from multilevel_diffusion.diffusers.store import load_models
 
@@ -48,15 +45,9 @@ class Attached(Controls, ModelHook):
         super().__init__()
         self._top = getattr(pipe, slot)
         models = [uncompiled(level) for level in (*lower, self._top)]
-        check_levels(models)
+        check_levels(models, pipe)
         self.levels = [*lower, self._top]
-        costs = options.get("costs")
-        if costs is None:
-            costs = count_costs(models)
-        elif not isinstance(costs, mls.GivenCost):
-            costs = mls.GivenCost(list(costs))
-        names = list(inspect.signature(models[-1].forward).parameters)
-        self._set_up(self.levels, costs, options.get("draw"), options.get("seed", 0), names)
+        self._set_up(self.levels, options.get("costs"), options.get("draw"), options.get("seed", 0))
         chosen = {name: options.get(name) for name in ("budget_fraction", "probabilities", "plan", "schedule")}
         if all(chosen[name] is None for name in ("budget_fraction", "probabilities", "plan")):
             chosen["budget_fraction"] = 0.3 if lower else 1.0
@@ -84,6 +75,18 @@ class Attached(Controls, ModelHook):
     def __exit__(self, *error: object) -> None:
         self.detach()
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a pipeline with a ladder attached can be neither copied nor pickled; detach the ladder first, and attach "
+            "one to the copy"
+        )
+
+    def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the repeated blocks of every level; arguments are those of `torch.compile`."""
+        model: Any
+        for model in self.levels:
+            model.compile_repeated_blocks(*args, **kwargs)
+
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """What diffusers calls in the place of the model's forward."""
         return self._respond(args, kwargs)
@@ -91,15 +94,21 @@ class Attached(Controls, ModelHook):
     def reset_state(self, module: nn.Module) -> nn.Module:
         """What diffusers calls at the end of a pipeline's call."""
         self.reset()
+        for level in self.levels[:-1]:
+            if hasattr(level, "_reset_stateful_cache"):
+                level._reset_stateful_cache()  # type: ignore[operator]
         return module
 
     def _begin(self) -> None:
-        own = next(iter(self._top.parameters()), None)
+        level: Any
         for level in self.levels[:-1]:
-            first = next(iter(level.parameters()), None)
-            if own is not None and first is not None and (first.device, first.dtype) != (own.device, own.dtype):
-                level.to(own.device, own.dtype)  # the pipeline was moved
+            model, top = uncompiled(level), uncompiled(self._top)
+            if (model.device, model.dtype) != (top.device, top.dtype):
+                level.to(top.device, top.dtype)  # the pipeline was moved
         super()._begin()
+
+    def _step(self) -> int | None:
+        return None if self._contexts._context is None else self._contexts._context.step_index
 
     def _run(self, level: int, call: dict[str, Any]) -> Any:
         if level == len(self.levels) - 1:
@@ -107,7 +116,7 @@ class Attached(Controls, ModelHook):
         model, context = self.levels[level], self._contexts._context
         if context is None or not hasattr(model, "cache_context"):
             return model(**call)
-        with model.cache_context(context.name):  # type: ignore[operator]
+        with model.cache_context(**vars(context)):  # type: ignore[operator]
             return model(**call)
 
 

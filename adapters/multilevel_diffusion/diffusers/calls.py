@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["bind", "check_residuals", "explain", "fresh", "time_of", "warn_of_disagreement"]
+__all__ = ["bind", "check_residuals", "explain", "for_level", "time_of", "warn_of_disagreement"]
 
 _RESIDUALS = (
     "down_block_additional_residuals",
@@ -52,15 +52,31 @@ def time_of(call: Mapping[str, Any]) -> Any:
     return next(call[name] for name in _TIMES if call.get(name) is not None)
 
 
-def fresh(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments with lists and dictionaries copied: some models pop entries off them.
+def for_level(call: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments for one level: lists and dictionaries copied, as some models pop entries off them.
+
+    A scale for each VACE layer of the top level becomes one for each of this level.
+
+    Raises:
+        ValueError: The scales differ and the level has another number of VACE layers.
 
     Example:
         >>> call = {"residuals": [1, 2]}
-        >>> fresh(call)["residuals"].pop(), call
+        >>> for_level(call, {})["residuals"].pop(), call
         (2, {'residuals': [1, 2]})
+        >>> for_level({"control_hidden_states_scale": torch.ones(3)}, {"vace_layers": (0, 2)})
+        {'control_hidden_states_scale': tensor([1., 1.])}
     """
-    return {name: value.copy() if isinstance(value, list | dict) else value for name, value in call.items()}
+    own = {name: value.copy() if isinstance(value, list | dict) else value for name, value in call.items()}
+    scales, layers = own.get("control_hidden_states_scale"), config.get("vace_layers")
+    if scales is not None and layers is not None and len(scales) != len(layers):
+        if bool((scales != scales[0]).any()):
+            raise ValueError(
+                f'"conditioning_scale" differs between the {len(scales)} VACE layers of the top level, and a level has '
+                f"{len(layers)} of them; give one number"
+            )
+        own["control_hidden_states_scale"] = scales[:1].expand(len(layers))
+    return own
 
 
 def check_residuals(call: Mapping[str, Any], levels: Sequence[Any]) -> None:
@@ -81,19 +97,23 @@ def check_residuals(call: Mapping[str, Any], levels: Sequence[Any]) -> None:
             )
 
 
-def explain(level: int, model: nn.Module, state: Tensor, error: RuntimeError) -> str | None:
-    """Say in a sentence why a level failed on this state, None where it is not the state's dtype or shape."""
-    dtype = next(model.parameters()).dtype
-    if state.is_floating_point() and state.dtype != dtype:
-        return f'the input is {state.dtype}, "levels[{level}]" {dtype}; convert one of them'
-    channels, expected = state.shape[1 if state.dim() == 4 else -1], model.config.get("in_channels")  # type: ignore
-    if expected not in (None, channels):
-        return f'the input of shape {tuple(state.shape)} has {channels} channels, "levels[{level}]" takes {expected}'
-    if "sizes of tensors" in str(error).lower():
-        return (
-            f'"levels[{level}]" cannot take an input of shape {tuple(state.shape)}; height and width must be multiples '
-            "of its total downsampling"
-        )
+def explain(level: int, model: Any, state: Tensor, error: RuntimeError) -> str | None:
+    """Say in a sentence why a level failed on this state, None where that is not certain.
+
+    Channels are on axis 1, but of packed states (batch, tokens, channels) on the last. What a level computes in is its
+    `dtype`, also where its weights are stored in another.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return None
+    said, shape, expected = str(error).lower(), tuple(state.shape), model.config.get("in_channels")
+    if state.is_floating_point() and state.dtype != model.dtype and "type" in said:
+        return f'the input is {state.dtype}, "levels[{level}]" {model.dtype}; convert one of them'
+    channels = shape[1:] if len(shape) == 3 else shape[1:2]
+    if isinstance(expected, int) and expected not in channels and str(expected) in said:
+        return f'the input of shape {shape} has {channels[-1]} channels, "levels[{level}]" takes {expected}'
+    factor = 2 ** (len(model.config.get("down_block_types") or [0]) - 1)
+    if len(shape) == 4 and any(size % factor for size in shape[2:]) and "sizes of tensors" in said:
+        return f"the input of shape {shape} must have a height and width that are multiples of {factor}"
     return None
 
 

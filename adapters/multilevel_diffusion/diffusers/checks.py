@@ -21,7 +21,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-__all__ = ["SLOTS", "check_levels", "check_scheduler", "is_affine", "prediction_type", "slot_of", "uncompiled"]
+__all__ = ["SLOTS", "check_levels", "check_scheduler", "is_affine", "one_step", "slot_of", "uncompiled"]
 
 SLOTS = ("unet", "transformer", "transformer_2", "decoder", "prior")
 """Where pipelines have denoisers; the first that a pipeline has is meant where none is named."""
@@ -32,10 +32,16 @@ _SHARED = (
     "out_channels",
     "sample_size",
     "cross_attention_dim",
+    "caption_channels",
+    "text_dim",
+    "text_embed_dim",
+    "in_text_dim",
+    "image_dim",
     "encoder_hid_dim",
     "encoder_hid_dim_type",
     "joint_attention_dim",
     "pooled_projection_dim",
+    "use_rotary_positional_embeddings",
     "addition_embed_type",
     "addition_time_embed_dim",
     "projection_class_embeddings_input_dim",
@@ -46,19 +52,25 @@ _SHARED = (
     "guidance_embeds",
     "prediction_type",
 )
+_TRAINED_WITH = {  # what a model was trained with and is saved beside it, in scheduler and VAE
+    "scheduler": ("prediction_type", "beta_start", "beta_end", "beta_schedule", "snr_shift_scale"),
+    "vae": ("scaling_factor", "shift_factor", "latents_mean", "latents_std"),
+}
 _CHECKED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_levels(levels: Sequence[nn.Module]) -> None:
+def check_levels(levels: Sequence[nn.Module], pipe: Any = None) -> None:
     """Refuse levels that cannot stand in for one another.
 
     Arguments:
         levels: diffusers models, cheapest first (not compiled, or unwrapped).
+        pipe: The pipeline of the top level, where there is one.
 
     Raises:
         TypeError: A level is not a diffusers model, or takes other arguments than the top level.
         ValueError: No levels, the same model twice, configurations that do not fit, other dtypes or
-            devices, NaN or infinite weights, unknown or different prediction types.
+            devices, NaN or infinite weights, unknown or different prediction types, other noise schedules or scales
+            of the latents.
     """
     if not levels:
         raise ValueError('"levels" is empty, expected models, cheapest first')
@@ -72,7 +84,11 @@ def check_levels(levels: Sequence[nn.Module]) -> None:
         _check_call(level, model, levels[top])
         _check_config(level, model.config, levels[top].config)  # type: ignore[union-attr]
         _check_weights(level, model, levels[top])
-    _check_predictions([prediction_type(model.config.get("_name_or_path")) for model in levels])  # type: ignore[union-attr]
+    settings = [_trained_with(model.config.get("_name_or_path")) for model in levels]  # type: ignore[union-attr]
+    _check_predictions([found.get(("scheduler", "prediction_type")) for found in settings])
+    settings[top] |= {key: value for key, value in _settings_of(pipe).items() if value is not None}
+    for level in range(top):
+        _check_training(level, settings[level], settings[top])
 
 
 def _check_call(level: int, model: nn.Module, top: nn.Module) -> None:
@@ -87,6 +103,8 @@ def _check_call(level: int, model: nn.Module, top: nn.Module) -> None:
 def _check_config(level: int, config: Mapping[str, Any], top: Mapping[str, Any]) -> None:
     for key in _SHARED:
         mine, tops = _plain(config.get(key)), _plain(top.get(key))
+        if key == "cross_attention_dim" and top.get("caption_channels") is not None:
+            continue  # the width of the model itself (SANA, LTX, PixArt), not that of the text
         if mine != tops:
             raise ValueError(
                 f'"levels[{level}]" has {key}={mine}, the top level {tops}; all levels must have the same, so that '
@@ -101,11 +119,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _check_weights(level: int, model: nn.Module, top: nn.Module) -> None:
-    mine, tops = next(model.parameters()), next(top.parameters())
-    if (mine.dtype, mine.device) != (tops.dtype, tops.device):
+def _check_weights(level: int, model: Any, top: Any) -> None:
+    if (model.dtype, model.device) != (top.dtype, top.device):
         raise ValueError(
-            f'"levels[{level}]" is {mine.dtype} on {mine.device}, the top level {tops.dtype} on {tops.device}; '
+            f'"levels[{level}]" is {model.dtype} on {model.device}, the top level {top.dtype} on {top.device}; '
             "load all levels with the same torch_dtype and move them to one device"
         )
     for name, parameter in model.named_parameters():
@@ -129,26 +146,32 @@ def _check_predictions(predictions: Sequence[str | None]) -> None:
         )
 
 
-def prediction_type(source: str | os.PathLike[str] | None, subfolder: str | None = None) -> str | None:
-    """Return the prediction type in the scheduler saved with a model, None where there is no such scheduler.
+def _settings_of(pipe: Any) -> dict[tuple[str, str], Any]:
+    """What the components of a pipeline say of the training of its model."""
+    configs = {part: getattr(getattr(pipe, part, None), "config", {}) for part in _TRAINED_WITH}
+    return {(part, key): configs[part].get(key) for part, keys in _TRAINED_WITH.items() for key in keys}
 
-    Arguments:
-        source: Folder of a pipeline, or of a model inside one.
-        subfolder: Folder of the model inside `source`.
 
-    Example:
-        >>> prediction_type("no/such/folder") is None
-        True
-    """
-    if not source:
-        return None
-    folder = Path(source)
-    pipelines = [folder] if subfolder else [folder, folder.parent]
-    for pipeline in pipelines:
-        config = pipeline / "scheduler" / "scheduler_config.json"
-        if config.is_file():
-            return json.loads(config.read_text(encoding="utf-8")).get("prediction_type")
-    return None
+def _trained_with(source: str | os.PathLike[str] | None) -> dict[tuple[str, str], Any]:
+    """What is saved beside a model; empty where it does not come from the folder of a pipeline."""
+    found = {}
+    for pipeline in (Path(source), Path(source).parent) if source else ():
+        for part, name in (("scheduler", "scheduler_config.json"), ("vae", "config.json")):
+            config = pipeline / part / name
+            if config.is_file():
+                saved = json.loads(config.read_text(encoding="utf-8"))
+                found |= {(part, key): saved[key] for key in _TRAINED_WITH[part] if saved.get(key) is not None}
+    return found
+
+
+def _check_training(level: int, mine: Mapping[tuple[str, str], Any], tops: Mapping[tuple[str, str], Any]) -> None:
+    for (part, key), value in mine.items():
+        other = tops.get((part, key), value)
+        if _plain(other) != _plain(value):
+            raise ValueError(
+                f'"levels[{level}]" was saved with a {part} that has {key}={value}, the top level\'s has {other}; '
+                "levels that were trained on other latents or noise cannot correct one another"
+            )
 
 
 def check_scheduler(scheduler: Any, channels: int) -> None:
@@ -233,16 +256,32 @@ def is_affine(scheduler: Any, channels: int) -> bool | None:
 
 def _trial_step(scheduler: Any, output: Tensor, state: Tensor) -> Tensor:
     trial = copy.deepcopy(scheduler)
-    trial.set_timesteps(10)
-    time = trial.timesteps[0]
-    arguments = {}
-    if "generator" in inspect.signature(trial.step).parameters:
-        arguments["generator"] = torch.Generator().manual_seed(1)
+    shifted = {"mu": 1.0} if trial.config.get("use_dynamic_shifting") else {}  # by the size of the image
+    trial.set_timesteps(10, **shifted)
     with torch.random.fork_rng(devices=[]):  # some schedulers draw their noise from the global generator
         torch.manual_seed(1)
-        if hasattr(trial, "scale_model_input"):
-            trial.scale_model_input(state, time)
-        return trial.step(output, time, state, **arguments).prev_sample.double()
+        generator = torch.Generator().manual_seed(1)
+        return one_step(trial, output, trial.timesteps[0], state, {"generator": generator}).double()
+
+
+def one_step(scheduler: Any, output: Tensor, time: Tensor, state: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+    """Return the state after a step, whatever else the step of this scheduler takes.
+
+    Arguments:
+        scheduler: Set; it counts the step.
+        output: Of the model.
+        time: One of the scheduler's timesteps.
+        state: Before the step.
+        arguments: Those that the step knows are passed on to it.
+    """
+    names = inspect.signature(scheduler.step).parameters
+    known = {name: value for name, value in arguments.items() if name in names}
+    if "old_pred_original_sample" in names:  # CogVideoXDPMScheduler: a first step
+        known |= {"old_pred_original_sample": None, "timestep_back": None}
+    if hasattr(scheduler, "scale_model_input"):
+        scheduler.scale_model_input(state, time)
+    wuerstchen = "Wuerstchen" in type(scheduler).__name__  # wants a time for each sample
+    return scheduler.step(output, timestep=time.expand(len(state)) if wuerstchen else time, sample=state, **known)[0]
 
 
 def slot_of(pipe: Any) -> str:

@@ -1,17 +1,17 @@
 """Where a pipeline is in its trajectory: asked of its scheduler where one is known, else guessed from the calls.
 
-A diffusers pipeline tells its denoiser neither the step nor where a trajectory begins. Its scheduler knows: every
-`set_timesteps` makes a new tensor `timesteps`, and most schedulers count their steps in `step_index`, a Python integer
-that costs no wait for a GPU. The others (DDPM, DDIM, PNDM) repeat a time only where they step, so the time of the call
-decides; reading it waits for a GPU once a call, as those schedulers do themselves.
+Most pipelines of diffusers tell their denoiser neither the step nor where a trajectory begins; those that name the step
+in `cache_context` are believed. The scheduler knows: every `set_timesteps` makes a new tensor `timesteps`, and most
+schedulers count their steps in `step_index`, a Python integer that costs no wait for a GPU. The others (DDPM, DDIM,
+PNDM), and those of which a pipeline steps copies (SkyReels), repeat a time only where they step, so the time of the
+call decides; reading it waits for a GPU once a call, as those schedulers do themselves. Times may rise within a run
+where the scheduler goes back (RePaint).
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +19,8 @@ from torch import Tensor
 from multilevel_diffusion.loops.trajectory import Trajectory
 
 __all__ = ["PipelineClock"]
+
+_TIMES = 2  # different times in a call: of what is made, and of what is given (image to video)
 
 
 class PipelineClock:
@@ -44,19 +46,20 @@ class PipelineClock:
 
     def __init__(self, rise: float = 1.001):
         self._trajectory = Trajectory(rise)
-        self._pipe: Callable[[], Any] = lambda: None
-        self._slot: str | None = None
-        self.reset()
+        self.link(None)
 
     @property
     def pipe(self) -> Any:
-        """The linked pipeline, None without one."""
-        return self._pipe()
+        """The linked pipeline, None without one, and when it is gone."""
+        return None if self._pipe is None else self._pipe()
 
     @property
     def scheduler(self) -> Any:
-        """The scheduler of the linked pipeline, None without one."""
-        return getattr(self.pipe, "scheduler", None)
+        """The scheduler of the linked pipeline, None without one; the last one where another pipeline took it over."""
+        pipe = self.pipe
+        if pipe is not None:
+            self._scheduler = getattr(pipe, "scheduler", None)
+        return self._scheduler
 
     @property
     def number(self) -> int:
@@ -66,7 +69,7 @@ class PipelineClock:
     @property
     def calls(self) -> int | None:
         """Calls of a whole trajectory of the linked scheduler, None where not known."""
-        return None if self._timesteps is None else len(self._timesteps)
+        return None if self._timesteps is None else self._count(self._timesteps)
 
     @property
     def calls_of_slot(self) -> int | None:
@@ -77,7 +80,7 @@ class PipelineClock:
         share = getattr(pipe, "config", {}).get("boundary_ratio") if pipe is not None else None
         if share is not None and self._slot == "transformer" and getattr(pipe, "transformer_2", None) is not None:
             return int((left >= share * self.scheduler.config.num_train_timesteps).sum())
-        return len(left)
+        return self._count(left)
 
     @property
     def made(self) -> int:
@@ -86,7 +89,8 @@ class PipelineClock:
 
     def link(self, pipe: Any, slot: str | None = None) -> None:
         """Ask the scheduler of this pipeline, held weakly, from now on; None forgets it."""
-        self._pipe = (lambda: None) if pipe is None else weakref.ref(pipe)
+        self._pipe = None if pipe is None else weakref.ref(pipe)
+        self._scheduler = None
         self._slot = slot
         self.reset()
 
@@ -94,46 +98,102 @@ class PipelineClock:
         """Make the next call the first of a trajectory."""
         self._timesteps: Tensor | None = None
         self._time: Tensor | float | None = None
+        self._step = self._first_step = -1
+        self._stands = False  # the scheduler, while its copies step
         self.offset = 0
         self._trajectory.reset()
 
-    def visit(self, time: Tensor | float, state: Tensor) -> int:
+    def __getstate__(self) -> dict[str, Any]:
+        """Forget the pipeline, which is another one in another process."""
+        return self.__dict__ | {"_pipe": None, "_scheduler": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PipelineClock:
+        """Link the clock of a copied pipeline to the copy."""
+        new = PipelineClock(self._trajectory.rise)
+        memo[id(self)] = new
+        new.link(memo.get(id(self.pipe)), self._slot)
+        return new
+
+    def visit(self, time: Tensor | float, state: Tensor, step: int | None = None) -> int:
         """Return the position of this call in its trajectory, 0, 1, ...
 
         Where the trajectory is a later part of the scheduler's timesteps (image to image), `offset` says where in them
         it began.
+
+        Arguments:
+            time: Of the call.
+            state: What the model is given.
+            step: Number of the step in the pipeline's loop, where the pipeline says it.
+
+        Raises:
+            ValueError: The linked pipeline is not the one that calls, or parts of the state are at times of their own.
         """
+        if isinstance(time, Tensor) and time.dim() > 1 and len(time.unique()) > _TIMES:
+            raise ValueError(
+                "the frames of a call are at different times (diffusion forcing), for which there are no plans; run "
+                "the pipeline with ar_step=0, or detach the ladder"
+            )
         scheduler = self.scheduler
         timesteps = getattr(scheduler, "timesteps", None)
         begins = timesteps is not self._timesteps
         if begins:
             self.reset()
             self._timesteps = timesteps
-        if hasattr(scheduler, "step_index"):
-            index = scheduler.step_index
-            if index is None:
-                index = getattr(scheduler, "begin_index", None) or 0
+        counts = hasattr(scheduler, "step_index")
+        if step is not None:
+            if begins or step < self._step:
+                self._trajectory.reset()
+                self._first_step = step
+                self.offset = _index(scheduler) if counts else self._place_of(time)
+            self._step = step
+            return self._trajectory.place(step - self._first_step)
+        if counts and timesteps is not None and not self._stands:
+            index = _index(scheduler)
             if begins:
                 self.offset = index
             position = index - self.offset
-            if begins or position != self._trajectory.position or _number(time) == _number(self._time):
+            moves = position != self._trajectory.position or _number(time) == _number(self._time)
+            if index < len(timesteps) and (begins or moves):
                 self._time = time
                 return self._trajectory.place(position)
-            warnings.warn(
-                "the pipeline that the ladder is installed in is not the one that calls it: its scheduler stands still "
-                "while the timesteps go on; install the ladder in the pipeline that runs",
-                stacklevel=2,
-            )
-            self.link(None)
-        value = _number(time)
-        if begins and timesteps is not None:
-            found = (timesteps == value).nonzero()
-            self.offset = int(found[0, 0]) if len(found) else 0
-        return self._trajectory.visit(value, state)
+            if not bool((timesteps == _number(time)).any()):
+                raise ValueError(
+                    "the pipeline that the ladder is installed in is not the one that calls it: its scheduler stands "
+                    "still while the timesteps go on; attach the ladder to the pipeline that runs"
+                )
+            self._stands = True
+            if index < len(timesteps):
+                self._trajectory.resume(_number(self._time))
+            else:
+                self._trajectory.reset()
+        number = self._trajectory.number
+        position = self._trajectory.visit(_number(time), state, rises=hasattr(scheduler, "undo_step"))
+        if self._trajectory.number != number and timesteps is not None:
+            self.offset = self._place_of(time)
+        return position
+
+    def _place_of(self, time: Tensor | float) -> int:
+        """Where a time stands in the timesteps."""
+        if self._timesteps is None:
+            return 0
+        found = (self._timesteps == _number(time)).nonzero()
+        return int(found[0, 0]) if len(found) else 0
+
+    def _count(self, timesteps: Tensor) -> int:
+        """Calls at these timesteps; where they rise, a scheduler that goes back calls no model."""
+        if hasattr(self._scheduler, "undo_step"):
+            return 1 + int((timesteps[1:] < timesteps[:-1]).sum())
+        return len(timesteps)
+
+
+def _index(scheduler: Any) -> int:
+    """Where a scheduler is that counts its steps."""
+    index = scheduler.step_index
+    return (getattr(scheduler, "begin_index", None) or 0) if index is None else index
 
 
 def _number(time: Tensor | float | None) -> float:
-    """A time as a number; of the entries of a batch, which share it, the first."""
+    """A time as a number; of the entries of a batch, which share it, the largest: given frames are at none."""
     if isinstance(time, Tensor):
-        return float(time.flatten()[0])
+        return float(time.max())
     return math.nan if time is None else float(time)

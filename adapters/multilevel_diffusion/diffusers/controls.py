@@ -6,6 +6,8 @@ that stands in the place of another (:mod:`.diffusers.wrapper`).
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,9 +18,18 @@ from torch import Tensor, nn
 
 import multilevel_sde as mls
 from multilevel_diffusion.diffusers.calibration import PipelineRun, calibrated
-from multilevel_diffusion.diffusers.calls import bind, check_residuals, explain, fresh, time_of, warn_of_disagreement
-from multilevel_diffusion.diffusers.checks import check_scheduler
+from multilevel_diffusion.diffusers.calls import (
+    bind,
+    check_residuals,
+    explain,
+    for_level,
+    time_of,
+    warn_of_disagreement,
+)
+from multilevel_diffusion.diffusers.checks import check_scheduler, uncompiled
 from multilevel_diffusion.diffusers.clock import PipelineClock
+from multilevel_diffusion.diffusers.costs import count_costs
+from multilevel_diffusion.diffusers.following import Fingerprint, Follower
 from multilevel_diffusion.diffusers.scheduler_grid import adds_noise, aimed, base_coefficients, data_maps
 from multilevel_diffusion.diffusers.store import Settings
 from multilevel_diffusion.loops.black_box import Answer, plans_at
@@ -30,6 +41,14 @@ from multilevel_diffusion.loops.trajectory import Meter, Stats
 __all__ = ["Controls"]
 
 _INVERSE_COST = mls.InverseCostSchedule()
+_STALE = (
+    "weights have changed since the calibration (a LoRA, another checkpoint), so the plan was made for other networks; "
+    "calibrate again"
+)
+
+
+class _Priced(Exception):  # noqa: N818
+    """Ends a pipeline's run that is only for the prices of its levels."""
 
 
 class Controls:
@@ -39,15 +58,28 @@ class Controls:
     """
 
     config: Any
+    _weights: Fingerprint | None
     _checked: object = None
-    _warned = _compared = False
+    _warned = _compared = _pricing = False
 
     levels: Any  # a sequence of modules
 
     def _set_up(
-        self, models: Sequence[nn.Module], costs: mls.GivenCost, draw: mls.Draw | None, seed: int, names: list[str]
+        self,
+        models: Sequence[nn.Module],
+        costs: Sequence[float] | mls.GivenCost | None,
+        draw: mls.Draw | None,
+        seed: int,
     ) -> None:
-        """Begin; `names` are those of the arguments of the top model's call."""
+        """Begin; costs that are not given are counted, at the first call where not before."""
+        own = [uncompiled(model) for model in models]
+        self._counted = costs is not None
+        if costs is None:
+            costs, self._counted = count_costs(own)
+        elif not isinstance(costs, mls.GivenCost):
+            costs = mls.GivenCost(list(costs))
+        names = list(inspect.signature(type(own[-1]).forward).parameters)[1:]
+        self._follower, self._weights, self._stale = Follower(own), None, False
         self._ladder = mls.Ladder(list(models), costs)
         self._settings = Settings(costs, draw=draw, seed=seed)
         self._names, self._output = names, tuple
@@ -75,6 +107,7 @@ class Controls:
         After `calibrate`, `budget_fraction` without `schedule` means the pilot's plan.
         """
         given = [value is not None for value in (budget_fraction, probabilities, plan)]
+        self._asked = (budget_fraction, schedule)
         if sum(given) != 1:
             raise ValueError(
                 'give exactly one of "budget_fraction", "probabilities" and "plan", got '
@@ -83,6 +116,8 @@ class Controls:
         table = held = None
         if budget_fraction is not None:
             draw = self._settings.draw or mls.systematic
+            if not self._counted:  # until the first call prices the levels
+                budget_fraction = max(budget_fraction, self._ladder.costs[0] / self._ladder.costs[-1])
             table = step_probabilities(self._ladder, budget_fraction, schedule or _INVERSE_COST, draw)
             if schedule is None and self._settings.draw is None and budget_fraction < 1:
                 held = budget_fraction
@@ -208,21 +243,26 @@ class Controls:
         """
         if self._clock.pipe is not pipe:
             raise ValueError('"pipe" is not the pipeline that the ladder is installed in; use ladder.install(pipe)')
+        arguments = {"num_inference_steps": num_inference_steps, **pipeline_arguments}
+        run = PipelineRun(
+            pipe,
+            lambda answer: setattr(self, "_answer", answer),
+            samples=(16 if fit else 4) if samples is None else samples,
+            seed=seed,
+            arguments=arguments,
+        )
+        if not self._counted:
+            self._pricing = True
+            with contextlib.suppress(_Priced):
+                run(lambda number, evaluate: evaluate(0))
+            self._pricing, self._answer = False, None
         settings, meter, fraction = self._settings, self._meter, self._fraction()
         some = torch.tensor([1.0] + [0.5] * (len(self._ladder) - 1))
         self._follow(replace(settings, probabilities=some, plan=None))
         self._meter = Meter(self._ladder.costs)
-        arguments = {"num_inference_steps": num_inference_steps, **pipeline_arguments}
         try:
             self.check(pipe)
             self._aim = lambda: not adds_noise(pipe.scheduler, arguments)
-            run = PipelineRun(
-                pipe,
-                lambda answer: setattr(self, "_answer", answer),
-                samples=(16 if fit else 4) if samples is None else samples,
-                seed=seed,
-                arguments=arguments,
-            )
             found = calibrated(
                 run,
                 self._ladder,
@@ -240,6 +280,7 @@ class Controls:
             self._answer, self._meter = None, meter
             self._follow(settings)
         self._settings = replace(settings, pilot=found.pilot, aimed=aim)
+        self._weights, self._stale = self._fingerprint(), False
         if found.fitted is not None:
             self.allocate(plan=found.fitted.plan)
         else:
@@ -266,7 +307,22 @@ class Controls:
             )
         fraction = self._fraction() if budget_fraction is None else budget_fraction
         priced = replace(pilot, costs=self._ladder.costs, unit=self._ladder.unit).in_evaluations()
-        return priced.advise(budget=fraction * pilot.steps)
+        advice = priced.advise(budget=fraction * pilot.steps)
+        self._check_weights()
+        return replace(advice, text=f"{advice.text} But {_STALE}.") if self._stale else advice
+
+    def _fingerprint(self) -> Fingerprint:
+        return Fingerprint([uncompiled(level) for level in self.levels])
+
+    def _check_weights(self) -> None:
+        """Warn once where weights are not those that a pilot measured."""
+        if self._settings.pilot is None or self._stale:
+            return
+        now = self._fingerprint()
+        self._stale = self._weights is not None and self._weights != now
+        self._weights = now
+        if self._stale:
+            warnings.warn(_STALE, stacklevel=2)
 
     def _fraction(self) -> float:
         """Expected cost of a call relative to the top model's."""
@@ -305,10 +361,12 @@ class Controls:
 
     def _begin(self) -> None:
         """Check what can be checked at the first call of a trajectory, and forget what the last one stored."""
+        self._follower.follow()
+        self._check_weights()
         self._memory, self._shift, self._expected = None, self._clock.offset, self._clock.calls_of_slot
         scheduler, plan = self._clock.scheduler, self._settings.plan
         if scheduler is not None:
-            self.check(self._clock.pipe)
+            self.check(self._clock)
             if self._settings.held is not None and self._answer is None:
                 plan = self._held(scheduler, self._settings.held)
             self._shift = self._first_row()
@@ -319,12 +377,35 @@ class Controls:
                 "unnoticed and biases the result; put it in with ladder.install(pipe)",
                 stacklevel=2,
             )
+        self._check_caches(plan)
         remembers = plan is not None and plan.recall is not None
         if remembers or self._answer is not None:
             self._maps = self._data_maps(scheduler, needed=remembers and self._answer is None)
         if remembers:
             assert plan is not None
             self._memory = Memory(plan)
+
+    def _check_caches(self, plan: mls.Plan | None) -> None:
+        """Refuse caches of levels that are called now and then: they would use what far steps left in them."""
+        table = self._settings.probabilities if plan is None else plan.hits
+        for level, model in enumerate(self.levels):
+            always = table is not None and bool((table[..., level] == 1).all())
+            if getattr(uncompiled(model), "is_cache_enabled", False) and not always:
+                raise ValueError(
+                    f'"levels[{level}]" has a cache but is called at few steps, which it would mistake for neighbours; '
+                    "call its disable_cache() and cache the level that runs at every step: "
+                    "ladder.levels[0].enable_cache(...)"
+                )
+
+    def _count(self, call: Mapping[str, Any]) -> None:
+        """Price the levels by the first call, where that was not possible before it."""
+        self._counted = True
+        costs, _ = count_costs([uncompiled(level) for level in self.levels], call)
+        self._ladder = mls.Ladder(list(self.levels), costs)
+        self._settings, self._meter = replace(self._settings, costs=costs), Meter(costs.costs)
+        fraction, schedule = self._asked
+        if fraction is not None:
+            self.allocate(budget_fraction=fraction, schedule=schedule)
 
     def _held(self, scheduler: Any, fraction: float) -> mls.Plan | None:
         """The plan of a ladder that has not been measured; None where a draw must do."""
@@ -376,33 +457,44 @@ class Controls:
         """Call a level."""
         raise NotImplementedError
 
+    def _step(self) -> int | None:
+        """The step that the pipeline announced in `cache_context`."""
+        raise NotImplementedError
+
     def _respond(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return what the top model is said to return at a call of the pipeline."""
         call = bind(self._names, args, kwargs)
         state = call[self._names[0]]
+        if not isinstance(state, Tensor):
+            raise TypeError(f"the model is given a {type(state).__name__} of states; ladders take one tensor")
+        if not self._counted:
+            self._count(call)
+            if self._pricing:
+                raise _Priced
         check_residuals(call, list(self.levels))
         outputs: dict[int, Any] = {}
         whole = call.get("return_dict", True)
 
         def evaluate(level: int) -> Tensor:
+            model = uncompiled(self.levels[level])
             try:
-                outputs[level] = self._run(level, fresh(call))
+                outputs[level] = self._run(level, for_level(call, model.config))
             except RuntimeError as error:
-                reason = explain(level, self.levels[level], state, error)
-                if reason is None:
-                    raise
-                raise ValueError(reason) from error
-            return outputs[level].sample if whole else outputs[level][0]
+                reason = explain(level, model, state, error)
+                if reason is not None:
+                    error.add_note(reason)
+                raise
+            return outputs[level][0]
 
         estimate = self._estimate(time_of(call), state, evaluate)
         if outputs:
             self._output: Any = type(outputs[max(outputs)])
-        return self._output(sample=estimate) if whole else (estimate,)
+        return self._output(estimate) if whole else (estimate,)
 
     def _estimate(self, time: Any, state: Tensor, evaluate: Callable[[int], Tensor]) -> Tensor:
         """Return the estimate of the top level's output at a call; evaluate(k) is the output of level k."""
         number = self._clock.number
-        position = self._clock.visit(time, state)
+        position = self._clock.visit(time, state, self._step())
         if self._clock.number != number:
             self._begin()
         row = position + self._shift

@@ -1,8 +1,9 @@
 """What one evaluation of a diffusers model costs, counted without running it.
 
-The model is called once under torch's fake tensors (shapes only, no arithmetic, no memory) with an example input of
-batch one made from its configuration, and the FLOP counter reads off matrix products, convolutions and attention. Only
-ratios between the levels matter, so text is taken as 77 tokens and images at the configured size.
+A model of the same configuration without weights is called on the meta device (shapes only), and the FLOP counter reads
+off matrix products, convolutions and attention. For some classes the input is made from the configuration, batch one,
+77 tokens of text, images of the configured size: only ratios between the levels matter. Any other is counted at the
+pipeline's first call, on what that call gave: its real size, which changes the ratios of video.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 import multilevel_sde as mls
+from multilevel_diffusion.diffusers.calls import for_level
 
 __all__ = ["count_costs", "example_call"]
 
@@ -90,7 +91,11 @@ _EXAMPLES: dict[type, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
 }
 
 
-def example_call(model: ModelMixin) -> dict[str, Any] | None:
+_CONDITIONS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type")
+_KNOWN = (None, "text", "text_time", "text_proj", "timestep", "identity")  # those that the examples have
+
+
+def example_call(model: Any) -> dict[str, Any] | None:
     """Return keyword arguments of one call of the model, batch one, or None where its class is not known.
 
     Example:
@@ -99,50 +104,60 @@ def example_call(model: ModelMixin) -> dict[str, Any] | None:
         torch.Size([1, 3, 8, 8])
     """
     build = _EXAMPLES.get(type(model))
-    return None if build is None else build(model.config)
+    if build is None or any(model.config.get(name) not in _KNOWN for name in _CONDITIONS):
+        return None
+    return build(model.config)
 
 
-def count_costs(models: Sequence[ModelMixin]) -> mls.GivenCost:
-    """Price every model in FLOPs of one call, or, with a warning, in parameters where its call is not known.
+def count_costs(models: Sequence[Any], call: Mapping[str, Any] | None = None) -> tuple[mls.GivenCost, bool]:
+    """Price every model in FLOPs of one call, or in parameters where these cannot be counted.
 
     Arguments:
         models: diffusers models.
+        call: Arguments of a call of the top model; by default such as its configuration says.
 
     Returns:
-        The costs with their unit.
+        The costs with their unit, and whether the unit is FLOPs. Where a given call could not be counted there is a
+        warning.
 
     Example:
         >>> from diffusers import UNet2DModel
         >>> models = [UNet2DModel(sample_size=16, block_out_channels=(c, c, c, c)) for c in (32, 64)]
-        >>> costs = count_costs(models)
-        >>> costs.unit, costs.costs[1] > 3 * costs.costs[0]
-        ('FLOPs', True)
+        >>> costs, counted = count_costs(models)
+        >>> counted, costs.unit, costs.costs[1] > 3 * costs.costs[0]
+        (True, 'FLOPs', True)
     """
-    flops = [_flops(model) for model in models]
-    if all(count is not None for count in flops):
-        return mls.GivenCost([float(count) for count in flops if count is not None], "FLOPs")
-    unknown = type(models[flops.index(None)]).__name__
-    warnings.warn(
-        f"the FLOPs of {unknown} cannot be counted, so levels are priced by their numbers of parameters; give costs= "
-        "where these do not reflect the time of a call",
-        stacklevel=2,
-    )
-    return mls.GivenCost([float(model.num_parameters()) for model in models], "parameters")
+    flops = []
+    for model in models:
+        given = example_call(model) if call is None else for_level(call, model.config)
+        flops.append(None if given is None else _flops(model, given))
+        if flops[-1] is None:
+            break
+    else:
+        return mls.GivenCost([float(count or 0) for count in flops], "FLOPs"), True
+    if call is not None:
+        warnings.warn(
+            f"the FLOPs of {type(models[-1]).__name__} cannot be counted, so levels are priced by their numbers of "
+            "parameters, half as much as FLOPs for some; give costs= where these do not reflect the time of a call",
+            stacklevel=2,
+        )
+    return mls.GivenCost([float(model.num_parameters()) for model in models], "parameters"), False
 
 
-def _flops(model: ModelMixin) -> int | None:
-    parameter = next(model.parameters())
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), torch.device(parameter.device):
-        call = example_call(model)
-        if call is None:
-            return None
-        call = {name: _cast(value, parameter.dtype) for name, value in call.items()}
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # sees no fused attention
-            model(**call, return_dict=False)
-    return counter.get_total_flops()
+def _flops(model: Any, call: Mapping[str, Any]) -> int | None:
+    """FLOPs of one call, None where the model does not run without numbers."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            bare = type(model).from_config(model.config).eval()
+            call = tree_map(_on_meta, dict(call))
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # sees no fused attention
+                type(bare).forward(bare, **{**call, "return_dict": False})
+        return counter.get_total_flops()
+    except Exception:  # whatever a model of another class needs
+        return None
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, dict):
-        return {name: _cast(entry, dtype) for name, entry in value.items()}
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+def _on_meta(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to("meta", torch.float32 if value.is_floating_point() else value.dtype)

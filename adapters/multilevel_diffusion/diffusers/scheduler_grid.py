@@ -13,16 +13,17 @@ outputs is not of first order: such a scheduler has a multistep method of its ow
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from multilevel_diffusion.diffusers.checks import one_step
 from multilevel_diffusion.loops.memory import DataMap
 from multilevel_diffusion.process.multistep import corrected_table, predictor_table
 
@@ -83,6 +84,8 @@ def data_maps(scheduler: Any) -> list[DataMap]:
     Raises:
         ValueError: See :func:`signal_levels`; or the scheduler says neither what its model predicts.
     """
+    if hasattr(scheduler, "undo_step"):
+        raise ValueError(f"{type(scheduler).__name__} goes back in time, where stored values are of another state")
     alphas, sigmas = signal_levels(scheduler)
     calls = len(scheduler.timesteps)
     if _is_edm(scheduler):
@@ -179,7 +182,7 @@ def step_lengths(scheduler: Any, arguments: Mapping[str, Any] | None = None) -> 
 
 
 def adds_noise(scheduler: Any, arguments: Mapping[str, Any] | None = None) -> bool:
-    """Whether steps of a set scheduler depend on random numbers of their own.
+    """Whether steps of a set scheduler depend on random numbers of their own, or cannot be tried.
 
     Example:
         >>> from diffusers import DDIMScheduler
@@ -188,7 +191,10 @@ def adds_noise(scheduler: Any, arguments: Mapping[str, Any] | None = None) -> bo
         >>> adds_noise(scheduler), adds_noise(scheduler, {"eta": 1.0})
         (False, True)
     """
-    first, second = (_trial_steps(scheduler, arguments or {}, seed) for seed in (0, 1))
+    try:
+        first, second = (_trial_steps(scheduler, arguments or {}, seed) for seed in (0, 1))
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
+        return True
     return any(not torch.equal(a, b) for (_, _, a), (_, _, b) in zip(first, second, strict=True))
 
 
@@ -205,13 +211,19 @@ def _is_scaled(scheduler: Any) -> bool:
     return _is_edm(scheduler) or (type(scheduler).__name__ in _SCALED and not _is_flow(scheduler))
 
 
+def _unused(scheduler: Any) -> Any:
+    """A scheduler on the same timesteps that has made no step yet: without the outputs that multistep ones keep."""
+    fresh = type(scheduler).from_config(scheduler.config)
+    for name, value in vars(scheduler).items():
+        grid = isinstance(value, Tensor) and value.dim() <= 1
+        if grid or isinstance(value, np.ndarray) or name == "num_inference_steps":
+            setattr(fresh, name, copy.deepcopy(value))
+    return fresh
+
+
 def _trial_steps(scheduler: Any, arguments: Mapping[str, Any], seed: int = 0) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Steps of four copies with random states and outputs and the same noise: (states, outputs, ends) of each."""
-    trials = [copy.deepcopy(scheduler) for _ in range(4)]
-    for trial in trials:
-        vars(trial).pop("step", None)  # watched while a pilot runs
-    names = inspect.signature(trials[0].step).parameters
-    known = {name: value for name, value in arguments.items() if name in names}
+    trials = [_unused(scheduler) for _ in range(4)]
     random = torch.Generator().manual_seed(0)
     outcomes = []
     with torch.random.fork_rng(devices=[]):
@@ -221,13 +233,10 @@ def _trial_steps(scheduler: Any, arguments: Mapping[str, Any], seed: int = 0) ->
             ends = []
             for trial, state, output in zip(trials, states, outputs, strict=True):
                 torch.manual_seed(2 * n + seed)
-                if "generator" in names:
-                    known["generator"] = torch.Generator().manual_seed(2 * n + seed)
+                known = {**arguments, "generator": torch.Generator().manual_seed(2 * n + seed)}
                 if hasattr(trial, "_step_index"):
                     trial._step_index = n
-                if hasattr(trial, "scale_model_input"):
-                    trial.scale_model_input(state, time)
-                ends.append(trial.step(output, time, state, **known)[0])
+                ends.append(one_step(trial, output, time, state, known))
             outcomes.append((states.double(), outputs.double(), torch.stack(ends).double()))
     return outcomes
 

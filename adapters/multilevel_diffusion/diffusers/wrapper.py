@@ -18,7 +18,6 @@ References:
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -33,14 +32,13 @@ from torch import Tensor, nn
 import multilevel_sde as mls
 from multilevel_diffusion.diffusers.checks import check_levels, slot_of, uncompiled
 from multilevel_diffusion.diffusers.controls import Controls
-from multilevel_diffusion.diffusers.costs import count_costs
 from multilevel_diffusion.diffusers.options import Options
 from multilevel_diffusion.diffusers.store import load_ladder, load_models, save_ladder
 
 __all__ = ["MultilevelUNet", "multilevel"]
 
 _ON_EVERY_LEVEL = (
-    "set_attn_processor",
+    "compile_repeated_blocks",
     "set_default_attn_processor",
     "set_attention_slice",
     "fuse_qkv_projections",
@@ -90,6 +88,7 @@ class MultilevelUNet(Controls, ModelMixin, ConfigMixin):
     """
 
     config_name = "config.json"
+    _announced: int | None = None
 
     def __init__(
         self,
@@ -108,11 +107,7 @@ class MultilevelUNet(Controls, ModelMixin, ConfigMixin):
         check_levels(models)
         self.levels = nn.ModuleList(levels)
         self._internal_dict = FrozenDict(models[-1].config)
-        if costs is None:
-            costs = count_costs(models)
-        elif not isinstance(costs, mls.GivenCost):
-            costs = mls.GivenCost(list(costs))
-        self._set_up(levels, costs, draw, seed, list(inspect.signature(models[-1].forward).parameters))
+        self._set_up(levels, costs, draw, seed)
         self.allocate(budget_fraction=budget_fraction, probabilities=probabilities, plan=plan, schedule=schedule)
 
     def install(self, pipe: Any, slot: str | None = None) -> Self:
@@ -153,6 +148,9 @@ class MultilevelUNet(Controls, ModelMixin, ConfigMixin):
     def _run(self, level: int, call: dict[str, Any]) -> Any:
         return self.levels[level](**call)
 
+    def _step(self) -> int | None:
+        return self._announced
+
     def _reset_stateful_cache(self) -> None:
         """What diffusers calls at the end of every pipeline call."""
         self.reset()
@@ -171,6 +169,28 @@ class MultilevelUNet(Controls, ModelMixin, ConfigMixin):
             return lambda *args, **kwargs: [method(*args, **kwargs) for method in methods][-1]
         return getattr(self.levels[-1], name)
 
+    def set_attn_processor(self, processor: Any) -> None:
+        """Set the attention processors of every level; of a dictionary those that a level has."""
+        level: Any
+        for level in self.levels:
+            model = uncompiled(level)
+            own = model.attn_processors
+            if isinstance(processor, dict):
+                model.set_attn_processor({name: processor.get(name, value) for name, value in own.items()})
+            else:
+                model.set_attn_processor(processor)
+
+    def _load_ip_adapter_weights(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError(
+            "an IP-adapter needs the hook in the place of the wrapper: attach(pipe, ...), which gives it to every level"
+        )
+
+    def _set_ar_attention(self, causal_block_size: int) -> None:
+        """What the pipelines of SkyReels call."""
+        level: Any
+        for level in self.levels:
+            uncompiled(level)._set_ar_attention(causal_block_size)
+
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the levels."""
@@ -179,7 +199,9 @@ class MultilevelUNet(Controls, ModelMixin, ConfigMixin):
     @contextlib.contextmanager
     def cache_context(self, name: str, **kwargs: Any) -> Iterator[None]:
         """Announce a call to every level that caches (the pipelines of transformers use this)."""
+        self._announced = kwargs.get("step_index")
         with contextlib.ExitStack() as stack:
+            stack.callback(setattr, self, "_announced", None)
             level: Any
             for level in self.levels:
                 if hasattr(level, "cache_context"):

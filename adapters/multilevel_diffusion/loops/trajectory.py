@@ -60,7 +60,7 @@ class Trajectory:
     def __init__(self, rise: float = 1.001):
         if not rise >= 1:
             raise ValueError(f'"rise" must be a factor of at least 1, got {rise}')
-        self._rise = rise
+        self.rise = rise
         self.number = 0
         self.reset()
 
@@ -72,10 +72,10 @@ class Trajectory:
         self._state: Callable[[], Tensor | None] = _nothing
         self._version: int | None = None
 
-    def visit(self, time: float, state: Tensor) -> int:
-        """Return the position (0, 1, ...) of a call at this time with this state."""
+    def visit(self, time: float, state: Tensor, *, rises: bool = False) -> int:
+        """Return the position (0, 1, ...) of a call at this time with this state; rule 3 not for times that rise."""
         if not self._repeats(time, state):
-            if self._begins(time):
+            if self.position < 0 or time == self._first or (not rises and self._turns(time)):
                 self.reset()
                 self.number += 1
                 self._first = time
@@ -92,6 +92,10 @@ class Trajectory:
         self.position = position
         return position
 
+    def resume(self, time: float) -> None:
+        """Number by times from now on; the last call, the first of its trajectory, was at this one."""
+        self._first = self._last = time
+
     def __getstate__(self) -> dict[str, Any]:
         """Forget which object the last state was, as it is another in another process."""
         return self.__dict__ | {"_state": _nothing, "_version": None}
@@ -99,12 +103,10 @@ class Trajectory:
     def _repeats(self, time: float, state: Tensor) -> bool:
         return time == self._last and self._state() is state and self._version == _version(state)
 
-    def _begins(self, time: float) -> bool:
-        if self.position < 0 or time == self._first:
-            return True
+    def _turns(self, time: float) -> bool:
         if self._direction < 0:
-            return time > self._last * self._rise
-        return self._direction > 0 and time * self._rise < self._last
+            return time > self._last * self.rise
+        return self._direction > 0 and time * self.rise < self._last
 
 
 def _nothing() -> None:

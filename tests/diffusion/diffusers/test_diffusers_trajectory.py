@@ -159,14 +159,57 @@ def test_a_linked_clock_knows_where_in_the_timesteps_a_trajectory_begins(name: s
     assert seen == [(n, 6) for n in range(4)]
 
 
-def test_a_clock_in_the_wrong_pipeline_warns_and_falls_back():
+def test_a_clock_in_the_wrong_pipeline_is_refused():
     pipe, clock = Pipe(diffusers.EulerDiscreteScheduler()), PipelineClock()
     pipe.scheduler.set_timesteps(10)
     clock.link(pipe)
-    with pytest.warns(UserWarning, match="not the one that calls it"):
-        seen = run_scheduler(clock, diffusers.DDIMScheduler())
-    assert seen[2:] == list(range(1, 9))
-    assert run_scheduler(clock, diffusers.DDIMScheduler()) == list(range(10))
+    with pytest.raises(ValueError, match="is not the one that calls it: its scheduler stands still"):
+        run_scheduler(clock, diffusers.DDIMScheduler())
+
+
+def test_copies_of_a_scheduler_that_step_in_its_place_are_followed():
+    """Two calls a step, two runs on one set of timesteps, and an interrupted one."""
+    pipe, clock = Pipe(diffusers.UniPCMultistepScheduler()), PipelineClock()
+    clock.link(pipe)
+    for number in (2, 5):
+        pipe.scheduler.set_timesteps(10)
+        for _ in range(2):
+            states = [torch.zeros(1) for _ in range(10)]
+            calls = [(t, x) for t, x in zip(pipe.scheduler.timesteps, states, strict=True) for _ in range(2)]
+            assert [clock.visit(t, x) for t, x in calls] == [n // 2 for n in range(20)]
+        assert (clock.number, clock.offset) == (number, 0)
+        clock.visit(pipe.scheduler.timesteps[0], torch.zeros(1))
+
+
+def test_a_step_that_the_pipeline_announces_is_believed():
+    pipe, clock, x = Pipe(diffusers.EulerDiscreteScheduler()), PipelineClock(), torch.zeros(1)
+    clock.link(pipe)
+    pipe.scheduler.set_timesteps(10)
+    pipe.scheduler.set_begin_index(4)
+    assert [clock.visit(0.5, x, step) for step in (2, 2, 3, 4, 2, 3)] == [0, 0, 1, 2, 0, 1]
+    assert (clock.offset, clock.number) == (4, 2)
+
+
+def test_time_travel_is_one_trajectory():
+    pipe, clock, x = Pipe(diffusers.RePaintScheduler()), PipelineClock(), torch.zeros(1)
+    clock.link(pipe)
+    for run in (1, 2):
+        pipe.scheduler.set_timesteps(20, jump_length=3, jump_n_sample=3)
+        times, last, seen = pipe.scheduler.timesteps, 10**6, []
+        for t in times:
+            if t < last:
+                seen.append(clock.visit(t, x.clone()))
+            last = t
+        assert seen == list(range(clock.calls))
+        assert (clock.number, len(seen) < len(times)) == (run, True)
+
+
+def test_frames_at_times_of_their_own_are_refused():
+    clock, x = PipelineClock(), torch.zeros(1)
+    assert clock.visit(torch.tensor([[0.0, 900.0, 900.0]]), x) == 0
+    assert clock.visit(torch.tensor([[0.0, 800.0, 800.0]]), x) == 1
+    with pytest.raises(ValueError, match="the frames of a call are at different times"):
+        clock.visit(torch.tensor([[0.0, 800.0, 900.0]]), x)
 
 
 def test_rows_are_the_coefficients_of_a_plan_drawn_with_the_same_seed():
