@@ -38,7 +38,8 @@ _FEWER = (3, 4, 5, 6, 8, 10, 12, 15, 20, 28, 40)  # steps of the top level alone
 _FITTED = 3  # plans of a pilot that a fit begins with
 _ORDER = 3  # values of the base that a fit uses at least
 _SAME_START = 1e-3  # difference in log-SNR
-_COUNTS = ("batch_size", "num_images_per_prompt", "num_videos_per_prompt")
+_COUNTS = ("batch_size", "num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
+_PROMPTS = ("prompt", "prompt_embeds", "image_embeds")  # the first that is given says how many there are
 
 
 class PipelineRun:
@@ -83,7 +84,9 @@ class PipelineRun:
             _quiet(pipe),
         ):
             torch.manual_seed(self.seed)
-            pipe(**given, generator=generators)
+            result = pipe(**given, generator=generators)
+        if not state and given.get("output_type") == "latent":  # copies of the scheduler made the steps
+            state.append(result[0])
         if not state:
             raise ValueError('"pipe" ended without a step of its scheduler; a pilot needs the whole trajectory')
         return state[0][: self.samples]  # DiT steps both halves of guidance, and returns the first
@@ -230,43 +233,63 @@ def _call_arguments(pipe: Any, samples: int, arguments: Mapping[str, Any]) -> di
             raise ValueError(f'"{name}" is set by the pilot, leave it out; "samples" and "seed" say how many and which')
     given: dict[str, Any] = {"output_type": "latent"} if "output_type" in names else {}
     given |= dict(arguments)
-    count = next((name for name in _COUNTS if name in names), None)
-    if count is not None:
-        prompts = 1 if count == "batch_size" else _prompts(arguments)
+    prompts = next((_length(arguments[name]) for name in _PROMPTS if arguments.get(name) is not None), None)
+    if prompts is not None:
         if samples % prompts:
             raise ValueError(f'"samples" is {samples}, expected a multiple of the {prompts} prompts')
-        given[count] = samples // prompts
+        return {name: _repeated(name, value, prompts, samples // prompts) for name, value in given.items()}
+    if "batch_size" in names:
+        given["batch_size"] = samples
     elif "class_labels" in arguments:
         labels = list(torch.as_tensor(arguments["class_labels"]).flatten().tolist())
         given["class_labels"] = [labels[sample % len(labels)] for sample in range(samples)]
     return given
 
 
-def _prompts(arguments: Mapping[str, Any]) -> int:
-    prompt = arguments.get("prompt")
-    if prompt is None:
-        prompt = arguments.get("prompt_embeds")
+def _length(prompt: Any) -> int:
     return len(prompt) if isinstance(prompt, list | Tensor) else 1
+
+
+def _repeated(name: str, value: Any, prompts: int, times: int) -> Any:
+    """A prompt, its embeddings and masks for every sample: not all pipelines multiply what they are given."""
+    if not ("prompt" in name or name.endswith("_embeds")):
+        return value
+    if isinstance(value, str):
+        return [value] * (prompts * times)
+    if isinstance(value, Tensor) and len(value) == prompts:
+        return value.repeat_interleave(times, dim=0)
+    if isinstance(value, list) and len(value) == prompts and isinstance(value[0], str | Tensor):
+        return [entry for entry in value for _ in range(times)]
+    return value
+
+
+class _Watched:
+    """The step of a scheduler, which keeps the state after it; copies of the scheduler have their own, unwatched."""
+
+    def __init__(self, scheduler: Any):
+        self._scheduler, self._step, self.state = scheduler, scheduler.step, []
+        functools.update_wrapper(self, self._step)  # pipelines ask for the signature
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = self._step(*args, **kwargs)
+        self.state[:] = [result[0]]
+        return result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo[id(self._scheduler)]
+        return functools.partial(type(copied).step, copied)
 
 
 @contextlib.contextmanager
 def _last_state(scheduler: Any) -> Iterator[list[Tensor]]:
     """A list that holds the state after the last step that the scheduler made."""
-    step, own = scheduler.step, "step" in vars(scheduler)
-    state: list[Tensor] = []
-
-    @functools.wraps(step)  # pipelines ask for the signature
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        result = step(*args, **kwargs)
-        state[:] = [result[0]]
-        return result
-
+    own, watched = vars(scheduler).get("step"), _Watched(scheduler)
     scheduler.step = watched
     try:
-        yield state
+        yield watched.state
     finally:
-        if own:
-            scheduler.step = step
+        if own is not None:
+            scheduler.step = own
         else:
             del scheduler.step
 

@@ -90,7 +90,7 @@ class PipelineClock:
     def link(self, pipe: Any, slot: str | None = None) -> None:
         """Ask the scheduler of this pipeline, held weakly, from now on; None forgets it."""
         self._pipe = None if pipe is None else weakref.ref(pipe)
-        self._scheduler = None
+        self._scheduler = getattr(pipe, "scheduler", None)
         self._slot = slot
         self.reset()
 

@@ -40,8 +40,9 @@ class Follower:
     def __init__(self, levels: Sequence[Any]):
         *self._lower, self._top = levels
         self._own = [_processors(level) for level in levels]  # as they came
-        self._seen = dict(self._own[-1])
-        self._projections = _projections(self._top)
+        self._adapted = [any(map(_weighted, own.values())) for own in self._own]  # with IP-adapters of their own
+        self._seen = {name: value for name, value in self._own[-1].items() if not _weighted(value)}
+        self._projections = {} if self._adapted[-1] else _projections(self._top)
         self._given: set[str] = set()  # adapters that the lower levels have from the top
 
     def follow(self) -> None:
@@ -58,7 +59,7 @@ class Follower:
         for number, level in enumerate(self._lower):
             if changed:
                 self._set_processors(number, level, changed)
-            if projections != self._projections:
+            if projections != self._projections and not self._adapted[number]:
                 for name, value in projections.items():
                     setattr(level, name, value)
                 level.config.encoder_hid_dim_type = self._top.config.encoder_hid_dim_type
@@ -76,11 +77,13 @@ class Follower:
         chosen = {}
         for name in before.keys() & changed.keys():
             new = changed[name]
+            if _weighted(new) and self._adapted[number]:
+                continue
             mine, tops = (model.get_submodule(name.removesuffix(".processor")) for model in (level, self._top))
-            if isinstance(new, nn.Module) and next(new.parameters(), None) is not None and _shape(mine) != _shape(tops):
+            if _weighted(new) and _shape(mine) != _shape(tops):
                 raise ValueError(
                     f'the IP-adapter of the top level does not fit "levels[{number}]", whose {name} has other widths; '
-                    "unload it, or take levels of the same widths"
+                    "unload it, or load one into that level before attaching"
                 )
             chosen[name] = own[name] if new is self._own[-1].get(name) else new
         if chosen:
@@ -127,6 +130,10 @@ class Follower:
 
 def _processors(model: Any) -> dict[str, Any]:
     return dict(getattr(model, "attn_processors", {}))
+
+
+def _weighted(processor: Any) -> bool:
+    return isinstance(processor, nn.Module) and next(processor.parameters(), None) is not None
 
 
 def _projections(model: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Ladders of diffusers models on disk: one ordinary model folder a level, and one small configuration.
 
     unet/config.json           costs, probabilities or the plan's name, draw, seed; written last
-    unet/level_1/              an ordinary diffusers model folder, loadable on its own
+    unet/level_1/              an ordinary diffusers model folder, loadable on its own; level_1.fp16 of that variant
     unet/level_2/
     unet/plan.safetensors      only with a plan
     unet/pilot.safetensors     only after a pilot
@@ -152,12 +152,17 @@ def save_ladder(folder: str | os.PathLike[str], models: Sequence[Any], settings:
     target.mkdir(parents=True, exist_ok=True)
     (target / _CONFIG).unlink(missing_ok=True)
     for level, model in enumerate(models):
-        model.save_pretrained(target / f"level_{level + 1}", **options)
+        model.save_pretrained(_level_folder(target, level + 1, options.get("variant")), **options)
     if settings.plan is not None:
         settings.plan.save(target / _PLAN)
     if settings.pilot is not None:
         settings.pilot.save(target / _PILOT)
     write_atomically(target / _CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _level_folder(folder: Path, number: int, variant: str | None) -> Path:
+    """The name that diffusers needs to see the variant in."""
+    return folder / (f"level_{number}.{variant}" if variant else f"level_{number}")
 
 
 def _name_of(draw: mls.Draw | None) -> str | None:
@@ -181,11 +186,11 @@ def load_ladder(folder: str | os.PathLike[str], **options: Any) -> tuple[list[nn
         FileNotFoundError: There is no ladder, or a level is missing.
         ValueError: It is damaged, not a ladder, or of another format.
     """
-    settings, folders = _load_settings(Path(folder))
+    settings, folders = _load_settings(Path(folder), options.get("variant"))
     return load_models(folders, **options), settings
 
 
-def _load_settings(folder: Path) -> tuple[Settings, list[Path]]:
+def _load_settings(folder: Path, variant: str | None) -> tuple[Settings, list[Path]]:
     path = folder / _CONFIG
     if not path.is_file():
         raise FileNotFoundError(f'no ladder at "{folder}" ({_CONFIG} is missing); was its save interrupted?')
@@ -209,7 +214,9 @@ def _load_settings(folder: Path) -> tuple[Settings, list[Path]]:
         if settings.pilot is not None and settings.pilot.levels != len(settings.costs.costs):
             raise ValueError(f"its pilot is of {settings.pilot.levels} levels; run calibrate again")
         first = 0 if config["format"] == 1 else 1
-        return settings, [folder / f"level_{number}" for number, _ in enumerate(config["levels"], start=first)]
+        if variant and not _level_folder(folder, first, variant).is_dir():
+            variant = None
+        return settings, [_level_folder(folder, n, variant) for n, _ in enumerate(config["levels"], start=first)]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f'"{path}" is not the configuration of a ladder ({error!r}); save it again') from None
     except ValueError as error:

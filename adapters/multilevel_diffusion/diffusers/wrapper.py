@@ -215,6 +215,14 @@ class MultilevelUNet(Controls, ModelMixin, ConfigMixin):
 
     # -- files -----------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def from_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """Refused: what pipelines call for device_map=."""
+        raise NotImplementedError(
+            "a saved ladder cannot be spread by device_map=; load the pipeline without it, or load that of the top "
+            "level with it and attach(pipe, [...])"
+        )
+
     def save_pretrained(  # type: ignore[override]
         self,
         save_directory: str | os.PathLike[str],
