@@ -40,9 +40,12 @@ class Follower:
     def __init__(self, levels: Sequence[Any]):
         *self._lower, self._top = levels
         self._own = [_processors(level) for level in levels]  # as they came
-        self._adapted = [any(map(_weighted, own.values())) for own in self._own]  # with IP-adapters of their own
-        self._seen = {name: value for name, value in self._own[-1].items() if not _weighted(value)}
-        self._projections = {} if self._adapted[-1] else _projections(self._top)
+        tops = self._own[-1]
+        self._adapted = [  # with IP-adapters of their own
+            any(_weighted(value) and value is not tops.get(name) for name, value in own.items()) for own in self._own
+        ]
+        self._seen = {name: value for name, value in tops.items() if not _weighted(value)}
+        self._projections = {} if len(self._seen) < len(tops) else _projections(self._top)
         self._given: set[str] = set()  # adapters that the lower levels have from the top
 
     def follow(self) -> None:
@@ -85,7 +88,8 @@ class Follower:
                     f'the IP-adapter of the top level does not fit "levels[{number}]", whose {name} has other widths; '
                     "unload it, or load one into that level before attaching"
                 )
-            chosen[name] = own[name] if new is self._own[-1].get(name) else new
+            came = new is self._own[-1].get(name) and not _weighted(new)
+            chosen[name] = own[name] if came else new
         if chosen:
             level.set_attn_processor({**before, **chosen})
 

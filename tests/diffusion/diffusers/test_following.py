@@ -177,7 +177,7 @@ def test_processors_and_freeu_of_the_model_reach_the_levels(conditional, stable_
     from diffusers.models.attention_processor import AttnProcessor
 
     low, top = conditional(4), conditional(8)
-    pipe, ladder = attached(stable_diffusion, [low, top])
+    pipe, _ = attached(stable_diffusion, [low, top])
     top.set_attn_processor(AttnProcessor())
     pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
     guided(pipe)
