@@ -37,9 +37,13 @@ class Curve:
         return allocate_levels(parts, costs, self.steps * self.pilot.costs[-1] - self.base_cost)
 
     def estimate(self, budget: float, memory: bool = True) -> float:
-        """The predicted error at a budget, without correlations between levels: cheap, for choosing among curves."""
-        count = self.allocation.count_within(budget - self.base_cost)
-        return self.pilot.expected(self.allocation.errors[count], self.steps, self.form(memory))
+        """What the plan at a budget is ranked by, without correlations between levels: cheap, for choosing curves."""
+        promised, form = (
+            self.allocation.errors[self.allocation.count_within(budget - self.base_cost)],
+            self.form(memory),
+        )
+        common = self.pilot.common_typical(promised, self.steps, form, "promised")
+        return math.sqrt(self.pilot.expected(promised, self.steps, form) * common)
 
     def form(self, memory: bool) -> Form:
         """The form that its plans take."""
@@ -91,10 +95,11 @@ class Alone:
         return self.least * self.price
 
     def estimate(self, budget: float, memory: bool = True) -> float:
-        """The predicted error at a budget; infinite where plans may not remember and this one does."""
+        """What the plan at a budget is ranked by; infinite where plans may not remember and this one does."""
         if self.multistep and not memory:
             return math.inf
-        return self._mse(self._steps(budget))
+        steps = self._steps(budget)
+        return math.sqrt(self._mse(steps) * self.pilot.single_error(self.level, steps, self.multistep))
 
     def within(self, budget: float, memory: bool = True) -> PilotPlan:
         """The plan that costs at most the budget, which must pay the fewest steps."""

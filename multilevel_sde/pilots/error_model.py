@@ -186,11 +186,11 @@ class ErrorModel:
         step_mse = step * self.single_tail(self.levels - 1, steps * self.steps / self.rows, multistep)
         return self.expectation(max(0.0, mse - step_mse), step_mse, typical, evaluations)
 
-    def common_typical(self, first_order: float, steps: int, form: Form) -> float:
-        """The typical error of a plan by the runs in its form on all grids together."""
+    def common_typical(self, value: float, steps: int, form: Form, what: str = "first_order") -> float:
+        """The typical error of a plan by the runs in its form on all grids together; arguments as :meth:`_expected`."""
         runs = [one for one in self.calibration if one.form is form] or list(self.calibration)
-        known = [one.first_order for one in runs]
-        level = _calibrated(first_order, zip(known, self._beside(runs), strict=True))
+        known = [getattr(one, what) for one in runs]
+        level = _calibrated(value, zip(known, self._beside(runs), strict=True))
         return self.step_error_of(steps, form) + level
 
     def _beside(self, runs: Sequence[Calibration]) -> list[float]:

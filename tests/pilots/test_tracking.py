@@ -12,6 +12,7 @@ import multilevel_sde as mls
 from multilevel_sde.fitting.perturbed_runs import Parts
 from multilevel_sde.pilots.answers import Form
 from multilevel_sde.pilots.curves import allocate_levels
+from multilevel_sde.pilots.measure_errors import calibration_budgets
 from multilevel_sde.pilots.responses import Responses
 from multilevel_sde.pilots.tracking import predictor, total_weights, track, tracking_table
 from multilevel_sde.pilots.trial import typical
@@ -275,6 +276,17 @@ def test_calibrations_are_runs_of_plans_on_samples_kept_out(base, form):
         assert run.first_order == pytest.approx(expected, rel=1e-5, abs=1e-14)
         assert run.measured == pytest.approx(typical(found), rel=1e-6)
         assert run.tail == pytest.approx(float(found.mean()) / typical(found), rel=1e-6)
+
+
+def test_calibrations_reach_from_few_corrections_to_many():
+    """Of 2900 between the cheapest plan and the top level at every step; what pays no correction is left out."""
+    for costs, coarse, shares in (
+        ([1.0, 30.0], False, (0.015, 0.04, 0.12, 0.3, 0.5)),
+        ([1.0, 30.0], True, (0.04, 0.1, 0.35, 0.8)),
+        ([0.0, 29.0], True, (0.04, 0.1, 0.35, 0.8)),
+    ):
+        assert calibration_budgets(costs, 100, coarse=coarse) == pytest.approx([share * 2900 for share in shares])
+    assert calibration_budgets([1.0, 117.0], 25, coarse=True) == pytest.approx([290.0, 1015.0, 2320.0])
 
 
 # -- plans taken apart ------------------------------------------------------------------------------------------------
