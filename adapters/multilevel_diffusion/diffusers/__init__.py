@@ -5,6 +5,7 @@ Rooms:
     wrapper       MultilevelUNet: a model in the place of it, which is saved with the pipeline.
     controls      what both do at a call; calibrate, advise, allocate.
     following     what is changed on the top model reaches the levels below it.
+    handed_on     what a pipeline hands on to its scheduler.
     options       what can be chosen.
     clock         where a pipeline is in its trajectory.
     checks        what must hold for levels and schedulers, checked before any sampling.

@@ -11,7 +11,6 @@ global generators, the scheduler and the progress bar are as before afterwards.
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import multilevel_sde as mls
+from multilevel_diffusion.diffusers.handed_on import watched_step
 from multilevel_diffusion.diffusers.scheduler_grid import adds_noise, signal_levels
 from multilevel_diffusion.loops.black_box import Alone, Answer, black_box_pilot, checked, plans_at
 from multilevel_diffusion.loops.black_box_fit import LoopRun
@@ -80,7 +80,7 @@ class PipelineRun:
         given = self.given | ({} if steps is None else {"num_inference_steps": steps})
         with (
             torch.random.fork_rng(devices=range(torch.cuda.device_count())),
-            _last_state(pipe.scheduler) as state,
+            watched_step(pipe.scheduler) as state,
             _quiet(pipe),
         ):
             torch.manual_seed(self.seed)
@@ -261,37 +261,6 @@ def _repeated(name: str, value: Any, prompts: int, times: int) -> Any:
     if isinstance(value, list) and len(value) == prompts and isinstance(value[0], str | Tensor):
         return [entry for entry in value for _ in range(times)]
     return value
-
-
-class _Watched:
-    """The step of a scheduler, which keeps the state after it; copies of the scheduler have their own, unwatched."""
-
-    def __init__(self, scheduler: Any):
-        self._scheduler, self._step, self.state = scheduler, scheduler.step, []
-        functools.update_wrapper(self, self._step)  # pipelines ask for the signature
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        result = self._step(*args, **kwargs)
-        self.state[:] = [result[0]]
-        return result
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        copied = memo[id(self._scheduler)]
-        return functools.partial(type(copied).step, copied)
-
-
-@contextlib.contextmanager
-def _last_state(scheduler: Any) -> Iterator[list[Tensor]]:
-    """A list that holds the state after the last step that the scheduler made."""
-    own, watched = vars(scheduler).get("step"), _Watched(scheduler)
-    scheduler.step = watched
-    try:
-        yield watched.state
-    finally:
-        if own is not None:
-            scheduler.step = own
-        else:
-            del scheduler.step
 
 
 @contextlib.contextmanager

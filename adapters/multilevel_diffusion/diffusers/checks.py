@@ -52,6 +52,7 @@ _SHARED = (
     "guidance_embeds",
     "prediction_type",
 )
+_TEXT_WIDTHS = ("caption_channels", "encoder_hid_dim")
 _TRAINED_WITH = {  # what a model was trained with and is saved beside it, in scheduler and VAE
     "scheduler": ("prediction_type", "beta_start", "beta_end", "beta_schedule", "snr_shift_scale"),
     "vae": ("scaling_factor", "shift_factor", "latents_mean", "latents_std"),
@@ -103,8 +104,8 @@ def _check_call(level: int, model: nn.Module, top: nn.Module) -> None:
 def _check_config(level: int, config: Mapping[str, Any], top: Mapping[str, Any]) -> None:
     for key in _SHARED:
         mine, tops = _plain(config.get(key)), _plain(top.get(key))
-        if key == "cross_attention_dim" and top.get("caption_channels") is not None:
-            continue  # the width of the model itself (SANA, LTX, PixArt), not that of the text
+        if key == "cross_attention_dim" and any(top.get(width) is not None for width in _TEXT_WIDTHS):
+            continue  # the width of the model itself (SANA, LTX, PixArt, IF), not that of the text
         if mine != tops:
             raise ValueError(
                 f'"levels[{level}]" has {key}={mine}, the top level {tops}; all levels must have the same, so that '
@@ -115,7 +116,8 @@ def _check_config(level: int, config: Mapping[str, Any], top: Mapping[str, Any])
 def _plain(value: Any) -> Any:
     """Equal entries of a sequence count as one number."""
     if isinstance(value, list | tuple):
-        return value[0] if len(set(value)) == 1 else tuple(value)
+        entries = tuple(map(_plain, value))
+        return entries[0] if len(set(entries)) == 1 else entries
     return value
 
 

@@ -180,10 +180,11 @@ class PipelineClock:
         return int(found[0, 0]) if len(found) else 0
 
     def _count(self, timesteps: Tensor) -> int:
-        """Calls at these timesteps; where they rise, a scheduler that goes back calls no model."""
+        """Calls at these timesteps, the last of a run; where they rise, a scheduler that goes back calls no model."""
         if hasattr(self._scheduler, "undo_step"):
             return 1 + int((timesteps[1:] < timesteps[:-1]).sum())
-        return len(timesteps)
+        ends = "Wuerstchen" in type(self._scheduler).__name__  # the last of its times is where it ends
+        return len(timesteps) - ends
 
 
 def _index(scheduler: Any) -> int:

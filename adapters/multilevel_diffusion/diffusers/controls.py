@@ -7,6 +7,7 @@ that stands in the place of another (:mod:`.diffusers.wrapper`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,8 @@ from multilevel_diffusion.diffusers.checks import check_scheduler, uncompiled
 from multilevel_diffusion.diffusers.clock import PipelineClock
 from multilevel_diffusion.diffusers.costs import count_costs
 from multilevel_diffusion.diffusers.following import Fingerprint, Follower
-from multilevel_diffusion.diffusers.scheduler_grid import adds_noise, aimed, base_coefficients, data_maps
+from multilevel_diffusion.diffusers.handed_on import ChangedOutputError, HandedOn
+from multilevel_diffusion.diffusers.scheduler_grid import adds_noise, aimed, base_coefficients, data_maps, is_cosmos
 from multilevel_diffusion.diffusers.store import Settings
 from multilevel_diffusion.loops.black_box import Answer, plans_at
 from multilevel_diffusion.loops.held import held_plan
@@ -91,6 +93,7 @@ class Controls:
         self._shift = 0
         self._expected: int | None = None
         self._aim: Callable[[], bool] | None = None
+        self._handed: HandedOn | None = None
 
     # -- what is evaluated when -----------------------------------------------------------------------------------
 
@@ -263,10 +266,15 @@ class Controls:
         try:
             self.check(pipe)
             self._aim = lambda: not adds_noise(pipe.scheduler, arguments)
-            found = calibrated(
+            measure = functools.partial(
+                calibrated,
                 run,
                 self._ladder,
-                base=lambda: base_coefficients(pipe.scheduler, arguments, self._clock.offset),
+                base=lambda: (
+                    None
+                    if self._changes_outputs()
+                    else base_coefficients(pipe.scheduler, arguments, self._clock.offset)
+                ),
                 memory=lambda: self._maps is not None,
                 expected=lambda: self._expected,
                 budget_fraction=fraction,
@@ -275,6 +283,10 @@ class Controls:
                 fit=fit,
                 progress=progress,
             )
+            try:
+                found = measure()
+            except ChangedOutputError:  # without memory
+                found = measure()
         finally:
             aim, self._aim = self._settings.aimed, None
             self._answer, self._meter = None, meter
@@ -367,8 +379,7 @@ class Controls:
         scheduler, plan = self._clock.scheduler, self._settings.plan
         if scheduler is not None:
             self.check(self._clock)
-            if self._settings.held is not None and self._answer is None:
-                plan = self._held(scheduler, self._settings.held)
+            plan = self._plan_of_run(scheduler)
             self._shift = self._first_row()
         elif not self._warned and not self._deterministic():
             self._warned = True
@@ -381,6 +392,10 @@ class Controls:
         remembers = plan is not None and plan.recall is not None
         if remembers or self._answer is not None:
             self._maps = self._data_maps(scheduler, needed=remembers and self._answer is None)
+            if self._handed is None and self._maps is not None and not is_cosmos(scheduler):
+                self._handed = HandedOn(scheduler)
+            elif self._handed is not None:
+                self._handed.end()
         if remembers:
             assert plan is not None
             self._memory = Memory(plan)
@@ -407,18 +422,43 @@ class Controls:
         if fraction is not None:
             self.allocate(budget_fraction=fraction, schedule=schedule)
 
-    def _held(self, scheduler: Any, fraction: float) -> mls.Plan | None:
-        """The plan of a ladder that has not been measured; None where a draw must do."""
-        plan = None
-        if self._expected is not None and self._data_maps(scheduler, needed=False) is not None:
-            base = base_coefficients(scheduler, first=self._clock.offset, corrected=False)
-            base = None if base is None else base[: self._expected]
-            plan = held_plan(self._ladder, self._expected, fraction, base)
+    def _plan_of_run(self, scheduler: Any) -> mls.Plan | None:
+        """The plan of this run, whose rows are set; None where rows are drawn.
+
+        A budget is of the calls that happen: the pilot's plan of whole trajectories is none for a part of them.
+        """
+        plan, budget = self._settings.plan, self._settings.held
+        part = self._clock.offset > 0 and plan is not None and plan.steps == self._clock.calls != self._expected
+        if part and self._settings.pilot is not None:
+            budget = self._asked[0]
+        if budget is not None and self._answer is None:
+            plan = self._unmeasured(scheduler, budget)
+        elif part and plan is not None and plan.recall is not None:
+            raise ValueError(
+                f'"plan" remembers earlier calls and has {plan.steps} steps, of which this run makes the last '
+                f"{self._expected}; make a plan for these, by calibrate with the arguments of this run"
+            )
         settings = self._settings
-        assert settings.probabilities is not None
-        drawn = DrawnRows(settings.probabilities, settings.draw or mls.systematic, settings.seed)
-        self._rows = drawn if plan is None else PlannedRows(plan)
+        if plan is None:
+            table = settings.probabilities
+            if table is None:
+                assert budget is not None
+                table = step_probabilities(self._ladder, budget, _INVERSE_COST)
+            self._rows = DrawnRows(table, settings.draw or mls.systematic, settings.seed)
+        else:
+            self._rows = PlannedRows(plan)
         return plan
+
+    def _unmeasured(self, scheduler: Any, fraction: float) -> mls.Plan | None:
+        """The plan of a ladder that has not been measured for this run; None where a draw must do."""
+        if self._expected is None or self._data_maps(scheduler, needed=False) is None:
+            return None
+        base = base_coefficients(scheduler, first=self._clock.offset, corrected=False)
+        base = None if base is None else base[: self._expected]
+        if len(self._ladder) > 1:
+            return held_plan(self._ladder, self._expected, fraction, base)
+        plan = mls.Plan(torch.ones(self._expected, 1, dtype=torch.bool), torch.ones(self._expected, 1))
+        return plan if base is None else mls.multistep(plan, base)
 
     def _first_row(self) -> int:
         """The row of the first call: the plan is for all timesteps, or for those from where this run begins."""
@@ -439,6 +479,8 @@ class Controls:
         try:
             if scheduler is None:
                 raise ValueError("the ladder does not know its pipeline; put it in with ladder.install(pipe)")
+            if self._changes_outputs():
+                raise ValueError("its pipeline makes something else of its model's output")
             maps = data_maps(scheduler)
             if self._aim is not None:  # a calibration finds out
                 self._settings, self._aim = replace(self._settings, aimed=self._aim()), None
@@ -450,6 +492,9 @@ class Controls:
                 f"the plan remembers earlier calls, which needs the scheduler's noise levels, but {error}; or take a "
                 "plan without memory, such as pilot.plan(..., memory=False)"
             ) from error
+
+    def _changes_outputs(self) -> bool:
+        return self._handed is not None and self._handed.changed
 
     # -- one call --------------------------------------------------------------------------------------------------
 
@@ -487,6 +532,8 @@ class Controls:
             return outputs[level][0]
 
         estimate = self._estimate(time_of(call), state, evaluate)
+        if self._handed is not None:
+            self._handed.note(estimate)
         if outputs:
             self._output: Any = type(outputs[max(outputs)])
         return self._output(estimate) if whole else (estimate,)

@@ -27,7 +27,7 @@ from multilevel_diffusion.diffusers.checks import one_step
 from multilevel_diffusion.loops.memory import DataMap
 from multilevel_diffusion.process.multistep import corrected_table, predictor_table
 
-__all__ = ["adds_noise", "aimed", "base_coefficients", "data_maps", "signal_levels", "step_lengths"]
+__all__ = ["adds_noise", "aimed", "base_coefficients", "data_maps", "is_cosmos", "signal_levels", "step_lengths"]
 
 _BENT = 1e-3  # relative residual of a step that is not x_s = A x + B F + noise
 _TINY = 1e-12
@@ -62,6 +62,8 @@ def signal_levels(scheduler: Any) -> tuple[list[float], list[float]]:
     if isinstance(sigmas, Tensor) and len(sigmas) >= len(calls):
         places = sigmas.detach().double().cpu().tolist()[: len(calls) + 1]
         places += [0.0] * (len(calls) + 1 - len(places))
+        if is_cosmos(scheduler):
+            places = [place / (1 + place) for place in places]
         if _is_flow(scheduler):
             return [1 - place for place in places], places
         data = float(scheduler.config["sigma_data"]) if _is_edm(scheduler) else 1.0
@@ -124,6 +126,17 @@ def aimed(scheduler: Any, maps: list[DataMap]) -> list[DataMap]:
     return found
 
 
+def is_cosmos(scheduler: Any) -> bool:
+    """Whether a flow is run at EDM's noise levels, by a pipeline that shows its model x / (1 + sigma): Cosmos 2.
+
+    Example:
+        >>> from diffusers import FlowMatchEulerDiscreteScheduler
+        >>> is_cosmos(FlowMatchEulerDiscreteScheduler())
+        False
+    """
+    return _is_flow(scheduler) and float(scheduler.sigmas.max()) > 1 + _BENT
+
+
 def _is_edm(scheduler: Any) -> bool:
     return hasattr(scheduler, "precondition_outputs")
 
@@ -160,6 +173,8 @@ def step_lengths(scheduler: Any, arguments: Mapping[str, Any] | None = None) -> 
         >>> round(lengths[1] / lengths[0], 3)
         2.0
     """
+    if is_cosmos(scheduler):
+        return None  # what it gives the scheduler is no output of its model
     try:
         outcomes = _trial_steps(scheduler, arguments or {})
         alphas, sigmas = signal_levels(scheduler)

@@ -44,6 +44,7 @@ Base = Callable[[], Tensor | None]
 
 _CALIBRATED = (0.1, 0.3)  # cost of the corrections in the plans that are run, relative to the top level at every call
 _LEAST_CALLS = 8
+_LEAST_RESPONSE = 1e-8  # of the largest, squared: a step of no length (Cosmos ends with one) is not divided by
 
 
 def black_box_pilot(
@@ -100,6 +101,8 @@ def black_box_pilot(
     grams, replayed = _grams(run, record, candidates, final, progress)
     share = len(final[0::2]) / len(final)
     gram = share * grams[0] + (1 - share) * grams[1]
+    for part in (*grams, gram):
+        part.diagonal().clamp_(min=_LEAST_RESPONSE * float(part.diagonal().max()) if len(part) else 0.0)
     if len(ladder) > 1 and float(gram.diagonal().max()) == 0:
         raise ValueError('"ladder" has levels that are equal along the path; there is nothing to correct')
     variances, kurtosis = record.moments()
@@ -134,6 +137,8 @@ def plans_at(pilot: mls.Pilot, ladder: mls.Ladder, budget_fraction: float, *, me
         ValueError: No plan of so many calls is so cheap.
     """
     priced = replace(pilot, costs=ladder.costs, unit=ladder.unit)
+    if pilot.calibration and all(one.form is Form.PLAIN for one in pilot.calibration):
+        memory = False  # as it was measured
     budget = budget_fraction * pilot.steps * ladder.costs[-1]
     count = 1 << len(ladder)  # all choices of levels, and some of single ones
     found = [plan for plan in priced.plans(budget=budget, memory=memory, count=count) if plan.plan.steps == pilot.steps]
