@@ -107,7 +107,7 @@ def publish(folder: Path) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("mean squared error to DDIM with 1,000 steps")
-    axes[0][0].legend(fontsize=7, loc="lower left")
+    axes[0][-1].legend(fontsize=8, loc="upper right")
     figure.tight_layout()
     write_figure(folder / "pipelines.png", figure, 120)
     print("\n".join(lines))
