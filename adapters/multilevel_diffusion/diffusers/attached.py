@@ -81,12 +81,6 @@ class Attached(Controls, ModelHook):
             "one to the copy"
         )
 
-    def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the repeated blocks of every level; arguments are those of `torch.compile`."""
-        model: Any
-        for model in self.levels:
-            model.compile_repeated_blocks(*args, **kwargs)
-
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """What diffusers calls in the place of the model's forward."""
         return self._respond(args, kwargs)

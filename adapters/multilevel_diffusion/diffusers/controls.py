@@ -347,6 +347,12 @@ class Controls:
             cost = mls.expected_cost(self._ladder, rows, self._settings.draw or mls.systematic) / len(rows)
         return min(1.0, max(cost, self._ladder.costs[0]) / self._ladder.costs[-1])
 
+    def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the repeated blocks of every level; arguments are those of `torch.compile`."""
+        model: Any
+        for model in self.levels:
+            model.compile_repeated_blocks(*args, **kwargs)
+
     # -- the pipeline around ---------------------------------------------------------------------------------------
 
     def check(self, pipe: Any) -> None:

@@ -38,7 +38,6 @@ from multilevel_diffusion.diffusers.store import load_ladder, load_models, save_
 __all__ = ["MultilevelUNet", "multilevel"]
 
 _ON_EVERY_LEVEL = (
-    "compile_repeated_blocks",
     "set_default_attn_processor",
     "set_attention_slice",
     "fuse_qkv_projections",

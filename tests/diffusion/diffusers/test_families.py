@@ -16,7 +16,9 @@ from families import FAMILIES, Family, quiet, sd, skyreels, text, unet_model, va
 
 import multilevel_sde as mls  # noqa: E402
 from multilevel_diffusion.diffusers import MultilevelUNet, attach  # noqa: E402
+from multilevel_diffusion.diffusers.calibration import PipelineRun  # noqa: E402
 from multilevel_diffusion.diffusers.checks import check_levels, is_affine  # noqa: E402
+from multilevel_diffusion.diffusers.costs import count_costs  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:levels . and . differ"),
@@ -368,3 +370,70 @@ def test_a_pipeline_that_was_spread_over_devices_takes_a_ladder(unet, ddim, tmp_
     ladder = attach(pipe, [unet(4)], budget_fraction=0.5, costs=[1.0, 4.0])
     pipe(num_inference_steps=4, output_type="np")
     assert ladder.stats.trajectory.calls == 4
+
+
+REAL = {
+    "wan 2.1 at 480p": (
+        "WanTransformer3DModel",
+        {"attention_head_dim": 128, "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads"},
+        [
+            {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960},
+            {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824},
+        ],
+        {"hidden_states": (1, 16, 21, 60, 104), "timestep": (1,), "encoder_hidden_states": (1, 512, 4096)},
+        (0.17, 0.10),
+    ),
+    "sana at 1024": (
+        "SanaTransformer2DModel",
+        {"attention_head_dim": 32, "caption_channels": 2304, "sample_size": 32},
+        [
+            {
+                "num_attention_heads": 36,
+                "num_cross_attention_heads": 16,
+                "cross_attention_head_dim": 72,
+                "cross_attention_dim": 1152,
+                "num_layers": 28,
+            },
+            {
+                "num_attention_heads": 70,
+                "num_cross_attention_heads": 20,
+                "cross_attention_head_dim": 112,
+                "cross_attention_dim": 2240,
+                "num_layers": 60,
+                "qk_norm": "rms_norm_across_heads",
+            },
+        ],
+        {"hidden_states": (1, 32, 32, 32), "timestep": (1,), "encoder_hidden_states": (1, 300, 2304)},
+        (0.13, 0.125),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_configurations_are_priced_by_a_call(name: str):
+    """The ratio of the smallest to the largest is that of the table of families, not that of their parameters."""
+    kind, shared, sizes, shapes, (ratio, by_parameters) = REAL[name]
+    with torch.device("meta"):
+        models = [getattr(diffusers, kind)(**shared, **size) for size in sizes]
+        call = {argument: torch.zeros(shape) for argument, shape in shapes.items()}
+    costs, counted = count_costs(models, call)
+    assert counted
+    assert costs.costs[0] / costs.costs[1] == pytest.approx(ratio, rel=0.05)
+    parameters = [model.num_parameters() for model in models]
+    assert parameters[0] / parameters[1] == pytest.approx(by_parameters, rel=0.05)
+
+
+def test_prompts_are_given_once_for_every_sample():
+    """In the order of num_images_per_prompt; what is no prompt is passed on."""
+    family = sd()
+    image = torch.zeros(2, 4, 8, 8)
+    arguments = {"prompt": ["a", "b"], "negative_prompt": "c", "prompt_embeds": torch.tensor([[1.0], [2.0]])}
+    run = PipelineRun(family.pipe, lambda _: None, samples=4, seed=0, arguments={**arguments, "image": image})
+    assert run.given["prompt"] == ["a", "a", "b", "b"]
+    assert run.given["negative_prompt"] == ["c"] * 4
+    assert run.given["prompt_embeds"].flatten().tolist() == [1.0, 1.0, 2.0, 2.0]
+    assert run.given["image"] is image
+    with pytest.raises(ValueError, match='"samples" is 3, expected a multiple of the 2 prompts'):
+        PipelineRun(family.pipe, lambda _: None, samples=3, seed=0, arguments=arguments)
+    with pytest.raises(ValueError, match='"num_images_per_prompt" is set by the pilot'):
+        PipelineRun(family.pipe, lambda _: None, samples=2, seed=0, arguments={"num_images_per_prompt": 2})
