@@ -54,6 +54,13 @@ class Curve:
 
     def within(self, budget: float, memory: bool = True) -> PilotPlan:
         """The best plan that costs at most the budget, which must be the base cost or more."""
+        return self.ranked(budget, memory)[1]
+
+    def ranked(self, budget: float, memory: bool = True) -> tuple[float, PilotPlan]:
+        """That plan after what plans are chosen by: the error by the runs on their own grid and on all, in equal parts.
+
+        A grid has few runs; the least of several predictions that scatter would be the one that was lucky.
+        """
         count = self.allocation.count_within(budget - self.base_cost)
         few = plan_of(self.allocation.weights(count), self.steps, len(self.levels))
         weights = torch.ones(self.steps, self.pilot.levels, dtype=torch.float64)
@@ -65,8 +72,10 @@ class Curve:
             plan = pilot.track(plan)
         elif form is Form.BASE:
             plan = multistep(plan, pilot.multistep[self.steps])
-        predicted = pilot.prediction(pilot.first_order(plan), self.steps, plan.evaluations.double(), form)
-        return PilotPlan(plan, pilot.times[::stride].clone(), self.levels, predicted, form)
+        first_order = pilot.first_order(plan)
+        predicted = pilot.prediction(first_order, self.steps, plan.evaluations.double(), form)
+        rank = math.sqrt(predicted.mse * pilot.common_typical(first_order, self.steps, form))
+        return rank, PilotPlan(plan, pilot.times[::stride].clone(), self.levels, predicted, form)
 
 
 class Alone:
@@ -98,8 +107,16 @@ class Alone:
         """What the plan at a budget is ranked by; infinite where plans may not remember and this one does."""
         if self.multistep and not memory:
             return math.inf
-        steps = self._steps(budget)
-        return math.sqrt(self._mse(steps) * self.pilot.single_error(self.level, steps, self.multistep))
+        return self._rank(self._predicted(self._steps(budget)))
+
+    def ranked(self, budget: float, memory: bool = True) -> tuple[float, PilotPlan]:
+        """The plan after what plans are chosen by: its mean and its typical error, in equal parts."""
+        plan = self.within(budget, memory)
+        return self._rank(plan.predicted), plan
+
+    @staticmethod
+    def _rank(predicted: Prediction) -> float:
+        return math.sqrt(predicted.mse * predicted.typical)
 
     def within(self, budget: float, memory: bool = True) -> PilotPlan:
         """The plan that costs at most the budget, which must pay the fewest steps."""

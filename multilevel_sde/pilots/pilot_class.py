@@ -34,6 +34,7 @@ from multilevel_sde.plans.plan import Plan
 __all__ = ["Pilot"]
 
 _PAYS = 0.9  # of the best single level's cost is the most that a plan may cost and be said to pay
+_SHORT_LIST = 16  # choices of levels and steps at least whose plans are made, as estimates leave out what is in common
 _ALIKE, _CHEAPER = 0.05, 0.8  # predicted errors that differ by less are alike; what saving decides between them
 
 
@@ -86,19 +87,10 @@ class Pilot(ErrorModel):
         affordable = [curve for curve in self._curves if curve.base_cost <= budget * (1 + 1e-9)]
         if not affordable:
             raise ValueError(f'"budget" must be at least {self.least_budget:.6g} {self.unit}, got {budget}')
-        likely = heapq.nsmallest(count, affordable, key=lambda curve: curve.estimate(budget, memory))
+        likely = heapq.nsmallest(max(count, _SHORT_LIST), affordable, key=lambda curve: curve.estimate(budget, memory))
         likely = [curve for curve in likely if math.isfinite(curve.estimate(budget, memory))]
-        return sorted((curve.within(budget, memory) for curve in likely), key=self._rank)
-
-    def _rank(self, plan: PilotPlan) -> float:
-        """What plans are chosen by: the error by the runs on their own grid and by those on all, in equal parts.
-
-        A grid has few runs; the least of several predictions that scatter would be the one that was lucky.
-        """
-        common = plan.predicted.typical
-        if plan.form is not Form.ALONE:
-            common = self.common_typical(self.first_order(plan.plan), plan.plan.steps, plan.form)
-        return math.sqrt(plan.predicted.mse * common)
+        ranked = sorted((curve.ranked(budget, memory) for curve in likely), key=lambda found: found[0])
+        return [plan for _, plan in ranked[:count]]
 
     def _plan_for(self, target: float, memory: bool) -> PilotPlan:
         target = as_number("target_mse", target)

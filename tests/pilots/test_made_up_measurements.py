@@ -242,16 +242,6 @@ def test_a_plan_is_predicted_by_the_runs_in_its_form(order, hits):
         assert found.level_mse == pytest.approx(ratios[form] * pilot.first_order(plan), rel=1e-6), form
 
 
-def test_plans_are_short_listed_by_what_they_are_ranked_by():
-    """The candidates have the heavier tail, so that half of them are promised the smaller mean, but not the rank."""
-    calibration = [*runs(64, Form.PLAIN, 1.0, tail=3.0), *runs(32, Form.PLAIN, 1.0)]
-    pilot = made(TOP, calibration=calibration, gram=1e-5)
-    (first,) = pilot.plans(budget=400.0, count=1)
-    best, *others = pilot.plans(budget=400.0, count=100)
-    assert first.plan == best.plan
-    assert best.predicted.mse > min(one.predicted.mse for one in others if one.plan.steps == 32)
-
-
 def test_steps_err_no_more_than_plans_on_their_grid_did():
     """Steps and corrections may cancel; other grids and forms are not touched."""
     small = [one._replace(measured=0.2 * 64.0**-2) for one in runs(64, Form.TRACKED, 1.0)[:1]]
@@ -276,7 +266,7 @@ def test_the_form_that_erred_less_is_taken():
 def test_without_correlations_the_estimate_is_the_rank(levels, steps, budget):
     pilot = made(TOP, calibration=[*runs(64, Form.PLAIN, 2.0), *runs(32, Form.PLAIN, 2.0)], gram=1e-4)
     curve = Curve(pilot, levels, steps)
-    assert curve.estimate(budget) == pytest.approx(pilot._rank(curve.within(budget)), rel=1e-6)
+    assert curve.estimate(budget) == pytest.approx(curve.ranked(budget)[0], rel=1e-6)
 
 
 def test_plans_are_chosen_by_the_runs_on_all_grids_too():
@@ -284,11 +274,12 @@ def test_plans_are_chosen_by_the_runs_on_all_grids_too():
     alike = made(TOP, calibration=[*runs(64, Form.PLAIN, 5.0), *runs(32, Form.PLAIN, 5.0)])
     assert alike.common_typical(1e-3, 32, Form.PLAIN) == pytest.approx(5e-3 + 32.0**-2)
     lucky = made(TOP, calibration=[*runs(64, Form.PLAIN, 5.0), *runs(32, Form.PLAIN, 1e-3)], gram=1e-4)
-    plans = {one.plan.steps: one for one in lucky.plans(budget=100.0, count=100, memory=False) if len(one.levels) > 1}
-    told = plans[32].predicted
-    assert lucky._rank(plans[32]) > 1.2 * math.sqrt(told.mse * told.typical)
-    ranks = [lucky._rank(one) for one in lucky.plans(budget=100.0, count=100, memory=False)]
-    assert ranks == sorted(ranks)
+    ranks = [curve.ranked(100.0, False) for curve in lucky._curves if curve.base_cost < 100]
+    rank, plan = next(found for found in ranks if found[1].levels == (0, 2) and found[1].plan.steps == 32)
+    assert rank > 1.2 * math.sqrt(plan.predicted.mse * plan.predicted.typical)
+    plans = lucky.plans(budget=100.0, count=100, memory=False)
+    assert len(plans) == len(ranks)
+    assert [one.predicted for one in plans] == [found[1].predicted for found in sorted(ranks, key=lambda x: x[0])]
 
 
 # -- advice -----------------------------------------------------------------------------------------------------------
