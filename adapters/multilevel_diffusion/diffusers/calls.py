@@ -67,7 +67,9 @@ def for_level(call: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, A
         >>> for_level({"control_hidden_states_scale": torch.ones(3)}, {"vace_layers": (0, 2)})
         {'control_hidden_states_scale': tensor([1., 1.])}
     """
-    own = {name: value.copy() if isinstance(value, list | dict) else value for name, value in call.items()}
+    own: dict[str, Any] = {
+        name: value.copy() if isinstance(value, list | dict) else value for name, value in call.items()
+    }
     scales, layers = own.get("control_hidden_states_scale"), config.get("vace_layers")
     if scales is not None and layers is not None and len(scales) != len(layers):
         if bool((scales != scales[0]).any()):

@@ -29,6 +29,10 @@ class PipelineClock:
     Arguments:
         rise: See :class:`Trajectory`.
 
+    Attributes:
+        slot: Name of the denoiser in the linked pipeline.
+        offset: Where in the scheduler's timesteps this trajectory began.
+
     Example:
         >>> from diffusers import EulerDiscreteScheduler
         >>> class Pipe:
@@ -78,7 +82,7 @@ class PipelineClock:
             return None
         left, pipe = self._timesteps[self.offset :], self.pipe
         share = getattr(pipe, "config", {}).get("boundary_ratio") if pipe is not None else None
-        if share is not None and self._slot == "transformer" and getattr(pipe, "transformer_2", None) is not None:
+        if share is not None and self.slot == "transformer" and getattr(pipe, "transformer_2", None) is not None:
             return int((left >= share * self.scheduler.config.num_train_timesteps).sum())
         return self._count(left)
 
@@ -91,7 +95,7 @@ class PipelineClock:
         """Ask the scheduler of this pipeline, held weakly, from now on; None forgets it."""
         self._pipe = None if pipe is None else weakref.ref(pipe)
         self._scheduler = getattr(pipe, "scheduler", None)
-        self._slot = slot
+        self.slot = slot
         self.reset()
 
     def reset(self) -> None:
@@ -111,7 +115,7 @@ class PipelineClock:
         """Link the clock of a copied pipeline to the copy."""
         new = PipelineClock(self._trajectory.rise)
         memo[id(self)] = new
-        new.link(memo.get(id(self.pipe)), self._slot)
+        new.link(memo.get(id(self.pipe)), self.slot)
         return new
 
     def visit(self, time: Tensor | float, state: Tensor, step: int | None = None) -> int:

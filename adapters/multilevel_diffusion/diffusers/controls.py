@@ -245,7 +245,13 @@ class Controls:
             (8, 8)
         """
         if self._clock.pipe is not pipe:
-            raise ValueError('"pipe" is not the pipeline that the ladder is installed in; use ladder.install(pipe)')
+            slot = self._clock.slot
+            if slot is None or getattr(pipe, slot, None) is not getattr(self, "_top", self):
+                raise ValueError(
+                    '"pipe" is not the pipeline that the ladder is in, nor has it its model; use attach(pipe, ...), or '
+                    "ladder.install(pipe) of a wrapper"
+                )
+            self._clock.link(pipe, slot)
         arguments = {"num_inference_steps": num_inference_steps, **pipeline_arguments}
         run = PipelineRun(
             pipe,

@@ -234,7 +234,7 @@ def test_transformer_pipelines(transformer_pipeline, name: str):
 def test_bad_input(unet, ddim):
     pipe = ddim(unet(8))
     ladder = MultilevelUNet([unet(4), unet(8)], budget_fraction=0.5, costs=COSTS)
-    with pytest.raises(ValueError, match="not the pipeline that the ladder is installed in"):
+    with pytest.raises(ValueError, match="not the pipeline that the ladder is in, nor has it its model"):
         ladder.calibrate(pipe, num_inference_steps=10)
     ladder.install(pipe)
     options = {"progress": False, "samples": 2}

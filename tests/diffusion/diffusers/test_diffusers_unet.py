@@ -337,4 +337,5 @@ def test_nothing_of_the_base_classes_is_overridden_by_accident():
     own = set(vars(MultilevelUNet)) - set(vars(object)) - {"__module__", "__doc__", "__annotations__", "__getattr__"}
     inherited = set(dir(ModelMixin)) | set(dir(ConfigMixin))
     meant = {"config_name", "forward", "dtype", "compile", "save_pretrained", "from_pretrained", "_internal_dict"}
+    meant |= {"from_config"}  # refused
     assert own & inherited <= meant

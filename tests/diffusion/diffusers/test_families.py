@@ -15,7 +15,7 @@ diffusers = pytest.importorskip("diffusers")
 from families import FAMILIES, Family, quiet, sd, skyreels, text, unet_model, vace  # noqa: E402
 
 import multilevel_sde as mls  # noqa: E402
-from multilevel_diffusion.diffusers import MultilevelUNet, attach  # noqa: E402
+from multilevel_diffusion.diffusers import MultilevelUNet, attach, multilevel  # noqa: E402
 from multilevel_diffusion.diffusers.calibration import PipelineRun  # noqa: E402
 from multilevel_diffusion.diffusers.checks import check_levels, is_affine  # noqa: E402
 from multilevel_diffusion.diffusers.costs import count_costs  # noqa: E402
@@ -48,6 +48,30 @@ def test_every_family_runs_at_its_budget(name: str):
     assert not torch.equal(first, plain)
     ladder.detach()
     assert torch.equal(family.run(), plain)
+
+
+@pytest.mark.parametrize("name", ["vace", "skyreels forcing", "sd with pag", "stable cascade"])
+def test_the_wrapper_gives_the_images_of_the_hook(name: str):
+    family = FAMILIES[name]()
+    with attach(family.pipe, family.lower, slot=family.slot, budget_fraction=BUDGET) as ladder:
+        hooked, use = family.run(), ladder.stats.trajectory
+    wrapper = multilevel(family.pipe, family.lower, slot=family.slot, budget_fraction=BUDGET)
+    assert torch.equal(family.run(), hooked)
+    assert wrapper.stats.trajectory == use
+
+
+def test_both_experts_at_once():
+    """One small model under both; each ladder counts its own calls and spends its own budget."""
+    family = FAMILIES["wan 2.2, first expert"]()
+    ladders = [attach(family.pipe, family.lower, slot=slot) for slot in ("transformer", "transformer_2")]
+    for ladder, budget in zip(ladders, (0.6, 0.8), strict=True):
+        ladder.allocate(budget_fraction=budget)
+    for run in (1, 2):
+        family.run()
+        assert [ladder.stats.trajectory.calls for ladder in ladders] == [12, 8]
+        assert [ladder.stats.trajectories for ladder in ladders] == [run, run]
+        assert ladders[0].stats.trajectory.fraction <= 0.6
+        assert ladders[1].stats.trajectory.fraction <= 0.8
 
 
 @pytest.mark.parametrize("name", ["wan 2.2, first expert", "skyreels forcing", "cosmos", "ltx", "stable cascade"])
@@ -92,6 +116,22 @@ def test_a_budget_is_of_the_calls_that_happen(levels: int):
         assert ladder.stats.trajectory.calls == calls
         assert ladder.stats.trajectory.evaluations[-1] >= 1
         assert ladder.stats.trajectory.fraction <= (0.75 if levels > 1 else 1.0) + 1e-9
+
+
+def test_a_ladder_is_calibrated_in_a_pipeline_that_shares_its_model():
+    """For the calls of image to image, of which the plan then is; another pipeline is refused."""
+    family = sd()
+    family.pipe.scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing", clip_sample=False)
+    ladder = attach(family.pipe, family.lower, budget_fraction=0.75)
+    image_to_image(family, 0.75)
+    pilot = ladder.calibrate(family.pipe, num_inference_steps=16, samples=2, progress=False, **family.call)
+    assert pilot.steps == 12
+    family.run(num_inference_steps=16)
+    assert ladder.stats.trajectory.calls == 12
+    assert ladder.stats.trajectory.fraction <= 0.75 + 1e-9
+    assert ladder.plan is not None
+    with pytest.raises(ValueError, match='"pipe" is not the pipeline that the ladder is'):
+        ladder.calibrate(sd().pipe, num_inference_steps=16)
 
 
 def test_a_plan_of_ones_own_is_read_from_where_a_part_begins_or_refused():
