@@ -6,8 +6,8 @@
 
 Without --address it starts Ray on this machine. The folder must be seen by all machines, and the ladder be found by its
 name or path on each. What is written are the shards of `multilevel-sde sample`, byte for byte, and its manifest (less
-the arguments of that command), so either of them may continue what the other began. A worker that dies is replaced and its shard computed again; start
-the same command again after anything worse.
+the arguments of that command), so either of them may continue what the other began. A worker that dies is replaced and
+its shard computed again; start the same command again after anything worse.
 
 The last line says what 10^9 such images would take, from the processor time (on GPUs: the time) of this run's workers.
 """
