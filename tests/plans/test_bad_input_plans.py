@@ -279,12 +279,3 @@ def test_a_limit_that_a_candidate_grid_exceeds():
     times = torch.linspace(0.0, 1.0, 21)
     with refused('"limit" is 3000, too little for the 20 steps of "candidates"; give a number'):
         mls.pilot(twin(), torch.ones(4, 1), times, candidates=times, limit=3000)
-
-
-def test_a_foreign_loop_refuses_a_plan_that_remembers():
-    from multilevel_diffusion.loops.rows import PlannedRows
-
-    hits = torch.ones(2, 1, dtype=torch.bool)
-    plan = mls.Plan(hits, hits.double(), recall=mls.Recall([(1, 0, 0, -0.5)]))
-    with pytest.raises(ValueError, match=r'"plan" recalls values of earlier steps'):
-        PlannedRows(plan)
