@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,11 +19,11 @@ from multilevel_sde.solver.integrate import solve
 from multilevel_sde.steps.rules import Step
 from multilevel_sde.times import device_dtype
 
-__all__ = ["LAGS", "Direction", "FitRun", "Pair", "Parts"]
+__all__ = ["Direction", "FitRun", "OwnPath", "Parts", "mixed", "weighted_products"]
 
 _CHUNK = 1 << 20  # numbers in a batch of perturbed states; larger ones are slower and vary more in shape
 _ROUNDING = 1e-12  # of the base's largest coefficient
-LAGS = 2  # how many of its last values a correction is fitted with at a hit
+_LAGS = 2  # how many of its last values a correction is fitted with at a hit
 
 Pair = tuple[int, int]
 
@@ -91,30 +91,29 @@ class Parts:
         return Parts(self.base_level, base, tables, self.hits)
 
 
-class _Path:
-    """One pass along a plan's path: remembers base values and corrections, and says what a step adds."""
+class OwnPath:
+    """One pass along a plan's path: remembers base values and corrections, and says what a step adds.
 
-    def __init__(self, ladder: Ladder, parts: Parts, conditions: Conditions):
-        self.drifts, self.parts, self.conditions = ladder.drifts, parts, conditions
+    Arguments:
+        parts: The plan.
+    """
+
+    def __init__(self, parts: Parts):
+        self.parts = parts
         self.history: list[Tensor] = []
         self.stored: dict[Pair, dict[int, Tensor]] = {pair: {} for pair in parts.tables}
-        self.calls = [0] * len(ladder)
 
-    def see(self, n: int, y: Tensor, time: Tensor) -> None:
-        """Evaluate what the plan evaluates at step n."""
-        values = {self.parts.base_level: self._value(self.parts.base_level, y, time)}
+    def see(self, n: int, evaluate: Callable[[int], Tensor]) -> None:
+        """Evaluate what the plan evaluates at step n; evaluate(k) is the value of level k there."""
+        values = {self.parts.base_level: evaluate(self.parts.base_level)}
         for (low, high), hits in self.parts.hits.items():
             if n in hits:
                 for level in (low, high):
                     if level not in values:
-                        values[level] = self._value(level, y, time)
+                        values[level] = evaluate(level)
                 self.stored[low, high][n] = values[high] - values[low]
         order = self.parts.base.shape[1]
         self.history = [values[self.parts.base_level], *self.history[: order - 1]]
-
-    def _value(self, level: int, y: Tensor, time: Tensor) -> Tensor:
-        self.calls[level] += 1
-        return self.drifts[level](y, time, **self.conditions).detach()
 
     def correction(self, n: int) -> Tensor | float:
         """What the corrections add at step n."""
@@ -132,15 +131,34 @@ class _Path:
             yield Direction(n, None, lag), self.history[lag] - self.history[0]
         for pair, kept in self.stored.items():
             if n in kept:
-                for source in sorted(kept)[-LAGS:]:
+                for source in sorted(kept)[-_LAGS:]:
                     yield Direction(n, pair, source), kept[source]
 
 
-def _mixed(history: list[Tensor], coefficients: Tensor) -> Tensor:
+def mixed(history: Sequence[Tensor], coefficients: Tensor) -> Tensor:
+    """Return the sum of the last values, the latest first, with these coefficients.
+
+    Example:
+        >>> mixed([torch.tensor(3.0), torch.tensor(1.0)], torch.tensor([1.5, -0.5, 0.0]))
+        tensor(4.)
+    """
     total = history[0] * float(coefficients[0])
     for value, coefficient in zip(history[1:], coefficients[1:].tolist(), strict=False):
         total = total.add(value, alpha=coefficient)
     return total
+
+
+def weighted_products(left: Tensor, moved: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return R R' and R left, with samples that count 1 / (error + median error): a few that end elsewhere do not rule.
+
+    Arguments:
+        left: What is left to the target, (B, dim).
+        moved: How far each coefficient moves the ends, chunks (P, B, dim).
+    """
+    squared = left.square().mean(1)
+    weight = (1 / (squared + squared.median()).clamp_min(1e-300)).sqrt()
+    flat = torch.cat([part * weight[:, None] for part in moved]).flatten(1).cpu().double()
+    return flat @ flat.T, flat @ (left * weight[:, None]).flatten().cpu().double()
 
 
 class FitRun:
@@ -182,34 +200,27 @@ class FitRun:
         return _wide(solution.y - self.target).square().flatten(1).mean(1).cpu().double()
 
     def normal_equations(self, parts: Parts) -> tuple[list[Direction], Tensor, Tensor]:
-        """Return the coefficients that can move, R R' and R (target - y) over the samples of the fit.
-
-        Samples count with 1 / (error + median error), so that a few that end up elsewhere do not rule.
-        """
+        """Return the coefficients that can move, R R' and R (target - y) over the samples of the fit."""
         rows = (~self.held).nonzero()[:, 0].to(self.y0.device)
         conditions = some_rows(self.conditions, rows)
-        path, directions = _Path(self.ladder, parts, conditions), []
+        path, directions, drifts = OwnPath(parts), [], self.ladder.drifts
         copies = _Copies(self, parts.base_level, parts.base, conditions)
         y = self.y0[rows]
         for n, time, (t, s), noise in self._steps():
-            path.see(n, y, time)
-            mixed, correction = _mixed(path.history, parts.base[n]), path.correction(n)
+            path.see(n, lambda level, y=y, time=time: drifts[level](y, time, **conditions).detach())
+            value, correction = mixed(path.history, parts.base[n]), path.correction(n)
             moment = self._noise(y, time, None if noise is None else noise[rows])
             new = list(path.directions(n))
-            starts = [self.step(y, mixed + correction + value, t, s, moment).detach() for _, value in new]
+            starts = [self.step(y, value + correction + more, t, s, moment).detach() for _, more in new]
             copies.advance(n, time, (t, s), correction, moment)
             copies.start(starts, path.history)
             directions += [direction for direction, _ in new]
-            y = self.step(y, mixed + correction, t, s, moment).detach()
-        self.cost += len(rows) * sum(n * cost for n, cost in zip(path.calls, self.ladder.costs, strict=True))
+            y = self.step(y, value + correction, t, s, moment).detach()
+        self.cost += len(rows) * parts.plan(len(self.ladder)).cost(self.ladder)
         if not directions:
             return [], torch.zeros(0, 0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
-        left = _wide(self.target[rows] - y).flatten(1)
-        squared = left.square().mean(1)
-        weight = (1 / (squared + squared.median()).clamp_min(1e-300)).sqrt()
-        moved = torch.cat([_wide(part - y).flatten(2) * weight[:, None] for part in copies.states])
-        flat = moved.flatten(1).cpu().double()
-        return directions, flat @ flat.T, flat @ (left * weight[:, None]).flatten().cpu().double()
+        moved = (_wide(part - y).flatten(2) for part in copies.states)
+        return directions, *weighted_products(_wide(self.target[rows] - y).flatten(1), moved)
 
     def _steps(self) -> Iterator[tuple[int, Tensor, tuple[float, float], Tensor | None]]:
         noises = increments(self.brownian, self.grid, self.y0)
@@ -256,7 +267,7 @@ class _Copies:
             given = repeated_rows(self.conditions, len(states))
             value = drift(states.flatten(0, 1), time, **given).detach().reshape(states.shape)
             self.histories[place] = [value, *self.histories[place][: order - 1]]
-            estimate = _mixed(self.histories[place], self.base[n]) + correction
+            estimate = mixed(self.histories[place], self.base[n]) + correction
             tiled = None if noise is None else noise.expand_as(states)
             self.states[place] = self.run.step(states, estimate, *interval, tiled).detach()
             self.run.cost += self.run.ladder.costs[self.level] * states.shape[0] * states.shape[1]

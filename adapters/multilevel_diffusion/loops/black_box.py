@@ -32,10 +32,11 @@ from tqdm.auto import tqdm
 
 import multilevel_sde as mls
 from multilevel_diffusion.loops.memory import Memory, Streams
+from multilevel_sde.fitting.perturbed_runs import mixed
 from multilevel_sde.pilots.answers import Calibration, Form, PilotPlan, Single
 from multilevel_sde.pilots.trial import squared, typical
 
-__all__ = ["Alone", "Answer", "Base", "black_box_pilot", "checked", "mixed", "plans_at"]
+__all__ = ["Alone", "Answer", "Base", "black_box_pilot", "checked", "plans_at"]
 
 Answer = Callable[[int, Callable[[int], Tensor]], Tensor]
 """answer(n, evaluate) -> what the network is said to return at call n; evaluate(k) is the value of level k there."""
@@ -173,24 +174,23 @@ class Recorded:
     def __init__(self, levels: int, base: Base | None = None):
         self.calls: list[Call] = []
         self._times: list[list[float]] = [[] for _ in range(levels)]
-        self.table: Tensor | None = None
-        self._base, self._streams = base, Streams()
-        self._past: dict[int, list[Tensor]] = {}
+        self._method = _Method(base)
 
     def __call__(self, index: int, evaluate: Callable[[int], Tensor]) -> Tensor:
-        if not self.calls and self._base is not None:
-            self.table = self._base()
         values, output = [], torch.empty(0)
         for level, times in enumerate(self._times):
             start = time.perf_counter()
             output = evaluate(level).detach()
             values.append(output.cpu().to(torch.promote_types(output.dtype, torch.float32)))
             times.append(time.perf_counter() - start)
-        stacked, answer = torch.stack(values), values[-1]
-        if self.table is not None:
-            answer = _by_multistep(self.table, index, answer, self._past, self._streams)
+        stacked, answer = torch.stack(values), self._method.value(index, values[-1])
         self.calls.append(Call(index, answer, values[0], stacked[1:] - stacked[:-1], output.device, output.dtype))
         return answer.to(output.device, output.dtype)
+
+    @property
+    def table(self) -> Tensor | None:
+        """The coefficients of its calls, None where it is the sampler's own method."""
+        return self._method.table
 
     @property
     def seconds(self) -> tuple[float, ...]:
@@ -224,33 +224,37 @@ class Alone:
     """
 
     def __init__(self, level: int, base: Base | None = None):
-        self.table: Tensor | None = None
         self.count = 0
-        self._level, self._base, self._streams = level, base, Streams()
-        self._past: dict[int, list[Tensor]] = {}
+        self._level, self._method = level, _Method(base)
 
     def __call__(self, index: int, evaluate: Callable[[int], Tensor]) -> Tensor:
         """Answer a call; see :data:`Answer`."""
-        if not self.count and self._base is not None:
-            self.table = self._base()
         self.count = index + 1
-        value = evaluate(self._level)
-        return value if self.table is None else _by_multistep(self.table, index, value, self._past, self._streams)
+        return self._method.value(index, evaluate(self._level))
+
+    @property
+    def table(self) -> Tensor | None:
+        """The coefficients of its calls, None where it is the sampler's own method."""
+        return self._method.table
 
 
-def _by_multistep(table: Tensor, index: int, value: Tensor, past: dict[int, list[Tensor]], streams: Streams) -> Tensor:
-    """The effective value of a call, from those of its last steps."""
-    own = past.setdefault(streams.at(index), [])
-    own[:] = [value, *own[: table.shape[1] - 1]]
-    return mixed(own, table[index].tolist())
+class _Method:
+    """A multistep method whose coefficients are asked for at the first call; without any it is the sampler's own."""
 
+    def __init__(self, base: Base | None):
+        self.table: Tensor | None = None
+        self._base, self._streams = base, Streams()
+        self._past: dict[int, list[Tensor]] = {}
 
-def mixed(values: list[Tensor], coefficients: list[float]) -> Tensor:
-    """The sum of the last values, the latest first, with these coefficients."""
-    total = values[0] * coefficients[0]
-    for value, coefficient in zip(values[1:], coefficients[1:], strict=False):
-        total = total.add(value, alpha=coefficient)
-    return total
+    def value(self, index: int, value: Tensor) -> Tensor:
+        """The effective value of a call, from those of its last steps."""
+        if self._base is not None:
+            self.table, self._base = self._base(), None
+        if self.table is None:
+            return value
+        own = self._past.setdefault(self._streams.at(index), [])
+        own[:] = [value, *own[: self.table.shape[1] - 1]]
+        return mixed(own, self.table[index])
 
 
 class _Replay:

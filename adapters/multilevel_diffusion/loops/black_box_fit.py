@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 import multilevel_sde as mls
-from multilevel_diffusion.loops.black_box import Answer, checked, mixed
+from multilevel_diffusion.loops.black_box import Answer, checked
 from multilevel_diffusion.loops.memory import Memory, Streams
-from multilevel_sde.fitting.perturbed_runs import LAGS, Direction, Pair, Parts
+from multilevel_sde.fitting.perturbed_runs import Direction, OwnPath, Parts, mixed, weighted_products
 from multilevel_sde.pilots.trial import squared
 
 __all__ = ["LoopRun"]
@@ -36,35 +36,18 @@ class _Call:
     directions: dict[Direction, Tensor]
 
 
-class _Path:
+class _Along:
     """Answers as a plan's parts say, and keeps what its coefficients multiply."""
 
     def __init__(self, parts: Parts):
         self.parts, self.streams, self.calls = parts, Streams(), []
-        self._history: dict[int, list[Tensor]] = {}
-        self._stored: dict[int, dict[Pair, dict[int, Tensor]]] = {}
+        self._paths: dict[int, OwnPath] = {}
 
     def __call__(self, index: int, evaluate: Callable[[int], Tensor]) -> Tensor:
-        parts, stream = self.parts, self.streams.at(index)
-        history = self._history.setdefault(stream, [])
-        stored = self._stored.setdefault(stream, {pair: {} for pair in parts.tables})
-        values = {parts.base_level: evaluate(parts.base_level)}
-        for pair, hits in parts.hits.items():
-            if index in hits:
-                for level in pair:
-                    if level not in values:
-                        values[level] = evaluate(level)
-                stored[pair][index] = values[pair[1]] - values[pair[0]]
-        history[:] = [values[parts.base_level], *history[: parts.base.shape[1] - 1]]
-        answer = mixed(history, parts.base[index].tolist())
-        directions = {Direction(index, None, lag): history[lag] - history[0] for lag in range(1, len(history))}
-        for pair, kept in stored.items():
-            for source, value in kept.items():
-                if float(parts.tables[pair][index, source]) != 0:
-                    answer = answer + value * float(parts.tables[pair][index, source])
-            if index in kept:
-                directions |= {Direction(index, pair, source): kept[source] for source in sorted(kept)[-LAGS:]}
-        self.calls.append(_Call(index, answer, history[0], directions))
+        path = self._paths.setdefault(self.streams.at(index), OwnPath(self.parts))
+        path.see(index, evaluate)
+        answer = mixed(path.history, self.parts.base[index]) + path.correction(index)
+        self.calls.append(_Call(index, answer, path.history[0], dict(path.directions(index))))
         return answer
 
 
@@ -90,7 +73,7 @@ class _Moved:
         self.evaluations += stream == 0
         deltas = self._deltas[stream]
         deltas[:] = [evaluate(self.parts.base_level) - call.base, *deltas[: self.parts.base.shape[1] - 1]]
-        return call.answer + mixed(deltas, self.parts.base[index].tolist())
+        return call.answer + mixed(deltas, self.parts.base[index])
 
 
 class LoopRun:
@@ -114,23 +97,16 @@ class LoopRun:
         return squared(self.run(Memory(plan).estimate).detach().cpu().double(), self.target)
 
     def normal_equations(self, parts: Parts) -> tuple[list[Direction], Tensor, Tensor]:
-        """The coefficients that can move, R R' and R (target - y) over the samples of the fit.
-
-        Samples count with 1 / (error + median error), as in :mod:`multilevel_sde.fitting`.
-        """
-        path, rows = _Path(parts), ~self.held
+        """The coefficients that can move, R R' and R (target - y) over the samples of the fit."""
+        path, rows = _Along(parts), ~self.held
         end = checked(self.run(path))
         self.cost += parts.plan(len(self.ladder)).cost(self.ladder) * len(self.target)
         directions = list(dict.fromkeys(one for call in path.calls for one in call.directions))
         if not directions:
             return [], torch.zeros(0, 0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
-        left = (self.target - end)[rows].flatten(1)
-        size = left.square().mean(1)
-        weight = (1 / (size + size.median()).clamp_min(1e-300)).sqrt()[:, None]
         moved = []
         for direction in directions:
             answer = _Moved(parts, path.calls, direction)
-            moved.append((((checked(self.run(answer)) - end)[rows]).flatten(1) * weight).flatten())
+            moved.append((checked(self.run(answer)) - end)[rows].flatten(1)[None])
             self.cost += answer.evaluations * self.ladder.costs[parts.base_level] * len(self.target)
-        flat = torch.stack(moved)
-        return directions, flat @ flat.T, flat @ (left * weight).flatten()
+        return directions, *weighted_products((self.target - end)[rows].flatten(1), moved)
