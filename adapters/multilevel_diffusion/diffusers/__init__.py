@@ -3,7 +3,8 @@
 Rooms:
     attached      attach(pipe, ...): a hook on the pipeline's own model.
     wrapper       MultilevelUNet: a model in the place of it, which is saved with the pipeline.
-    controls      what both do at a call; calibrate, advise, allocate.
+    controls      allocate, calibrate, advise, on both.
+    answering     what both answer at a call: the plan of a run, its scheduler.
     following     what is changed on the top model reaches the levels below it.
     handed_on     what a pipeline hands on to its scheduler.
     options       what can be chosen.

@@ -47,7 +47,7 @@ class Attached(Controls, ModelHook):
         models = [uncompiled(level) for level in (*lower, self._top)]
         check_levels(models, pipe)
         self.levels = [*lower, self._top]
-        self._set_up(self.levels, options.get("costs"), options.get("draw"), options.get("seed", 0))
+        self._begin_with(self.levels, options.get("costs"), options.get("draw"), options.get("seed", 0))
         chosen = {name: options.get(name) for name in ("budget_fraction", "probabilities", "plan", "schedule")}
         if all(chosen[name] is None for name in ("budget_fraction", "probabilities", "plan")):
             chosen["budget_fraction"] = 0.3 if lower else 1.0

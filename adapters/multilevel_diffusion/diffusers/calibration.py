@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 import multilevel_sde as mls
 from multilevel_diffusion.diffusers.handed_on import watched_step
 from multilevel_diffusion.diffusers.scheduler_grid import adds_noise, signal_levels
-from multilevel_diffusion.loops.black_box import Alone, Answer, black_box_pilot, checked, plans_at
+from multilevel_diffusion.loops.black_box import Alone, Answer, Base, black_box_pilot, checked, plans_at
 from multilevel_diffusion.loops.black_box_fit import LoopRun
 from multilevel_sde.fitting.gauss_newton import fitted
 from multilevel_sde.fitting.perturbed_runs import Parts
@@ -48,6 +48,9 @@ class PipelineRun:
     Arguments:
         pipe: The pipeline.
         answer_with: Sets the answer of its denoiser until it is called again.
+        base: Coefficients of a multistep base of the run that has begun, see :data:`.loops.black_box.Base`.
+        memory: Whether estimates of the data are known, asked after a run.
+        expected: Calls of a whole trajectory, asked after a run; None where that is not known.
         samples: Number of samples in a run.
         seed: Sample number i has the generator of seed + i.
         arguments: Of the pipeline's call, `num_inference_steps` among them.
@@ -61,11 +64,15 @@ class PipelineRun:
         pipe: Any,
         answer_with: Callable[[Answer], None],
         *,
+        base: Base,
+        memory: Callable[[], bool],
+        expected: Callable[[], int | None],
         samples: int,
         seed: int,
         arguments: Mapping[str, Any],
     ):
         self.pipe, self.answer_with, self.samples, self.seed = pipe, answer_with, samples, seed
+        self.base, self.memory, self.expected = base, memory, expected
         self.given = _call_arguments(pipe, samples, arguments)
 
     def __call__(self, answer: Answer, steps: int | None = None) -> Tensor:
@@ -115,9 +122,6 @@ def calibrated(
     run: PipelineRun,
     ladder: mls.Ladder,
     *,
-    base: Callable[[], Tensor | None],
-    memory: Callable[[], bool],
-    expected: Callable[[], int | None],
     budget_fraction: float,
     candidates: int | None,
     compare: bool,
@@ -129,9 +133,6 @@ def calibrated(
     Arguments:
         run: The pipeline.
         ladder: The levels' costs.
-        base: Coefficients of a multistep base, asked when a run has begun.
-        memory: Whether estimates of the data are known, asked after a run.
-        expected: Calls of a whole trajectory, asked after a run; None where that is not known.
         budget_fraction: Cost of the fitted plan, of the top level at every call.
         candidates: See :func:`.loops.black_box.black_box_pilot`.
         compare: Also measure the top level in fewer steps, against a fine grid.
@@ -139,35 +140,43 @@ def calibrated(
         progress: Show progress bars.
 
     Raises:
-        ValueError: A scheduler that begins elsewhere with more steps, where a fine grid is needed; fewer than 8 samples
-            for a fit; see :func:`.loops.black_box.black_box_pilot`.
+        ValueError: A pipeline that stops early; a scheduler that begins elsewhere with more steps, where a fine grid is
+            needed; fewer than 8 samples for a fit; see :func:`.loops.black_box.black_box_pilot`.
     """
     if fit and run.samples < 8:
         raise ValueError(f'"samples" is {run.samples}, expected at least 8 (better 16) for a fit')
-    fine: list[Tensor] = []
-    calls: list[int | None] = []
+    ends = _Ends(run, ladder, fine=compare or fit)
+    pilot = black_box_pilot(
+        run,
+        ladder,
+        base=run.base,
+        memory=run.memory,
+        target=ends,
+        candidates=candidates,
+        progress=progress,
+    )
+    if ends.is_fine:
+        pilot = _compared(run, ladder, pilot, ends.target, progress, fewer=compare)
+    return Calibrated(pilot, _fitted(run, ladder, pilot, budget_fraction, ends.target, progress) if fit else None)
 
-    def target(final: Tensor) -> Tensor:
-        """Where the fine path ends; where steps have noise of their own, the path that the pilot follows."""
-        calls.append(expected())
-        noisy = adds_noise(run.pipe.scheduler, run.given)
-        fine.append(final if noisy else _fine(run, Alone(len(ladder) - 1, base)))
-        if noisy:
-            fine.append(final)
-        return fine[0]
 
-    aim = target if compare or fit else None
-    pilot = black_box_pilot(run, ladder, base=base, memory=memory, target=aim, candidates=candidates, progress=progress)
-    whole = calls[0] if calls else expected()
-    if whole is not None and pilot.steps != whole:
-        raise ValueError(
-            f'"pipe" made {pilot.steps} of the {whole} calls of its scheduler; a pilot needs the whole trajectory'
-        )
-    if aim is None:
-        return Calibrated(pilot, None)
-    if len(fine) == 1:
-        pilot = _compared(run, ladder, pilot, base, fine[0], progress, fewer=compare)
-    return Calibrated(pilot, _fitted(run, ladder, pilot, budget_fraction, fine[0], progress) if fit else None)
+class _Ends:
+    """Where plans should end: where the pilot's own path does or, if asked for, a fine path without noise."""
+
+    def __init__(self, run: PipelineRun, ladder: mls.Ladder, *, fine: bool):
+        self.run, self.ladder, self.is_fine = run, ladder, fine
+        self.target = torch.empty(0)
+
+    def __call__(self, final: Tensor, made: int) -> Tensor:
+        """Return the target, from where the pilot's path ends after so many calls."""
+        run, whole = self.run, self.run.expected()
+        if whole is not None and made != whole:
+            raise ValueError(
+                f'"pipe" made {made} of the {whole} calls of its scheduler; a pilot needs the whole trajectory'
+            )
+        self.is_fine = self.is_fine and not adds_noise(run.pipe.scheduler, run.given)
+        self.target = _fine(run, Alone(len(self.ladder) - 1, run.base)) if self.is_fine else final
+        return self.target
 
 
 def _fine(run: PipelineRun, answer: Answer) -> Tensor:
@@ -187,7 +196,6 @@ def _compared(
     run: PipelineRun,
     ladder: mls.Ladder,
     pilot: mls.Pilot,
-    base: Callable[[], Tensor | None],
     target: Tensor,
     progress: bool,
     *,
@@ -197,7 +205,7 @@ def _compared(
     top, singles, tables, cost = len(ladder) - 1, [], {}, pilot.cost
     numbers = [n for n in _FEWER if n < pilot.steps] if fewer else []
     for n in tqdm([*numbers, pilot.steps], desc="single", unit="run", disable=not progress):
-        for method in [None, base] if pilot.multistep else [None]:
+        for method in [None, run.base] if pilot.multistep else [None]:
             answer = Alone(top, method)
             errors = squared(checked(run(answer, steps=n)), checked(target))
             usual = typical(errors)

@@ -21,7 +21,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-__all__ = ["SLOTS", "check_levels", "check_scheduler", "is_affine", "one_step", "slot_of", "uncompiled"]
+__all__ = ["SLOTS", "check_caches", "check_levels", "check_scheduler", "is_affine", "one_step", "slot_of", "uncompiled"]
 
 SLOTS = ("unet", "transformer", "transformer_2", "decoder", "prior")
 """Where pipelines have denoisers; the first that a pipeline has is meant where none is named."""
@@ -284,6 +284,25 @@ def one_step(scheduler: Any, output: Tensor, time: Tensor, state: Tensor, argume
         scheduler.scale_model_input(state, time)
     wuerstchen = "Wuerstchen" in type(scheduler).__name__  # wants a time for each sample
     return scheduler.step(output, timestep=time.expand(len(state)) if wuerstchen else time, sample=state, **known)[0]
+
+
+def check_caches(levels: Sequence[Any], always: Sequence[bool] | None) -> None:
+    """Refuse caches of levels that are called now and then: they would use what far steps left in them.
+
+    Arguments:
+        levels: The models.
+        always: Which of them a plan calls at every step; None where that is not known.
+
+    Raises:
+        ValueError: One of the others has a cache.
+    """
+    for level, model in enumerate(levels):
+        if getattr(uncompiled(model), "is_cache_enabled", False) and not (always and always[level]):
+            raise ValueError(
+                f'"levels[{level}]" has a cache but is called at few steps, which it would mistake for neighbours; '
+                "call its disable_cache() and cache the level that runs at every step: "
+                "ladder.levels[0].enable_cache(...)"
+            )
 
 
 def slot_of(pipe: Any) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -31,6 +31,7 @@ __all__ = ["adds_noise", "aimed", "base_coefficients", "data_maps", "is_cosmos",
 
 _BENT = 1e-3  # relative residual of a step that is not x_s = A x + B F + noise
 _TINY = 1e-12
+_UNTRIED = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError)  # of steps that need more
 _SCALED = {
     "DPMSolverSDEScheduler",
     "EulerAncestralDiscreteScheduler",
@@ -176,13 +177,15 @@ def step_lengths(scheduler: Any, arguments: Mapping[str, Any] | None = None) -> 
     if is_cosmos(scheduler):
         return None  # what it gives the scheduler is no output of its model
     try:
-        outcomes = _trial_steps(scheduler, arguments or {})
-        alphas, sigmas = signal_levels(scheduler)
-        maps = data_maps(scheduler)
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
+        return _lengths(scheduler, arguments or {})
+    except _UNTRIED:
         return None
-    found = []
-    for n, (states, outputs, ends) in enumerate(outcomes):
+
+
+def _lengths(scheduler: Any, arguments: Mapping[str, Any]) -> list[float] | None:
+    alphas, sigmas = signal_levels(scheduler)
+    maps, found = data_maps(scheduler), []
+    for n, (states, outputs, ends) in enumerate(_trial_steps(scheduler, arguments)):
         columns = torch.stack([(states[1:] - states[:1]).flatten(), (outputs[1:] - outputs[:1]).flatten()], 1)
         moved = (ends[1:] - ends[:1]).flatten()
         fit = torch.linalg.lstsq(columns, moved[:, None]).solution[:, 0]
@@ -206,11 +209,11 @@ def adds_noise(scheduler: Any, arguments: Mapping[str, Any] | None = None) -> bo
         >>> adds_noise(scheduler), adds_noise(scheduler, {"eta": 1.0})
         (False, True)
     """
+    first, second = (_trial_steps(scheduler, arguments or {}, seed) for seed in (0, 1))
     try:
-        first, second = (_trial_steps(scheduler, arguments or {}, seed) for seed in (0, 1))
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
+        return any(not torch.equal(a, b) for (_, _, a), (_, _, b) in zip(first, second, strict=True))
+    except _UNTRIED:
         return True
-    return any(not torch.equal(a, b) for (_, _, a), (_, _, b) in zip(first, second, strict=True))
 
 
 def _length(kept: float, alphas: list[float], sigmas: list[float]) -> float:
@@ -236,24 +239,24 @@ def _unused(scheduler: Any) -> Any:
     return fresh
 
 
-def _trial_steps(scheduler: Any, arguments: Mapping[str, Any], seed: int = 0) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _trial_steps(
+    scheduler: Any, arguments: Mapping[str, Any], seed: int = 0
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Steps of four copies with random states and outputs and the same noise: (states, outputs, ends) of each."""
     trials = [_unused(scheduler) for _ in range(4)]
     random = torch.Generator().manual_seed(0)
-    outcomes = []
-    with torch.random.fork_rng(devices=[]):
-        for n, time in enumerate(scheduler.timesteps):
-            states = torch.randn((4, 1, 4, 2, 2), generator=random)
-            outputs = torch.randn((4, 1, 4, 2, 2), generator=random)
-            ends = []
+    for n, time in enumerate(scheduler.timesteps):
+        states = torch.randn((4, 1, 4, 2, 2), generator=random)
+        outputs = torch.randn((4, 1, 4, 2, 2), generator=random)
+        ends = []
+        with torch.random.fork_rng(devices=[]):
             for trial, state, output in zip(trials, states, outputs, strict=True):
                 torch.manual_seed(2 * n + seed)
                 known = {**arguments, "generator": torch.Generator().manual_seed(2 * n + seed)}
                 if hasattr(trial, "_step_index"):
                     trial._step_index = n
                 ends.append(one_step(trial, output, time, state, known))
-            outcomes.append((states.double(), outputs.double(), torch.stack(ends).double()))
-    return outcomes
+        yield states.double(), outputs.double(), torch.stack(ends).double()
 
 
 def base_coefficients(

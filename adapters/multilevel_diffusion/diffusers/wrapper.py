@@ -106,7 +106,7 @@ class MultilevelUNet(Controls, ModelMixin, ConfigMixin):
         check_levels(models)
         self.levels = nn.ModuleList(levels)
         self._internal_dict = FrozenDict(models[-1].config)
-        self._set_up(levels, costs, draw, seed)
+        self._begin_with(levels, costs, draw, seed)
         self.allocate(budget_fraction=budget_fraction, probabilities=probabilities, plan=plan, schedule=schedule)
 
     def install(self, pipe: Any, slot: str | None = None) -> Self:

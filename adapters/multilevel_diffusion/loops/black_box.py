@@ -54,7 +54,7 @@ def black_box_pilot(
     *,
     base: Base | None = None,
     memory: Callable[[], bool] | None = None,
-    target: Callable[[Tensor], Tensor] | None = None,
+    target: Callable[[Tensor, int], Tensor] | None = None,
     candidates: int | None = None,
     progress: bool = False,
 ) -> mls.Pilot:
@@ -69,7 +69,8 @@ def black_box_pilot(
             first order. By default, the sampler's own method is all.
         memory: Asked after the first run: whether values mean the same at every call, so that plans may use stored
             ones. By default they do.
-        target: Asked after the first run, with its final states: those that plans are judged by. By default the same.
+        target: Asked after the first run, with its final states and its number of calls: the states that plans are
+            judged by. By default the same.
         candidates: Perturb so many calls only; the responses in between are interpolated. By default all.
         progress: Show a progress bar.
 
@@ -125,7 +126,7 @@ def black_box_pilot(
         multistep={} if record.table is None else {calls: record.table},
         disagreement=_disagreement(grams),
     )
-    aim = final if target is None else checked(target(final))
+    aim = final if target is None else checked(target(final, calls))
     if len(ladder) == 1:
         return pilot
     return _calibrated(run, ladder, pilot, grams, aim, memory is None or memory())

@@ -25,7 +25,7 @@ from torch import Tensor
 import multilevel_sde as mls
 from multilevel_sde.solver.estimators import Combine, Telescoping
 
-__all__ = ["DataMap", "Memory", "Streams"]
+__all__ = ["DataMap", "Memory", "Streams", "in_data"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,38 @@ class DataMap:
         count = min(state.shape[axis], value.shape[axis])
         both = self._mapped(state.narrow(axis, 0, count), value.narrow(axis, 0, count), a, b)
         return torch.cat([both, value.narrow(axis, count, value.shape[axis] - count)], axis)
+
+
+def in_data(
+    here: DataMap | None,
+    state: Tensor,
+    evaluate: Callable[[int], Tensor],
+    answer: Callable[[Callable[[int], Tensor]], Tensor],
+) -> Tensor:
+    """Let `answer` work with estimates of the data, where these are known, and return the output that it means.
+
+    Arguments:
+        here: The map at this call, or None.
+        state: That the network is shown.
+        evaluate: evaluate(k) is the output of level k.
+        answer: answer(evaluate) -> estimate, of the data where there is a map.
+
+    Example:
+        >>> eps, x = DataMap.of("epsilon", 0.8, 0.6), torch.tensor([1.0])
+        >>> in_data(eps, x, lambda k: torch.tensor([0.5]), lambda data: 1.1 * data(0))
+        tensor([0.3833])
+    """
+    if here is None:
+        return answer(evaluate)
+    dtype = state.dtype
+
+    def as_data(level: int) -> Tensor:
+        nonlocal dtype
+        output = evaluate(level)
+        dtype = output.dtype
+        return here.data(state, output)
+
+    return here.prediction(state, answer(as_data)).to(dtype)
 
 
 @dataclass

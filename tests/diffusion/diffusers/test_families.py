@@ -468,12 +468,17 @@ def test_prompts_are_given_once_for_every_sample():
     family = sd()
     image = torch.zeros(2, 4, 8, 8)
     arguments = {"prompt": ["a", "b"], "negative_prompt": "c", "prompt_embeds": torch.tensor([[1.0], [2.0]])}
-    run = PipelineRun(family.pipe, lambda _: None, samples=4, seed=0, arguments={**arguments, "image": image})
+    asked = {"base": lambda: None, "memory": lambda: False, "expected": lambda: None, "seed": 0}
+
+    def a_run(samples: int, **given: Any) -> PipelineRun:
+        return PipelineRun(family.pipe, lambda _: None, samples=samples, arguments=given, **asked)
+
+    run = a_run(4, **arguments, image=image)
     assert run.given["prompt"] == ["a", "a", "b", "b"]
     assert run.given["negative_prompt"] == ["c"] * 4
     assert run.given["prompt_embeds"].flatten().tolist() == [1.0, 1.0, 2.0, 2.0]
     assert run.given["image"] is image
     with pytest.raises(ValueError, match='"samples" is 3, expected a multiple of the 2 prompts'):
-        PipelineRun(family.pipe, lambda _: None, samples=3, seed=0, arguments=arguments)
+        a_run(3, **arguments)
     with pytest.raises(ValueError, match='"num_images_per_prompt" is set by the pilot'):
-        PipelineRun(family.pipe, lambda _: None, samples=2, seed=0, arguments={"num_images_per_prompt": 2})
+        a_run(2, num_images_per_prompt=2)

@@ -1,0 +1,286 @@
+"""What a ladder answers at the calls of a pipeline's denoiser: the plan of a run, its scheduler, one call."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import multilevel_sde as mls
+from multilevel_diffusion.diffusers.calls import (
+    bind,
+    check_residuals,
+    explain,
+    for_level,
+    time_of,
+    warn_of_disagreement,
+)
+from multilevel_diffusion.diffusers.checks import check_caches, check_scheduler, uncompiled
+from multilevel_diffusion.diffusers.clock import PipelineClock
+from multilevel_diffusion.diffusers.handed_on import HandedOn
+from multilevel_diffusion.diffusers.scheduler_grid import aimed, base_coefficients, data_maps, is_cosmos
+from multilevel_diffusion.diffusers.store import Settings
+from multilevel_diffusion.loops.black_box import Answer
+from multilevel_diffusion.loops.held import held_plan
+from multilevel_diffusion.loops.memory import DataMap, Memory, in_data
+from multilevel_diffusion.loops.rows import DrawnRows, PlannedRows, combine, step_probabilities
+from multilevel_diffusion.loops.trajectory import Meter
+
+__all__ = ["INVERSE_COST", "Answering"]
+
+INVERSE_COST = mls.InverseCostSchedule()
+
+
+class Answering:
+    """The part of a ladder in a pipeline that answers its calls.
+
+    A class that inherits it gives :meth:`_set_up` the levels, calls :meth:`_respond` at each call, and says how a level
+    is called (:meth:`_run`).
+    """
+
+    config: Any
+    levels: Any  # a sequence of modules
+    _checked: object = None
+    _warned = _compared = False
+
+    def _set_up(self, models: Sequence[nn.Module], costs: mls.GivenCost, draw: mls.Draw | None, seed: int) -> None:
+        self._names = list(inspect.signature(type(uncompiled(models[-1])).forward).parameters)[1:]
+        self._output: Any = tuple
+        self._ladder = mls.Ladder(list(models), costs)
+        self._settings = Settings(costs, draw=draw, seed=seed)
+        self._meter = Meter(self._ladder.costs)
+        self._clock = PipelineClock()
+        self._budget: float | None = None  # that was asked for
+        self._answer: Answer | None = None
+        self._memory: Memory | None = None
+        self._maps: list[DataMap] | None = None
+        self._shift = 0
+        self._expected: int | None = None
+        self._aim: Callable[[], bool] | None = None
+        self._handed: HandedOn | None = None
+        self._grid: tuple[tuple[Any, list[float], int], Tensor | None] | None = None
+
+    def _follow(self, settings: Settings) -> None:
+        if settings.plan is not None:
+            self._rows: DrawnRows | PlannedRows = PlannedRows(settings.plan)
+        else:
+            assert settings.probabilities is not None
+            self._rows = DrawnRows(settings.probabilities, settings.draw or mls.systematic, settings.seed)
+        self._settings = settings
+        self.reset()
+
+    def reset(self) -> None:
+        """Make the next call the first of a trajectory; needed only by loops that :class:`Trajectory` cannot follow."""
+        self._clock.reset()
+        self._memory = None
+
+    def check(self, pipe: Any) -> None:
+        """Refuse a pipeline whose scheduler would bias the estimates, with what to do about it.
+
+        With all probabilities 1 there is no spread that a scheduler could turn into bias, and nothing is refused.
+
+        Raises:
+            ValueError: See :func:`multilevel_diffusion.diffusers.checks.check_scheduler`; a plan for another number of
+                calls than the scheduler makes is refused when the pipeline runs.
+        """
+        scheduler = getattr(pipe, "scheduler", None)
+        if scheduler is None or scheduler.config is self._checked or self._deterministic():
+            return
+        inputs = self.config.get("in_channels") or 4
+        check_scheduler(scheduler, min(inputs, self.config.get("out_channels") or inputs))
+        self._checked = scheduler.config
+
+    def _deterministic(self) -> bool:
+        plan = self._settings.plan
+        if plan is not None:
+            return plan.recall is None and bool((plan.coefficients[:, :-1] == 0).all())
+        return bool((self._settings.probabilities == 1).all())
+
+    def _begin(self) -> None:
+        """Check what can be checked at the first call of a trajectory, and forget what the last one stored."""
+        self._memory, self._shift, self._expected = None, self._clock.offset, self._clock.calls_of_slot
+        scheduler, plan = self._clock.scheduler, self._settings.plan
+        if scheduler is not None:
+            self.check(self._clock)
+            plan = self._plan_of_run(scheduler)
+            self._shift = self._first_row()
+        elif not self._warned and not self._deterministic():
+            self._warned = True
+            warnings.warn(
+                "the ladder does not know its pipeline, so a scheduler that clips (clip_sample, thresholding) goes "
+                "unnoticed and biases the result; put it in with ladder.install(pipe)",
+                stacklevel=2,
+            )
+        table = self._settings.probabilities if plan is None else plan.hits
+        always = None if table is None else (table == 1).reshape(-1, len(self._ladder)).all(0).tolist()
+        check_caches(self.levels, always)
+        remembers = plan is not None and plan.recall is not None
+        if remembers or self._answer is not None:
+            self._maps = self._data_maps(scheduler, needed=remembers and self._answer is None)
+            if self._handed is None and self._maps is not None and not is_cosmos(scheduler):
+                self._handed = HandedOn(scheduler)
+            elif self._handed is not None:
+                self._handed.end()
+        if remembers:
+            assert plan is not None
+            self._memory = Memory(plan)
+
+    def _plan_of_run(self, scheduler: Any) -> mls.Plan | None:
+        """The plan of this run, whose rows are set; None where rows are drawn.
+
+        A budget is of the calls that happen: the pilot's plan of whole trajectories is none for a part of them.
+        """
+        plan, budget = self._settings.plan, self._settings.held
+        part = self._clock.offset > 0 and plan is not None and plan.steps == self._clock.calls != self._expected
+        if part and self._settings.pilot is not None:
+            budget = self._budget
+        if budget is not None and self._answer is None:
+            plan = self._unmeasured(scheduler, budget)
+        elif part and plan is not None and plan.recall is not None:
+            raise ValueError(
+                f'"plan" remembers earlier calls and has {plan.steps} steps, of which this run makes the last '
+                f"{self._expected}; make a plan for these, by calibrate with the arguments of this run"
+            )
+        settings = self._settings
+        if plan is None:
+            table = settings.probabilities
+            if table is None:
+                assert budget is not None
+                table = step_probabilities(self._ladder, budget, INVERSE_COST)
+            self._rows = DrawnRows(table, settings.draw or mls.systematic, settings.seed)
+        else:
+            self._rows = PlannedRows(plan)
+        return plan
+
+    def _unmeasured(self, scheduler: Any, fraction: float) -> mls.Plan | None:
+        """The plan of a ladder that has not been measured for this run; None where a draw must do."""
+        if self._expected is None or self._data_maps(scheduler, needed=False) is None:
+            return None
+        base = self._unmeasured_base(scheduler)
+        base = None if base is None else base[: self._expected]
+        if len(self._ladder) > 1:
+            return held_plan(self._ladder, self._expected, fraction, base)
+        plan = mls.Plan(torch.ones(self._expected, 1, dtype=torch.bool), torch.ones(self._expected, 1))
+        return plan if base is None else mls.multistep(plan, base)
+
+    def _unmeasured_base(self, scheduler: Any) -> Tensor | None:
+        """The base's coefficients, found by trial steps once for a grid: they take as long as a call of a model."""
+        grid = (scheduler.config, scheduler.timesteps.tolist(), self._clock.offset)
+        if self._grid is None or self._grid[0][0] is not grid[0] or self._grid[0][1:] != grid[1:]:
+            found = base_coefficients(scheduler, first=self._clock.offset, corrected=False)
+            self._grid = grid, found
+        return self._grid[1]
+
+    def _first_row(self) -> int:
+        """The row of the first call: the plan is for all timesteps, or for those from where this run begins."""
+        steps, calls, offset = self._rows.steps, self._clock.calls, self._clock.offset
+        if steps is None or calls is None:
+            return 0
+        if steps == calls:
+            return offset
+        if steps == self._expected:
+            return 0
+        raise ValueError(
+            f'"plan" has {steps} steps, the scheduler makes {calls} calls; run the pipeline with the '
+            "num_inference_steps that the plan was made for, or make a plan for this number"
+        )
+
+    def _data_maps(self, scheduler: Any, *, needed: bool) -> list[DataMap] | None:
+        """How outputs and estimates of the data go together at the scheduler's calls, None where that is not known."""
+        try:
+            if scheduler is None:
+                raise ValueError("the ladder does not know its pipeline; put it in with ladder.install(pipe)")
+            if self._changes_outputs():
+                raise ValueError("its pipeline makes something else of its model's output")
+            maps = data_maps(scheduler)
+            if self._aim is not None:  # a calibration finds out
+                self._settings, self._aim = replace(self._settings, aimed=self._aim()), None
+            return aimed(scheduler, maps) if self._settings.aimed else maps
+        except ValueError as error:
+            if not needed:
+                return None
+            raise ValueError(
+                f"the plan remembers earlier calls, which needs the scheduler's noise levels, but {error}; or take a "
+                "plan without memory, such as pilot.plan(..., memory=False)"
+            ) from error
+
+    def _changes_outputs(self) -> bool:
+        return self._handed is not None and self._handed.changed
+
+    # -- one call --------------------------------------------------------------------------------------------------
+
+    def _run(self, level: int, call: dict[str, Any]) -> Any:
+        """Call a level."""
+        raise NotImplementedError
+
+    def _step(self) -> int | None:
+        """The step that the pipeline announced in `cache_context`."""
+        raise NotImplementedError
+
+    def _price(self, call: Mapping[str, Any]) -> None:
+        """Look at a call before it is answered: levels may be priced by the first."""
+
+    def _respond(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return what the top model is said to return at a call of the pipeline."""
+        call = bind(self._names, args, kwargs)
+        state = call[self._names[0]]
+        if not isinstance(state, Tensor):
+            raise TypeError(f"the model is given a {type(state).__name__} of states; ladders take one tensor")
+        self._price(call)
+        check_residuals(call, list(self.levels))
+        outputs: dict[int, Any] = {}
+        whole = call.get("return_dict", True)
+
+        def evaluate(level: int) -> Tensor:
+            model = uncompiled(self.levels[level])
+            try:
+                outputs[level] = self._run(level, for_level(call, model.config))
+            except RuntimeError as error:
+                reason = explain(level, model, state, error)
+                if reason is not None:
+                    error.add_note(reason)
+                raise
+            return outputs[level][0]
+
+        estimate = self._estimate(time_of(call), state, evaluate)
+        if self._handed is not None:
+            self._handed.note(estimate)
+        if outputs:
+            self._output = type(outputs[max(outputs)])
+        return self._output(estimate) if whole else (estimate,)
+
+    def _estimate(self, time: Any, state: Tensor, evaluate: Callable[[int], Tensor]) -> Tensor:
+        """Return the estimate of the top level's output at a call; evaluate(k) is the output of level k."""
+        number = self._clock.number
+        position = self._clock.visit(time, state, self._step())
+        if self._clock.number != number:
+            self._begin()
+        row = position + self._shift
+        values: dict[int, Tensor] = {}
+
+        def kept(level: int) -> Tensor:
+            values[level] = evaluate(level)
+            return values[level]
+
+        if self._answer is not None:
+            answer = self._answer
+            estimate = in_data(self._map(position), state, kept, lambda as_data: answer(position, as_data))
+        elif self._memory is not None:
+            memory = self._memory
+            estimate = in_data(self._map(position), state, kept, lambda as_data: memory.estimate(row, as_data))
+        else:
+            estimate = combine(self._rows[row], kept)
+        self._meter.count(values, self._clock.number)
+        if len(values) > 1 and not self._compared:
+            self._compared = True
+            lower, upper = list(values)[-2:]
+            warn_of_disagreement(values[lower], values[upper], (lower, upper))
+        return estimate
+
+    def _map(self, position: int) -> DataMap | None:
+        return None if self._maps is None else self._maps[position + self._clock.offset]
