@@ -28,6 +28,7 @@ class Curve:
     def __init__(self, pilot: ErrorModel, levels: tuple[int, ...], steps: int):
         self.pilot, self.levels, self.steps = pilot, levels, steps
         self.base_cost = steps * pilot.costs[levels[0]]
+        self._made: dict[tuple[int, bool], tuple[float, PilotPlan]] = {}
 
     @cached_property
     def allocation(self) -> Allocation:
@@ -62,6 +63,11 @@ class Curve:
         A grid has few runs; the least of several predictions that scatter would be the one that was lucky.
         """
         count = self.allocation.count_within(budget - self.base_cost)
+        if (count, memory) not in self._made:
+            self._made[count, memory] = self._ranked(count, memory)
+        return self._made[count, memory]
+
+    def _ranked(self, count: int, memory: bool) -> tuple[float, PilotPlan]:
         few = plan_of(self.allocation.weights(count), self.steps, len(self.levels))
         weights = torch.ones(self.steps, self.pilot.levels, dtype=torch.float64)
         for place, low in enumerate(self.levels[:-1], 1):

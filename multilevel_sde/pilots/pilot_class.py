@@ -35,6 +35,7 @@ __all__ = ["Pilot"]
 
 _PAYS = 0.9  # of the best single level's cost is the most that a plan may cost and be said to pay
 _SHORT_LIST = 16  # choices of levels and steps at least whose plans are made, as estimates leave out what is in common
+_APART = 1.05  # budgets that are tried for a target
 _ALIKE, _CHEAPER = 0.05, 0.8  # predicted errors that differ by less are alike; what saving decides between them
 
 
@@ -101,12 +102,17 @@ class Pilot(ErrorModel):
                 f'"target_mse" is {target}, the best reachable with {self.steps} candidate steps is {best:.3g}; '
                 "run a pilot with more candidates"
             )
-        low, high = self.least_budget, ceiling
-        for _ in range(24):
-            middle = math.sqrt(low * high)
-            low, high = (
-                (low, middle) if self.plan(budget=middle, memory=memory).predicted.mse <= target else (middle, high)
-            )
+
+        def reaches(budget: float) -> bool:
+            return self.plan(budget=budget, memory=memory).predicted.mse <= target
+
+        # Upwards, as plans are chosen by steadier numbers than their own predictions, which may rise with the budget.
+        low, high = self.least_budget / _APART, self.least_budget
+        while high < ceiling and not reaches(high):
+            low, high = high, min(high * _APART, ceiling)
+        for _ in range(4):
+            middle = math.sqrt(max(low, self.least_budget) * high)
+            low, high = (low, middle) if reaches(middle) else (middle, high)
         return self.plan(budget=high, memory=memory)
 
     @cached_property

@@ -21,10 +21,14 @@ def arguments(diffusion, samples, seed=0):
     return {"diffusion": diffusion, "brownian": mls.BrownianPath(seeds=range(seed, seed + samples))}
 
 
+def a_pilot(seed):
+    problem = mls.problems.scaling_law(2.5, levels=4, diffusion=0.5)
+    return mls.pilot(problem.ladder, problem.y0(12), problem.times(80), candidates=40, **arguments(0.5, 12, seed))
+
+
 @pytest.fixture(scope="module")
 def measured():
-    problem = mls.problems.scaling_law(2.5, levels=4, diffusion=0.5)
-    return mls.pilot(problem.ladder, problem.y0(12), problem.times(80), candidates=40, **arguments(0.5, 12))
+    return a_pilot(0)
 
 
 LADDER = mls.problems.scaling_law(2.5, levels=4, diffusion=0.5).ladder
@@ -90,12 +94,15 @@ def test_more_money_is_never_worse(measured):
     assert errors[0] > 3 * errors[-1]
 
 
-def test_a_target_is_reached_at_about_the_least_cost(measured):
-    for budget in (4.0, 12.0):
-        target = measured.plan(budget=budget * LADDER.costs[-1]).predicted.mse
-        best = measured.plan(target_mse=target)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_target_is_reached_at_about_the_least_cost(seed):
+    """Predictions do not always fall with the budget; between the budgets that are tried, a dip may be missed."""
+    pilot = a_pilot(100 * seed)
+    for budget in (2.0, 3.0, 4.0, 6.0, 12.0):
+        target = pilot.plan(budget=budget * LADDER.costs[-1]).predicted.mse
+        best = pilot.plan(target_mse=target)
         assert best.predicted.mse <= target
-        assert best.predicted.cost <= budget * LADDER.costs[-1] * (1 + 1e-6)
+        assert best.predicted.cost <= 1.1 * budget * LADDER.costs[-1]
 
 
 def test_a_target_out_of_reach_says_what_is_reachable(measured):
