@@ -37,7 +37,7 @@ from .plans import (
     scale_to_budget,
     systematic,
 )
-from .solver import Estimator, Solution, Stats, Telescoping, solve
+from .solver import Estimator, Solution, Stats, StepSecondsCost, Telescoping, solve
 from .steps import AdamsBashforth, Heun, Midpoint, Step, StepRule, adams_bashforth_weights, euler_maruyama, plan_rows
 
 __all__ = [
@@ -82,6 +82,7 @@ __all__ = [
     "Stats",
     "Step",
     "StepRule",
+    "StepSecondsCost",
     "SwitchSchedule",
     "Telescoping",
     "TheoremSchedule",

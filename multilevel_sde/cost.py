@@ -192,6 +192,21 @@ class SecondsCost:
         return statistics.median(a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(events))
 
 
+def rising(costs: Sequence[float]) -> list[float]:
+    """Return costs that strictly increase: a level that is as expensive as a better one gets no cheaper by it.
+
+    Measured costs need not increase. Each is raised to just above the one before, so that no plan uses the level below.
+
+    Example:
+        >>> rising([2.0, 1.0, 5.0])
+        [2.0, 2.000002, 5.0]
+    """
+    found = [float(costs[0])]
+    for cost in costs[1:]:
+        found.append(max(float(cost), found[-1] * (1 + 1e-6)))
+    return found
+
+
 def _check_state(x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f'"x" must be a Tensor, an example of the state, got {type(x).__name__}')

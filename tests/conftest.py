@@ -1,9 +1,10 @@
-"""Settings of all tests: hypothesis draws the same examples in every run, torch keeps to one thread."""
+"""Settings of all tests: hypothesis draws the same examples, torch keeps to one thread, no plan depends on a clock."""
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import multilevel_sde as mls
 from multilevel_diffusion.networks.store import save_ladder
 from multilevel_diffusion.networks.unet import UNet, UNetConfig
 from multilevel_diffusion.process.schedules import CosineSchedule
@@ -13,6 +14,17 @@ settings.register_profile(
 )
 settings.load_profile("repeatable")
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def steady_clock(monkeypatch):
+    """Commands price levels in seconds; here a FLOP takes a nanosecond."""
+
+    def in_seconds(images, process, batch):
+        seconds = [1e-9 * cost for cost in images.ladder.costs]
+        return mls.Ladder(images.ladder.drifts, mls.GivenCost(seconds, "seconds"))
+
+    monkeypatch.setattr("multilevel_diffusion.sampling.prices.in_seconds", in_seconds)
 
 
 @pytest.fixture(scope="session")

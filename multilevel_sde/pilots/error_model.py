@@ -26,6 +26,7 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from multilevel_sde.arguments import as_integer, as_number, as_tensor
+from multilevel_sde.ladder import Ladder
 from multilevel_sde.pilots.answers import Calibration, Form, PilotPlan, Prediction, Rates, Single, level_rates
 from multilevel_sde.pilots.responses import SHRINKAGE, Responses
 from multilevel_sde.pilots.tracking import total_weights, track
@@ -103,6 +104,35 @@ class ErrorModel:
         """
         top = self.costs[-1]
         return replace(self, costs=tuple(cost / top for cost in self.costs), cost=self.cost / top, unit=unit)
+
+    def priced(self, ladder: Ladder) -> Self:
+        """Return the same measurements at the costs of a ladder: in seconds, say, or those of another device.
+
+        Errors do not depend on what levels cost, so that a pilot on disk serves on every machine. What the pilot cost
+        itself stays as it is in evaluations of the top level.
+
+        Arguments:
+            ladder: The same levels; budgets, plans and texts will be in its unit.
+
+        Raises:
+            TypeError: It is no ladder.
+            ValueError: Another number of levels.
+
+        Example:
+            >>> import multilevel_sde as mls
+            >>> drifts, y0 = [lambda y, t: -y, lambda y, t: -torch.sin(y)], torch.linspace(0.2, 2.0, 8)[:, None]
+            >>> pilot = mls.pilot(mls.Ladder(drifts, [1.0, 30.0]), y0, torch.linspace(0.0, 1.0, 51), candidates=10)
+            >>> told = pilot.priced(mls.Ladder(drifts, mls.GivenCost([2e-6, 9e-6], "seconds")))
+            >>> told.plan(budget=6e-5).predicted.cost <= 6e-5, told.unit
+            (True, 'seconds')
+        """
+        if not isinstance(ladder, Ladder):
+            raise TypeError(f'"ladder" must be a Ladder with the new costs, got {type(ladder).__name__}')
+        if len(ladder) != self.levels:
+            raise ValueError(f'"ladder" has {len(ladder)} levels, the pilot measured {self.levels}')
+        cost = self.cost / self.costs[-1] * ladder.costs[-1]
+        seconds = ladder.costs if ladder.unit == "seconds" else self.seconds
+        return replace(self, costs=ladder.costs, unit=ladder.unit, cost=cost, seconds=seconds)
 
     @cached_property
     def tail(self) -> float:

@@ -63,6 +63,24 @@ def test_a_pilot_in_evaluations_plans_the_same(measured):
     assert "calls; the best single level needs" in told.advise(budget=7).text
 
 
+def test_the_same_measurements_serve_at_other_prices(measured):
+    ladder = mls.Ladder(LADDER.drifts, mls.GivenCost([1.0, 1.5, 2.0, 8.0], "seconds"))
+    told, top = measured.priced(ladder), LADDER.costs[-1]
+    assert (told.unit, told.costs, told.seconds) == ("seconds", ladder.costs, ladder.costs)
+    assert told.cost / 8.0 == pytest.approx(measured.cost / top)
+    best, same = told.plan(budget=7 * 8.0), measured.plan(budget=7 * top)
+    assert best.predicted.cost == pytest.approx(best.plan.cost(ladder))
+    assert best.predicted.cost <= 7 * 8.0 * (1 + 1e-9)
+    assert same.plan.cost(ladder) > 7 * 8.0  # cheap levels cost more here than they did
+    assert told.predict(same).mse == measured.predict(same).mse
+    again = told.priced(LADDER).plan(budget=7 * top)
+    assert torch.equal(again.plan.weights, same.plan.weights)
+    with pytest.raises(ValueError, match='"ladder" has 1 levels, the pilot measured 4'):
+        told.priced(LADDER.top())
+    with pytest.raises(TypeError, match='"ladder" must be a Ladder with the new costs, got list'):
+        told.priced([1.0, 2.0, 3.0, 4.0])
+
+
 def test_leaving_out_levels_adds_up_their_corrections(measured):
     # f^3 - f^0 is the sum of three corrections, so its responses' Gram matrix is the sum of all nine blocks.
     blocks = shrink(measured.gram, 0.05).reshape(3, 40, 3, 40)

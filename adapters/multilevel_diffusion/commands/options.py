@@ -18,7 +18,9 @@ from multilevel_sde.commands import at_least, file, folder, number
 if TYPE_CHECKING:
     import torch
 
-    from multilevel_diffusion.networks.image_ladders import DiffusionLadder, OwnLadder
+    import multilevel_sde as mls
+    from multilevel_diffusion.networks.image_ladders import DiffusionLadder, ImageLadder, OwnLadder
+    from multilevel_diffusion.process.reverse_process import Process
 
 __all__ = [
     "add_device",
@@ -26,6 +28,7 @@ __all__ = [
     "add_ladder",
     "add_mode",
     "add_out",
+    "add_price",
     "add_seed",
     "add_threads",
     "as_notes",
@@ -37,6 +40,7 @@ __all__ = [
     "number",
     "own_words",
     "prepare",
+    "priced",
     "the_ladder",
 ]
 
@@ -90,6 +94,44 @@ def own_words(arguments: argparse.Namespace) -> str:
     """
     guided = "" if arguments.guidance is None else f" --guidance {arguments.guidance:g}"
     return f"--ladder {arguments.ladder} --mode {arguments.mode}{guided}"
+
+
+def add_price(parser: argparse.ArgumentParser) -> None:
+    """Add --price, the unit in which an evaluation of the largest network is counted."""
+    parser.add_argument(
+        "--price",
+        choices=["seconds", "flops"],
+        default="seconds",
+        help="budgets count evaluations of the largest network by seconds on this device, or by FLOPs [%(default)s]",
+    )
+
+
+def priced(arguments: argparse.Namespace, images: ImageLadder, process: Process, batch: int) -> mls.Ladder:
+    """Return the ladder at the prices that --price asks for, those of the first process.
+
+    Arguments:
+        arguments: Of the command.
+        images: The ladder.
+        process: What is solved.
+        batch: Images that are computed together.
+
+    Example:
+        >>> from multilevel_diffusion import Process, load_ladder, shipped_ladder, uniform
+        >>> digits = load_ladder(shipped_ladder("digits"))
+        >>> process = Process(digits.schedule, 1.0, uniform(digits.schedule, 10))
+        >>> priced(argparse.Namespace(price="flops"), digits, process, 4).unit
+        'FLOPs'
+    """
+    import multilevel_sde as mls
+    from multilevel_diffusion.sampling.distributed import gather
+    from multilevel_diffusion.sampling.prices import in_seconds
+
+    if arguments.price == "flops":
+        return images.ladder
+    with as_notes():
+        found = in_seconds(images, process, batch)
+    costs, unit = gather((found.costs, found.unit))[0]
+    return mls.Ladder(images.ladder.drifts, mls.GivenCost(costs, unit))
 
 
 def add_out(parser: argparse.ArgumentParser, default: str, what: str = "folder of the results") -> None:

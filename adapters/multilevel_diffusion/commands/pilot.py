@@ -11,9 +11,11 @@ from multilevel_diffusion.commands.options import (
     add_ladder,
     add_mode,
     add_out,
+    add_price,
     add_threads,
     at_least,
     prepare,
+    priced,
     the_ladder,
 )
 
@@ -37,6 +39,7 @@ def register(subparsers) -> None:
     add_ladder(parser)
     add_mode(parser)
     add_guidance(parser)
+    add_price(parser)
     parser.add_argument("--steps", type=at_least(2), default=_STEPS, help="finest grid, the reference [%(default)s]")
     parser.add_argument("--samples", type=at_least(2, better=32), default=32, help="trajectories [%(default)s]")
     parser.add_argument(
@@ -56,6 +59,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from multilevel_diffusion.process.reverse_process import MODES, Process
     from multilevel_diffusion.sampling.origins import made_for
     from multilevel_diffusion.sampling.pilots_and_fits import run_pilot
+    from multilevel_diffusion.sampling.samples import batch_for
 
     if arguments.save and arguments.steps != _STEPS:
         raise ValueError(f'"--save" keeps the default for {_STEPS} steps, got --steps {arguments.steps}; leave one out')
@@ -77,8 +81,10 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     told = made_for(images, process)
     found.save(arguments.out / "pilot.safetensors", told)
-    found.report(arguments.out / "report.html", title=f"{Path(arguments.ladder).name}, {arguments.mode.upper()}")
-    counted = found.in_evaluations("evaluations of the largest network")
+    ladder = priced(arguments, images, process, batch_for(images.image_shape))
+    told_in = found.priced(ladder)
+    told_in.report(arguments.out / "report.html", title=f"{Path(arguments.ladder).name}, {arguments.mode.upper()}")
+    counted = told_in.in_evaluations(f"evaluations of the largest network by {ladder.unit}")
     for share in (0.05, 0.13, 0.35):
         if (budget := share * counted.steps) >= counted.least_budget:
             print(f"budget {budget:.3g}: {counted.advise(budget=budget).text}")

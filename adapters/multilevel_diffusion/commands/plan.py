@@ -16,6 +16,7 @@ from multilevel_diffusion.commands.options import (
     add_guidance,
     add_ladder,
     add_mode,
+    add_price,
     add_threads,
     as_notes,
     at_least,
@@ -24,6 +25,7 @@ from multilevel_diffusion.commands.options import (
     number,
     own_words,
     prepare,
+    priced,
     the_ladder,
 )
 
@@ -57,6 +59,7 @@ def register(subparsers) -> None:
     amount = parser.add_mutually_exclusive_group(required=True)
     amount.add_argument("--budget", type=number(above=0), help="cost of an image in evaluations of the largest network")
     amount.add_argument("--target-mse", type=number(above=0), help="mean squared error per pixel to reach instead")
+    add_price(parser)
     parser.add_argument("--pilot", type=Path, help="a saved pilot; default: the ladder's own, or a new one")
     parser.add_argument(
         "--fit", action="store_true", help="fit its coefficients to the largest network's path (minutes)"
@@ -73,15 +76,18 @@ def _run(arguments: argparse.Namespace) -> int:
     """Write the plan that a pilot predicts to be best at a budget, or cheapest at an error."""
     from multilevel_diffusion.process.reverse_process import MODES, Process
     from multilevel_diffusion.sampling.origins import made_for
+    from multilevel_diffusion.sampling.samples import batch_for
 
     _check(arguments)
     device = prepare(arguments)
     images = the_ladder(arguments, device)
     if arguments.fit:
         return _fit(arguments, images)
-    found = _pilot(arguments, images, device).in_evaluations("evaluations of the largest network")
-    best = found.plan(budget=arguments.budget, target_mse=arguments.target_mse)
+    found = _pilot(arguments, images, device)
     process = Process(images.schedule, MODES[arguments.mode], found.fine_times)
+    ladder = priced(arguments, images, process, batch_for(images.image_shape))
+    found = found.priced(ladder).in_evaluations(f"evaluations of the largest network by {ladder.unit}")
+    best = found.plan(budget=arguments.budget, target_mse=arguments.target_mse)
     best.plan.save(arguments.out, best.times, made_for(images, process))
     fine = len(found.fine_times) - 1
     print(
@@ -126,19 +132,22 @@ def _fit(arguments: argparse.Namespace, images: ImageLadder) -> int:
     from multilevel_diffusion.process.reverse_process import MODES, Process
     from multilevel_diffusion.sampling.origins import made_for
     from multilevel_diffusion.sampling.pilots_and_fits import expected_seconds, fit
+    from multilevel_diffusion.sampling.samples import batch_for
 
     process = Process(images.schedule, MODES[arguments.mode], uniform(images.schedule, _STEPS))
     samples, steps = arguments.samples or _SAMPLES, arguments.steps or _FITTED
+    ladder = priced(arguments, images, process, batch_for(images.image_shape))
     expected = duration(expected_seconds(images, process, samples=samples, steps=steps))
     print(f"a fit with {samples} trajectories and {steps} steps takes about {expected}; fewer of both take less")
-    found = fit(images, process, arguments.budget, samples=samples, steps=steps, progress=True)
+    found = fit(images, process, arguments.budget, ladder, samples=samples, steps=steps, progress=True)
     found.plan.save(arguments.out, found.times, made_for(images, process))
     top = images.ladder.costs[-1]
+    cost = found.plan.cost(ladder.in_evaluations())
     print(
-        f"{found.plan.steps} steps, levels {_numbers(found.levels)}: cost {found.plan.cost(images.ladder) / top:.3g} "
-        f"evaluations of the largest network; squared error on samples kept out {found.held_out[0]:.3g} before the "
-        f"fit, {found.held_out[1]:.3g} after (typical), {found.mean:.3g} (mean); the fit cost {found.cost / top:.0f} "
-        f"evaluations; written to {arguments.out}"
+        f"{found.plan.steps} steps, levels {_numbers(found.levels)}: cost {cost:.3g} "
+        f"evaluations of the largest network by {ladder.unit}; squared error on samples kept out "
+        f"{found.held_out[0]:.3g} before the fit, {found.held_out[1]:.3g} after (typical), {found.mean:.3g} (mean); "
+        f"the fit cost {found.cost / top:.0f} evaluations; written to {arguments.out}"
     )
     return 0
 

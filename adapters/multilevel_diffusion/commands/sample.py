@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from multilevel_diffusion.commands.options import (
     add_ladder,
     add_mode,
     add_out,
+    add_price,
     add_seed,
     add_threads,
     as_notes,
@@ -29,6 +31,7 @@ from multilevel_diffusion.commands.options import (
     number,
     own_words,
     prepare,
+    priced,
     the_ladder,
 )
 
@@ -46,7 +49,9 @@ _PAGE = 64  # images on a page
 _UNIT = "evaluations of the largest network"
 # The options that images depend on, by which a message tells two runs apart.
 _NAMED = ["--budget", "--plan", "--mode", "--label", "--guidance", "--method", "--steps", "--fine", "--plan-seed"]
-_NAMED += ["--seed", "--count", "--ladder", "--batch", "--shard"]
+_NAMED += ["--seed", "--count", "--ladder", "--batch", "--shard", "--price"]
+_OF_PLANS = ["--budget", "--plan", "--mode", "--guidance", "--method", "--steps", "--fine", "--plan-seed", "--ladder"]
+_OF_PLANS += ["--price"]
 
 
 def register(subparsers) -> None:
@@ -61,6 +66,7 @@ def register(subparsers) -> None:
     parser = subparsers.add_parser("sample", help="sample a ladder: PNG pages and a JSON record", description=__doc__)
     add_ladder(parser)
     parser.add_argument("--budget", type=number(above=0), help="cost of an image in evaluations of the largest network")
+    add_price(parser)
     parser.add_argument("--plan", type=Path, help="a saved plan instead of a budget")
     parser.add_argument(
         "--count", type=at_least(1), default=64, help="images; more than before adds to them [%(default)s]"
@@ -106,21 +112,25 @@ def _run(arguments: argparse.Namespace) -> int:
 
     with process_group(prepare(arguments), timeout=arguments.timeout) as device:
         # Threads change the last bits, so a run that continues takes those of the run that it continues.
-        before = ((read_manifest(arguments.out) or {}).get("job") or {}).get("threads")
+        manifest = read_manifest(arguments.out) or {}
+        before = (manifest.get("job") or {}).get("threads")
         if before and arguments.threads is None:
             torch.set_num_threads(before)
         images = the_ladder(arguments, device)
         process = Process(images.schedule, MODES[arguments.mode], uniform(images.schedule, arguments.fine))
         told = _conditions(arguments, images)
-        times, plan, how = _choose(arguments, images, process)
         batch = arguments.batch or batch_for(images.image_shape)
+        alone = arguments.method == "em"  # of one level, whose evaluations cost one each
+        prices = images.ladder if alone else priced(arguments, images, process, min(batch, arguments.count))
+        chosen = _begun(arguments, manifest) or _choose(arguments, images, process, prices.in_evaluations(_UNIT))
+        times, plan, how = chosen
         seeds = range(arguments.seed, arguments.seed + arguments.count)
         shard = arguments.shard or 4 * batch
         threads, tau = torch.get_num_threads(), MODES[arguments.mode]
         job = Job(images, times, plan, seeds, tau, arguments.fine, batch, shard, threads, told)
         result = run(job, arguments.out, arguments={name: _given(arguments, name) for name in _NAMED}, progress=True)
         if place()[0] == 0:
-            _report(arguments, job, result, how)
+            _report(arguments, job, result, how, prices)
     return 0
 
 
@@ -128,6 +138,18 @@ def _given(arguments: argparse.Namespace, name: str) -> Any:
     """The value of an option, as JSON has it."""
     value = getattr(arguments, name.removeprefix("--").replace("-", "_"))
     return str(value) if isinstance(value, Path) else value
+
+
+def _begun(arguments: argparse.Namespace, manifest: Mapping[str, Any]) -> tuple[Tensor, mls.Plan, str] | None:
+    """What the folder was begun with by the same arguments: seconds may have changed since, images must not."""
+    from multilevel_diffusion.sampling.shards import PLAN
+
+    said = (manifest.get("told") or {}).get("arguments") or {}
+    path = arguments.out / PLAN
+    if not path.is_file() or any(name not in said or said[name] != _given(arguments, name) for name in _OF_PLANS):
+        return None
+    plan, times = mls.Plan.load_with_times(path)
+    return None if times is None else (times, plan, "the plan of the folder")
 
 
 def _conditions(arguments: argparse.Namespace, images: ImageLadder) -> dict[str, Tensor] | None:
@@ -142,13 +164,12 @@ def _conditions(arguments: argparse.Namespace, images: ImageLadder) -> dict[str,
     return {"label": labels.repeat(-(-arguments.count // len(labels)))[: arguments.count].to(images.device)}
 
 
-def _report(arguments: argparse.Namespace, job: Job, result: Result, how: str) -> None:
+def _report(arguments: argparse.Namespace, job: Job, result: Result, how: str, prices: mls.Ladder) -> None:
     """Write the pages and the record, and say what was done."""
     from multilevel_diffusion.sampling.shards import remove_temporary_files
     from multilevel_sde.files import write_atomically
 
-    ladder, plan = job.images.ladder, job.plan
-    cost = plan.cost(ladder)
+    plan, price = job.plan, {one.unit: job.plan.cost(one.in_evaluations()) for one in (prices, job.images.ladder)}
     remove_temporary_files(arguments.out, ("samples_*", "record.json"))
     record = {
         "versions": job.description["versions"],
@@ -162,7 +183,10 @@ def _report(arguments: argparse.Namespace, job: Job, result: Result, how: str) -
         "seeds": [job.seeds.start, job.seeds.stop],
         "plan_seed": arguments.plan_seed,
         "evaluations": plan.evaluations.tolist(),
-        "cost": {"FLOPs per image": cost, "largest network's evaluations": cost / ladder.costs[-1]},
+        "cost": {
+            **{f"{one.unit} per image": plan.cost(one) for one in (prices, job.images.ladder)},
+            "largest network's evaluations": price,
+        },
         "computed": result.images,
         "seconds": result.seconds,
         "status": result.status,
@@ -174,11 +198,15 @@ def _report(arguments: argparse.Namespace, job: Job, result: Result, how: str) -
     write_atomically(arguments.out / "record.json", (json.dumps(record, indent=1) + "\n").encode())
     there = arguments.count - result.images
     print(
-        f"{arguments.count} images by {how}, {plan.steps} steps, cost {cost / ladder.costs[-1]:.2f} evaluations "
-        f"of the largest network each, {result.seconds:.1f} s; {result.status}; "
+        f"{arguments.count} images by {how}, {plan.steps} steps, cost of each in evaluations of the largest "
+        f"network {_in_words(price)}; {result.seconds:.1f} s; {result.status}; "
         + (f"{there} of them were there; " if there else "")
         + f"written to {arguments.out}/"
     )
+
+
+def _in_words(price: Mapping[str, float]) -> str:
+    return ", ".join(f"{value:.2f} by {unit}" for unit, value in price.items())
 
 
 def _write_pages(folder: Path, seeds: range, most: int | None) -> list[str]:
@@ -209,14 +237,15 @@ def _write_images(folder: Path) -> None:
             save_image(folder / "png" / f"{seed:06d}.png", image)
 
 
-def _choose(arguments: argparse.Namespace, images: ImageLadder, process: Process) -> tuple[Tensor, mls.Plan, str]:
-    """The grid, the plan and its name."""
+def _choose(
+    arguments: argparse.Namespace, images: ImageLadder, process: Process, ladder: mls.Ladder
+) -> tuple[Tensor, mls.Plan, str]:
+    """The grid, the plan and its name; `ladder` is that of `images` in evaluations of the largest network."""
     import torch
 
     from multilevel_diffusion.sampling.origins import load_plan
     from multilevel_diffusion.sampling.stored import stored_pilot, stored_plan
 
-    ladder = images.ladder.in_evaluations(_UNIT)
     if arguments.plan is not None:
         if arguments.method == "em" or arguments.budget is not None:
             raise ValueError('"--plan" already says what runs; leave out --method em and --budget')
@@ -234,11 +263,12 @@ def _choose(arguments: argparse.Namespace, images: ImageLadder, process: Process
         raise ValueError('"--budget" is missing; give the cost of an image in evaluations of the largest network')
     usual = arguments.steps is None and arguments.fine == 1000
     with as_notes():
-        fitted, pilot = stored_plan(images, arguments.mode, arguments.budget), stored_pilot(images, arguments.mode)
+        fitted = stored_plan(images, arguments.mode, arguments.budget, ladder)
+        pilot = stored_pilot(images, arguments.mode)
     if fitted is not None and usual:
         return fitted[1], fitted[0], "ML-EM, a fitted plan"
     if pilot is not None and usual:
-        planned = pilot.in_evaluations(_UNIT).plan(budget=arguments.budget)
+        planned = pilot.priced(ladder).plan(budget=arguments.budget)
         return planned.times, planned.plan, "ML-EM, the pilot's plan"
     if usual:
         _advise_a_pilot(arguments, images)

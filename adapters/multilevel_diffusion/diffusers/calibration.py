@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,7 @@ from multilevel_diffusion.diffusers.handed_on import watched_step
 from multilevel_diffusion.diffusers.scheduler_grid import adds_noise, signal_levels
 from multilevel_diffusion.loops.black_box import Alone, Answer, Base, black_box_pilot, checked, plans_at
 from multilevel_diffusion.loops.black_box_fit import LoopRun
+from multilevel_sde.cost import rising
 from multilevel_sde.fitting.gauss_newton import fitted
 from multilevel_sde.fitting.perturbed_runs import Parts
 from multilevel_sde.pilots.answers import Single
@@ -126,6 +128,7 @@ def calibrated(
     candidates: int | None,
     compare: bool,
     fit: bool,
+    seconds: bool,
     progress: bool,
 ) -> Calibrated:
     """Measure a ladder, or one network, in a pipeline.
@@ -137,6 +140,7 @@ def calibrated(
         candidates: See :func:`.loops.black_box.black_box_pilot`.
         compare: Also measure the top level in fewer steps, against a fine grid.
         fit: Also fit.
+        seconds: Price the levels by the time that their calls took, where that allows the budget.
         progress: Show progress bars.
 
     Raises:
@@ -155,9 +159,27 @@ def calibrated(
         candidates=candidates,
         progress=progress,
     )
+    if seconds:
+        ladder = _timed(ladder, pilot, budget_fraction)
+        pilot = pilot.priced(ladder)
     if ends.is_fine:
         pilot = _compared(run, ladder, pilot, ends.target, progress, fewer=compare)
     return Calibrated(pilot, _fitted(run, ladder, pilot, budget_fraction, ends.target, progress) if fit else None)
+
+
+def _timed(ladder: mls.Ladder, pilot: mls.Pilot, budget_fraction: float) -> mls.Ladder:
+    """The ladder at the measured seconds, or as it is where no plan would keep within the budget."""
+    costs = rising(pilot.seconds)
+    least = costs[0] / costs[-1]
+    if len(ladder) > 1 and budget_fraction < least:
+        warnings.warn(
+            f"a call of the smallest level takes {least:.2g} of the largest one's seconds here, so no plan takes "
+            f'{budget_fraction:.2g} of them; "budget_fraction" counts {ladder.unit}; give a larger one, or larger '
+            "batches, for which small levels are faster",
+            stacklevel=4,
+        )
+        return ladder
+    return mls.Ladder(ladder.drifts, mls.GivenCost(costs, "seconds"))
 
 
 class _Ends:

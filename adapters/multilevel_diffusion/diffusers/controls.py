@@ -58,6 +58,8 @@ class Controls(Answering):
         """Take the levels; costs that are not given are counted, at the first call where not before."""
         own = [uncompiled(model) for model in models]
         self._counted = costs is not None
+        counted = isinstance(costs, mls.GivenCost) and costs.unit in ("FLOPs", "parameters", "seconds")
+        self._given = self._counted and not counted  # by the user, in a unit of theirs
         if costs is None:
             costs, self._counted = count_costs(own)
         elif not isinstance(costs, mls.GivenCost):
@@ -169,6 +171,7 @@ class Controls(Answering):
         candidates: int | None = None,
         compare: bool = False,
         fit: bool = False,
+        price: str | None = None,
         seed: int = 0,
         progress: bool = True,
         **pipeline_arguments: Any,
@@ -195,6 +198,8 @@ class Controls(Answering):
                 so that `advise` knows the alternatives. Takes a fine path: the top level at four times as many steps.
             fit: Also fit the plan's coefficients to the end of that fine path (:mod:`.loops.black_box_fit`). A ladder
                 of one network is only fitted. The fitted plan is for the present budget.
+            price: "seconds" to count the budget in seconds of this device from now on, by the calls of this pilot,
+                which is the default where costs were counted; "given" to leave them, the default where you gave some.
             seed: Of the samples' noise.
             progress: Show progress bars.
             pipeline_arguments: Of the pipeline's call, such as prompt and guidance_scale.
@@ -203,7 +208,8 @@ class Controls(Answering):
             The pilot: `pilot.plan(budget=...)`, `pilot.cost`.
 
         Raises:
-            ValueError: The ladder is not installed in `pipe`, the pipeline stops early, or see `check` and
+            ValueError: The ladder is not installed in `pipe`, the pipeline stops early, `price` is none of these, or
+                see `check` and
                 :func:`multilevel_diffusion.diffusers.calibration.calibrated`.
 
         Example:
@@ -218,6 +224,10 @@ class Controls(Answering):
             >>> ladder.plan.steps, ladder.plan.evaluations[0].item()
             (8, 8)
         """
+        if price is None:
+            price = "given" if self._given else "seconds"
+        if price not in ("seconds", "given"):
+            raise ValueError(f'"price" must be "seconds" or "given", got {price!r}')
         if self._clock.pipe is not pipe:
             slot = self._clock.slot
             if slot is None or getattr(pipe, slot, None) is not getattr(self, "_top", self):
@@ -254,6 +264,7 @@ class Controls(Answering):
             candidates=candidates,
             compare=compare,
             fit=fit,
+            seconds=price == "seconds",
             progress=progress,
         )
         try:
@@ -267,7 +278,9 @@ class Controls(Answering):
             aim, self._aim = self._settings.aimed, None
             self._answer, self._meter = None, meter
             self._follow(settings)
-        self._settings = replace(settings, pilot=found.pilot, aimed=aim)
+        costs = mls.GivenCost(list(found.pilot.costs), found.pilot.unit)
+        self._ladder, self._meter.costs = mls.Ladder(self._ladder.drifts, costs), tuple(costs.costs)
+        self._settings = replace(settings, pilot=found.pilot, costs=costs, aimed=aim)
         self._weights, self._stale = self._fingerprint(), False
         if found.fitted is not None:
             self.allocate(plan=found.fitted.plan)

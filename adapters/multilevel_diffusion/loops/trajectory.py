@@ -215,19 +215,19 @@ class Meter:
     """Count evaluations.
 
     Arguments:
-        costs: Cost of one evaluation of each level.
+        costs: Cost of one evaluation of each level; it may be set anew.
     """
 
     def __init__(self, costs: Sequence[float]):
-        self._costs = tuple(costs)
+        self.costs = tuple(costs)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
         self._number: int | None = None
         self._trajectories = self._calls = self._calls_before = 0
-        self._total = [0 for _ in self._costs]
-        self._before = [0 for _ in self._costs]
+        self._total = [0 for _ in self.costs]
+        self._before = [0 for _ in self.costs]
 
     def count(self, levels: Iterable[int], number: int) -> None:
         """Count one call that evaluated these levels, in the trajectory of this number."""
@@ -244,7 +244,7 @@ class Meter:
         """The counts so far."""
         current = tuple(total - before for total, before in zip(self._total, self._before, strict=True))
         return Stats(
-            Use(self._calls - self._calls_before, current, self._costs),
-            Use(self._calls, tuple(self._total), self._costs),
+            Use(self._calls - self._calls_before, current, self.costs),
+            Use(self._calls, tuple(self._total), self.costs),
             self._trajectories,
         )

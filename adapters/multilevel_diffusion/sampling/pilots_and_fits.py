@@ -131,6 +131,7 @@ def fit(
     images: ImageLadder,
     process: Process,
     budget: float,
+    ladder: mls.Ladder | None = None,
     *,
     samples: int = 32,
     steps: int = 28,
@@ -144,6 +145,7 @@ def fit(
         images: The ladder.
         process: What is solved.
         budget: Cost of an image in evaluations of the largest network.
+        ladder: The ladder at the prices by which the budget counts; by default `images.ladder`.
         samples: Trajectories, a quarter of them to judge; their seeds start at 1,000,000.
         steps: Steps of the grid; plans with half as many are tried too.
         conditions: What the denoisers are told about each sample; by default, with classes, every class in turn.
@@ -182,7 +184,8 @@ def fit(
         progress=progress,
         **given,
     )
-    proposed = pilot.in_evaluations("evaluations of the largest network").plans(budget=budget)
+    prices = (ladder or images.ladder).in_evaluations("evaluations of the largest network")
+    proposed = pilot.priced(prices).plans(budget=budget)
     return mls.fit_plan(images.ladder, start, proposed, target, progress=progress, **given)
 
 

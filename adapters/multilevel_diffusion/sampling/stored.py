@@ -45,13 +45,16 @@ def stored_pilot(ladder: ImageLadder, mode: str) -> mls.Pilot | None:
     return load_pilot(path, ladder, _process(ladder, mode))
 
 
-def stored_plan(images: ImageLadder, mode: str, budget: float) -> tuple[mls.Plan, Tensor] | None:
+def stored_plan(
+    images: ImageLadder, mode: str, budget: float, ladder: mls.Ladder | None = None
+) -> tuple[mls.Plan, Tensor] | None:
     """Return the most expensive fitted plan of a ladder's folder that a budget pays, with its grid, or None.
 
     Arguments:
         images: The ladder.
         mode: "ddpm" or "ddim".
         budget: Cost of an image in evaluations of the largest network; a plan of less than 0.8 of it is not returned.
+        ladder: The ladder at the prices by which the budget counts; by default `images.ladder`.
 
     Warns:
         UserWarning: It was made for the ladder before its networks changed, as by training on, so that it is None.
@@ -61,17 +64,19 @@ def stored_plan(images: ImageLadder, mode: str, budget: float) -> tuple[mls.Plan
     """
     if images.folder is None or images.guidance is not None:
         return None
-    found = {}
+    prices, found = (ladder or images.ladder).in_evaluations(), {}
     for path in Path(images.folder).glob(f"plan_{mode}_*.safetensors"):
-        number = re.fullmatch(rf"plan_{mode}_(\d+(?:\.\d+)?)\.safetensors", path.name)
-        if number and _NEAR * budget <= float(number[1]) <= budget * (1 + 1e-9):
-            found[float(number[1])] = path
+        plan = mls.Plan.load(path)
+        if plan.levels == len(prices) and _NEAR * budget <= (cost := plan.cost(prices)) <= budget * (1 + 1e-9):
+            found[cost] = path
     if not found:
         return None
     path = found[max(found)]
     if mls.Plan.load_with_times(path)[1] is None:
         raise ValueError(f'"{path}" holds no times; write it again with `multilevel-sde plan --fit`')
-    again = f"multilevel-sde plan --ladder {images.folder} --mode {mode} --budget {max(found):g} --fit --out {path}"
+    named = re.fullmatch(rf"plan_{mode}_(\d+(?:\.\d+)?)", path.stem)
+    wanted = named[1] if named else f"{budget:g}"
+    again = f"multilevel-sde plan --ladder {images.folder} --mode {mode} --budget {wanted} --fit --out {path}"
     if _is_stale(path, mls.Plan.load_made_for(path), images, again):
         return None
     return load_plan(path, images, _process(images, mode))

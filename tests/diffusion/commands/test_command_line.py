@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+import multilevel_sde as mls
 from multilevel_diffusion.commands.options import add_mode, prepare
 from multilevel_diffusion.networks.by_name import PRESETS, open_ladder
 from multilevel_diffusion.process.reverse_process import MODES
@@ -128,7 +129,9 @@ def test_a_pilots_advice_is_in_evaluations_too(capsys, tmp_path):
     assert cli.main(["pilot", "--ladder", "digits", *words]) == 0
     printed = capsys.readouterr().out
     assert "FLOPs" not in printed
-    advice = re.findall(r"budget ([\d.]+): Use levels .* at cost ([\d.]+) evaluations of the largest network;", printed)
+    unit = "evaluations of the largest network by seconds"
+    advice = re.findall(rf"budget ([\d.]+): Use levels .* at cost ([\d.]+) {unit};", printed)
     assert advice
     assert all(float(cost) <= float(budget) for budget, cost in advice)
-    assert json.loads((tmp_path / "report.json").read_text())["unit"] == "FLOPs"  # the saved pilot keeps its unit
+    assert json.loads((tmp_path / "report.json").read_text())["unit"] == "seconds"
+    assert mls.Pilot.load(tmp_path / "pilot.safetensors").unit == "FLOPs"  # which are the same everywhere

@@ -1,4 +1,4 @@
-"""Tiny diffusers models with random weights, and the stock pipelines around them."""
+"""Tiny diffusers models with random weights, and the stock pipelines around them; plans do not depend on a clock."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ else:
     collect_ignore_glob.append("test_*.py")
 
 Build = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def prices_as_counted(monkeypatch):
+    """The default of calibrate(price=) is to leave costs as they are."""
+    from multilevel_diffusion.diffusers.controls import Controls
+
+    monkeypatch.setitem(Controls.calibrate.__kwdefaults__, "price", "given")
 
 
 def seeded(build: Build) -> Build:

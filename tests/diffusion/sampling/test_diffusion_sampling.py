@@ -213,7 +213,7 @@ def test_sample_by_euler_maruyama(tmp_path, capsys):
     record = sampled(tmp_path, "--method", "em", "--budget", "4", "--seed", "7")
     assert record["method"] == "Euler-Maruyama on the largest network"
     assert record["evaluations"] == [0, 0, 0, 0, 4]
-    assert record["cost"]["largest network's evaluations"] == 4
+    assert record["cost"]["largest network's evaluations"]["FLOPs"] == 4
     assert (record["mode"], record["steps"], record["seeds"], record["fine"]) == ("ddpm", 4, [7, 10], 1000)
     assert record["versions"]["multilevel_sde"] == mls.__version__
     assert record["pages"] == ["samples_000007.png"]

@@ -30,7 +30,9 @@ def process(digits):
     return Process(digits.schedule, 0.0, uniform(digits.schedule, 1000))
 
 
-@pytest.mark.parametrize(("budget", "found"), [(5, 5), (6, 5), (7, None), (8, 8), (9.5, 8), (44, None), (4.9, None)])
+@pytest.mark.parametrize(
+    ("budget", "found"), [(5, 5), (6, 5), (7, None), (8, 8), (9.5, 8), (44, None), (4.9, 5), (4, None)]
+)
 def test_a_budget_finds_the_dearest_plan_it_pays(digits, budget, found):
     plan = stored_plan(digits, "ddim", budget)
     if found is None:
