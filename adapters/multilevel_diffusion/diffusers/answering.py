@@ -46,7 +46,7 @@ class Answering:
     config: Any
     levels: Any  # a sequence of modules
     _checked: object = None
-    _warned = _compared = False
+    _warned = _compared = _told = False
 
     def _set_up(self, models: Sequence[nn.Module], costs: mls.GivenCost, draw: mls.Draw | None, seed: int) -> None:
         self._names = list(inspect.signature(type(uncompiled(models[-1])).forward).parameters)[1:]
@@ -140,6 +140,7 @@ class Answering:
         if part and self._settings.pilot is not None:
             budget = self._budget
         if budget is not None and self._answer is None:
+            self._tell_of_calibrate()
             plan = self._unmeasured(scheduler, budget)
         elif part and plan is not None and plan.recall is not None:
             raise ValueError(
@@ -156,6 +157,17 @@ class Answering:
         else:
             self._rows = PlannedRows(plan)
         return plan
+
+    def _tell_of_calibrate(self) -> None:
+        if self._told or len(self._ladder) == 1:
+            return
+        self._told = True
+        warnings.warn(
+            "the ladder has not been measured in this pipeline, so the large model is called at evenly spread steps, "
+            "which may err more than that model alone in as many seconds; measure it with ladder.calibrate(pipe, "
+            "num_inference_steps=...)",
+            stacklevel=2,
+        )
 
     def _unmeasured(self, scheduler: Any, fraction: float) -> mls.Plan | None:
         """The plan of a ladder that has not been measured for this run; None where a draw must do."""

@@ -1,7 +1,8 @@
-"""After a calibration a budget counts seconds of this device, where a plan can keep within it."""
+"""After a calibration a budget counts seconds of this device, where a plan can keep within it; before, it is said."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,27 @@ def test_seconds_are_saved_with_the_ladder(unet, ddim, took, tmp_path: Path):
     ladder.save_pretrained(tmp_path)
     loaded = MultilevelUNet.from_pretrained(tmp_path)
     assert (loaded.costs.costs, loaded.costs.unit, loaded.plan) == ([1.0, 2.5], "seconds", ladder.plan)
+
+
+def test_a_ladder_that_was_not_measured_says_so_once(unet, ddim):
+    pipe = ddim(unet(8))
+    ladder = attach(pipe, [unet(4)], budget_fraction=0.6)
+    with pytest.warns(UserWarning, match="the ladder has not been measured in this pipeline"):
+        images(pipe)
+    with warnings.catch_warnings(record=True) as seen:
+        images(pipe)
+    assert not any("not been measured" in str(one.message) for one in seen)
+    other = ddim(unet(8))
+    measured = attach(other, [unet(4)], budget_fraction=0.6)
+    with warnings.catch_warnings(record=True) as seen:
+        measured.calibrate(other, **SECONDS | {"price": "given"})
+        images(other)
+    assert not any("not been measured" in str(one.message) for one in seen)
+    ladder.detach()
+    attach(pipe)  # one network has nothing to be spread
+    with warnings.catch_warnings(record=True) as seen:
+        images(pipe)
+    assert not any("not been measured" in str(one.message) for one in seen)
 
 
 def test_a_fit_keeps_within_the_budget_in_seconds(unet, ddim, took):
