@@ -57,7 +57,7 @@ class StatePipeline(DiffusionPipeline):
         """Return the final states of samples whose noise comes from their own generators."""
         self.scheduler.set_timesteps(num_inference_steps)
         given = {} if eta is None else {"eta": eta}
-        given |= {"generator": generator} if "generator" in self.scheduler.step.__code__.co_varnames else {}
+        given |= {"generator": generator} if "generator" in type(self.scheduler).step.__code__.co_varnames else {}
         state = torch.stack([torch.randn(self.image_shape, generator=one) for one in generator])
         state = state * self.scheduler.init_noise_sigma
         for t in self.scheduler.timesteps:

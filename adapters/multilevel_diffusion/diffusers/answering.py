@@ -23,9 +23,10 @@ from multilevel_diffusion.diffusers.calls import (
 from multilevel_diffusion.diffusers.checks import check_caches, check_scheduler, uncompiled
 from multilevel_diffusion.diffusers.clock import PipelineClock
 from multilevel_diffusion.diffusers.handed_on import HandedOn
-from multilevel_diffusion.diffusers.scheduler_grid import aimed, base_coefficients, data_maps, is_cosmos
+from multilevel_diffusion.diffusers.scheduler_grid import aimed, base_coefficients, data_maps, half_log_snr, is_cosmos
 from multilevel_diffusion.diffusers.store import Settings
-from multilevel_diffusion.loops.black_box import Answer
+from multilevel_diffusion.loops.black_box import Answer, plans_at
+from multilevel_diffusion.loops.carried import carried
 from multilevel_diffusion.loops.held import held_plan
 from multilevel_diffusion.loops.memory import DataMap, Memory, in_data
 from multilevel_diffusion.loops.rows import DrawnRows, PlannedRows, combine, step_probabilities
@@ -55,7 +56,6 @@ class Answering:
         self._settings = Settings(costs, draw=draw, seed=seed)
         self._meter = Meter(self._ladder.costs)
         self._clock = PipelineClock()
-        self._budget: float | None = None  # that was asked for
         self._answer: Answer | None = None
         self._memory: Memory | None = None
         self._maps: list[DataMap] | None = None
@@ -63,7 +63,7 @@ class Answering:
         self._expected: int | None = None
         self._aim: Callable[[], bool] | None = None
         self._handed: HandedOn | None = None
-        self._grid: tuple[tuple[Any, list[float], int], Tensor | None] | None = None
+        self._grid: tuple[tuple[Any, list[float], int, bool], Tensor | None] | None = None
 
     def _follow(self, settings: Settings) -> None:
         if settings.plan is not None:
@@ -137,8 +137,11 @@ class Answering:
         """
         plan, budget = self._settings.plan, self._settings.held
         part = self._clock.offset > 0 and plan is not None and plan.steps == self._clock.calls != self._expected
+        if plan is not None and self._settings.budget is not None and plan.steps != self._expected is not None:
+            plan = self._carried(scheduler) or plan
+            part = part and plan.steps != self._expected
         if part and self._settings.pilot is not None:
-            budget = self._budget
+            budget = self._settings.budget
         if budget is not None and self._answer is None:
             self._tell_of_calibrate()
             plan = self._unmeasured(scheduler, budget)
@@ -173,18 +176,30 @@ class Answering:
         """The plan of a ladder that has not been measured for this run; None where a draw must do."""
         if self._expected is None or self._data_maps(scheduler, needed=False) is None:
             return None
-        base = self._unmeasured_base(scheduler)
+        base = self._base_of_run(scheduler, corrected=False)
         base = None if base is None else base[: self._expected]
         if len(self._ladder) > 1:
             return held_plan(self._ladder, self._expected, fraction, base)
         plan = mls.Plan(torch.ones(self._expected, 1, dtype=torch.bool), torch.ones(self._expected, 1))
         return plan if base is None else mls.multistep(plan, base)
 
-    def _unmeasured_base(self, scheduler: Any) -> Tensor | None:
+    def _carried(self, scheduler: Any) -> mls.Plan | None:
+        """The pilot's plan for another number of calls than it measured; None where noise levels are not known."""
+        settings, places = self._settings, half_log_snr(scheduler, self._clock.offset)
+        if settings.pilot is None or not settings.places or len(places) - 1 != self._expected:
+            return None
+        base = next(iter(settings.pilot.multistep.values()), None)
+        if base is not None:  # a corrector, which is for steps without noise, reaches one value further back
+            base = self._base_of_run(scheduler, corrected=base.shape[1] > 2)
+        pilot = carried(settings.pilot, settings.places, places, base)
+        assert settings.budget is not None
+        return plans_at(pilot, self._ladder, settings.budget)[0].plan
+
+    def _base_of_run(self, scheduler: Any, *, corrected: bool) -> Tensor | None:
         """The base's coefficients, found by trial steps once for a grid: they take as long as a call of a model."""
-        grid = (scheduler.config, scheduler.timesteps.tolist(), self._clock.offset)
+        grid = (scheduler.config, scheduler.timesteps.tolist(), self._clock.offset, corrected)
         if self._grid is None or self._grid[0][0] is not grid[0] or self._grid[0][1:] != grid[1:]:
-            found = base_coefficients(scheduler, first=self._clock.offset, corrected=False)
+            found = base_coefficients(scheduler, first=self._clock.offset, corrected=corrected)
             self._grid = grid, found
         return self._grid[1]
 

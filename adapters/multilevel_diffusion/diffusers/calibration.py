@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 import multilevel_sde as mls
 from multilevel_diffusion.diffusers.handed_on import watched_step
-from multilevel_diffusion.diffusers.scheduler_grid import adds_noise, signal_levels
+from multilevel_diffusion.diffusers.scheduler_grid import adds_noise, half_log_snr, signal_levels
 from multilevel_diffusion.loops.black_box import Alone, Answer, Base, black_box_pilot, checked, plans_at
 from multilevel_diffusion.loops.black_box_fit import LoopRun
 from multilevel_sde.cost import rising
@@ -118,6 +118,7 @@ class Calibrated:
 
     pilot: mls.Pilot
     fitted: mls.FittedPlan | None
+    places: tuple[float, ...]
 
 
 def calibrated(
@@ -164,7 +165,8 @@ def calibrated(
         pilot = pilot.priced(ladder)
     if ends.is_fine:
         pilot = _compared(run, ladder, pilot, ends.target, progress, fewer=compare)
-    return Calibrated(pilot, _fitted(run, ladder, pilot, budget_fraction, ends.target, progress) if fit else None)
+    found = _fitted(run, ladder, pilot, budget_fraction, ends.target, progress) if fit else None
+    return Calibrated(pilot, found, ends.places)
 
 
 def _timed(ladder: mls.Ladder, pilot: mls.Pilot, budget_fraction: float) -> mls.Ladder:
@@ -187,7 +189,7 @@ class _Ends:
 
     def __init__(self, run: PipelineRun, ladder: mls.Ladder, *, fine: bool):
         self.run, self.ladder, self.is_fine = run, ladder, fine
-        self.target = torch.empty(0)
+        self.target, self.places = torch.empty(0), ()
 
     def __call__(self, final: Tensor, made: int) -> Tensor:
         """Return the target, from where the pilot's path ends after so many calls."""
@@ -196,6 +198,8 @@ class _Ends:
             raise ValueError(
                 f'"pipe" made {made} of the {whole} calls of its scheduler; a pilot needs the whole trajectory'
             )
+        places = half_log_snr(run.pipe.scheduler)[-(made + 1) :]
+        self.places = places if len(places) == made + 1 else ()
         self.is_fine = self.is_fine and not adds_noise(run.pipe.scheduler, run.given)
         self.target = _fine(run, Alone(len(self.ladder) - 1, run.base)) if self.is_fine else final
         return self.target

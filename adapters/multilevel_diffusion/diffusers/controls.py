@@ -75,8 +75,8 @@ class Controls(Answering):
         costs, _ = count_costs([uncompiled(level) for level in self.levels], call)
         self._ladder = mls.Ladder(list(self.levels), costs)
         self._settings, self._meter = replace(self._settings, costs=costs), Meter(costs.costs)
-        if self._budget is not None:
-            self.allocate(budget_fraction=self._budget, schedule=self._schedule)
+        if self._settings.budget is not None:
+            self.allocate(budget_fraction=self._settings.budget, schedule=self._schedule)
         if self._pricing:
             raise _Priced
 
@@ -100,13 +100,12 @@ class Controls(Answering):
         After `calibrate`, `budget_fraction` without `schedule` means the pilot's plan.
         """
         given = [value is not None for value in (budget_fraction, probabilities, plan)]
-        self._budget, self._schedule = budget_fraction, schedule
         if sum(given) != 1:
             raise ValueError(
                 'give exactly one of "budget_fraction", "probabilities" and "plan", got '
                 f"budget_fraction={budget_fraction}, probabilities={probabilities}, plan={plan}"
             )
-        table = held = None
+        table, held, asked, self._schedule = None, None, budget_fraction, schedule
         if budget_fraction is not None:
             draw = self._settings.draw or mls.systematic
             if not self._counted:  # until the first call prices the levels
@@ -126,7 +125,7 @@ class Controls(Answering):
                 )
         elif plan is not None:
             plan.check_ladder(self._ladder)
-        self._follow(replace(self._settings, probabilities=table, plan=plan, held=held))
+        self._follow(replace(self._settings, probabilities=table, plan=plan, held=held, budget=asked))
 
     @property
     def probabilities(self) -> Tensor | None:
@@ -280,7 +279,7 @@ class Controls(Answering):
             self._follow(settings)
         costs = mls.GivenCost(list(found.pilot.costs), found.pilot.unit)
         self._ladder, self._meter.costs = mls.Ladder(self._ladder.drifts, costs), tuple(costs.costs)
-        self._settings = replace(settings, pilot=found.pilot, costs=costs, aimed=aim)
+        self._settings = replace(settings, pilot=found.pilot, costs=costs, aimed=aim, places=found.places)
         self._weights, self._stale = self._fingerprint(), False
         if found.fitted is not None:
             self.allocate(plan=found.fitted.plan)

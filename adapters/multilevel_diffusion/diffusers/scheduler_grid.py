@@ -27,7 +27,16 @@ from multilevel_diffusion.diffusers.checks import one_step
 from multilevel_diffusion.loops.memory import DataMap
 from multilevel_diffusion.process.multistep import corrected_table, predictor_table
 
-__all__ = ["adds_noise", "aimed", "base_coefficients", "data_maps", "is_cosmos", "signal_levels", "step_lengths"]
+__all__ = [
+    "adds_noise",
+    "aimed",
+    "base_coefficients",
+    "data_maps",
+    "half_log_snr",
+    "is_cosmos",
+    "signal_levels",
+    "step_lengths",
+]
 
 _BENT = 1e-3  # relative residual of a step that is not x_s = A x + B F + noise
 _TINY = 1e-12
@@ -79,6 +88,29 @@ def signal_levels(scheduler: Any) -> tuple[list[float], list[float]]:
     kept = table[calls.detach().cpu().long().clamp(0, len(table) - 1)].tolist()
     kept.append(float(getattr(scheduler, "final_alpha_cumprod", 1.0)))
     return [math.sqrt(a) for a in kept], [math.sqrt(max(0.0, 1 - a)) for a in kept]
+
+
+def half_log_snr(scheduler: Any, first: int = 0) -> tuple[float, ...]:
+    """Return log(alpha / sigma) at the calls of a set scheduler and at its end; empty where it is not known.
+
+    Arguments:
+        scheduler: Set, for example by `scheduler.set_timesteps(28)`.
+        first: The call with which the trajectory begins (image to image).
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> scheduler = DDIMScheduler()
+        >>> scheduler.set_timesteps(2)
+        >>> [round(place, 2) for place in half_log_snr(scheduler)]
+        [-1.24, 4.61, inf]
+    """
+    try:
+        alphas, sigmas = signal_levels(scheduler)
+    except (ValueError, IndexError, KeyError, TypeError):
+        return ()
+    places = tuple(_log(alpha) - _log(sigma) for alpha, sigma in zip(alphas, sigmas, strict=True))[first:]
+    rising = all(a < b for a, b in pairwise(places))
+    return places if rising and all(math.isfinite(place) for place in places[1:-1]) else ()
 
 
 def data_maps(scheduler: Any) -> list[DataMap]:

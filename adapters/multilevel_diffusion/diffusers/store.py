@@ -13,6 +13,7 @@ never loads. Weights are safetensors; nothing is unpickled. Format 1 numbered th
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,9 @@ class Settings:
         held: Cost of a call relative to the top model's where nothing was measured and no draw asked for: a plan
             for the scheduler's calls is then made when they are known (:func:`.loops.held.held_plan`), instead of a
             draw.
+        budget: Cost of a call relative to the top model's, that was asked for; None where a table or plan was given.
+        places: Half log-SNR of the pilot's calls and of its end (:func:`.scheduler_grid.half_log_snr`), by which its
+            plans are carried to other numbers of calls; empty where they are not known.
         aimed: Whether steps without noise are made to end where the next call is (:func:`.scheduler_grid.aimed`).
     """
 
@@ -62,6 +66,8 @@ class Settings:
     pilot: mls.Pilot | None = None
     aimed: bool = False
     held: float | None = None
+    budget: float | None = None
+    places: tuple[float, ...] = ()
 
 
 def load_models(sources: Iterable[str | os.PathLike[str] | nn.Module], **options: Any) -> list[nn.Module]:
@@ -147,6 +153,8 @@ def save_ladder(folder: str | os.PathLike[str], models: Sequence[Any], settings:
         "seed": settings.seed,
         "aimed": settings.aimed,
         "held": settings.held,
+        "budget": settings.budget,
+        "places": [place if math.isfinite(place) else None for place in settings.places],
     }
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -210,6 +218,8 @@ def _load_settings(folder: Path, variant: str | None) -> tuple[Settings, list[Pa
             None if config.get("pilot") is None else mls.Pilot.load(folder / _PILOT),
             bool(config.get("aimed", False)),
             config.get("held"),
+            config.get("budget"),
+            tuple(math.inf if place is None else float(place) for place in config.get("places", ())),
         )
         if settings.pilot is not None and settings.pilot.levels != len(settings.costs.costs):
             raise ValueError(f"its pilot is of {settings.pilot.levels} levels; run calibrate again")

@@ -267,12 +267,13 @@ class MultilevelUNet(Controls, ModelMixin, ConfigMixin):
             FileNotFoundError, ValueError, TypeError: A folder is missing, damaged or incomplete, or see the class.
         """
         source = pretrained_model_name_or_path
-        saved = None
+        saved = asked = None
         if isinstance(source, str | os.PathLike):
             models, saved = load_ladder(Path(source) / (options.pop("subfolder", None) or ""), **options)
             if budget_fraction is None and probabilities is None and plan is None:
                 probabilities, plan, budget_fraction = saved.probabilities, saved.plan, saved.held
                 probabilities = None if budget_fraction is not None else probabilities
+                asked = saved.budget
             costs = saved.costs if costs is None else costs
         else:
             models = load_models(source, **options)
@@ -287,7 +288,8 @@ class MultilevelUNet(Controls, ModelMixin, ConfigMixin):
             costs=costs,
         )
         if saved is not None and saved.pilot is not None:
-            ladder._settings = replace(ladder._settings, pilot=saved.pilot, aimed=saved.aimed)
+            found = {"pilot": saved.pilot, "aimed": saved.aimed, "places": saved.places}
+            ladder._settings = replace(ladder._settings, budget=asked or ladder._settings.budget, **found)
             if budget_fraction is not None:
                 ladder.allocate(budget_fraction=budget_fraction, schedule=schedule)
         return ladder

@@ -9,6 +9,7 @@ Rooms:
     held            the plan of a ladder that has not been measured.
     black_box       a pilot for samplers that cannot be looked into.
     black_box_fit   a fit of a plan's coefficients inside them.
+    carried         a pilot of one number of calls for another.
 """
 
 from multilevel_diffusion.loops.edm import MultilevelDenoiser

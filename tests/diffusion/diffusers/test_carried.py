@@ -1,0 +1,104 @@
+"""A pilot of one number of calls serves another, by the log-SNR of its calls."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+diffusers = pytest.importorskip("diffusers")
+
+from test_attached import TRAILING, errors, images, smooth  # noqa: E402
+
+from multilevel_diffusion.diffusers import MultilevelUNet, attach  # noqa: E402
+from multilevel_diffusion.diffusers.scheduler_grid import half_log_snr  # noqa: E402
+from multilevel_diffusion.loops.carried import carried  # noqa: E402
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:levels . and . differ"),
+    pytest.mark.filterwarnings("ignore:the ladder has not been measured"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+def a_ladder(pipe):
+    return attach(pipe, [smooth(0.1)], budget_fraction=0.3, costs=[1.0, 10.0])
+
+
+def test_at_its_own_calls_a_pilot_is_itself(ddim):
+    pipe = ddim(smooth(0.0), **TRAILING)
+    ladder = a_ladder(pipe)
+    pilot = ladder.calibrate(pipe, num_inference_steps=20, progress=False)
+    pipe.scheduler.set_timesteps(20)
+    places = half_log_snr(pipe.scheduler)
+    assert len(places) == 21
+    assert math.isinf(places[-1])
+    same = carried(pilot, places, places, pilot.multistep[20])
+    torch.testing.assert_close(same.gram, pilot.gram.double())
+    torch.testing.assert_close(same.variances, pilot.variances)
+    assert torch.equal(same.plan(budget=60.0).plan.hits, pilot.plan(budget=60.0).plan.hits)
+
+
+@pytest.mark.parametrize("steps", [12, 40])
+def test_responses_are_those_that_are_measured_at_other_calls(ddim, steps):
+    """By the median to 10%, each to 25%, and their sum to 20%."""
+    found, places = {}, {}
+    for calls in (20, steps):
+        pipe = ddim(smooth(0.0), **TRAILING)
+        found[calls] = a_ladder(pipe).calibrate(pipe, num_inference_steps=calls, progress=False).gram.double()
+        pipe.scheduler.set_timesteps(calls)
+        places[calls] = half_log_snr(pipe.scheduler)
+    pipe = ddim(smooth(0.0), **TRAILING)
+    pilot = a_ladder(pipe).calibrate(pipe, num_inference_steps=20, progress=False)
+    told = carried(pilot, places[20], places[steps], None)
+    assert told.steps == steps
+    ratios = told.gram.diagonal().sqrt() / found[steps].diagonal().sqrt()
+    assert float((ratios - 1).abs().median()) < 0.1
+    assert float((ratios - 1).abs().max()) < 0.25
+    assert float(told.gram.sum()) == pytest.approx(float(found[steps].sum()), rel=0.2)
+
+
+@pytest.mark.parametrize("steps", [14, 30])
+def test_a_carried_plan_is_about_as_good_as_one_that_was_measured_there(ddim, steps):
+    """At most 1.5 times its error, and less than that of a ladder that was not measured, within the same budget."""
+    pipe = ddim(smooth(0.0), **TRAILING)
+    fine = images(pipe, 1000, seed=100)
+    found = {}
+    for calls in (None, 20, steps):
+        ladder = a_ladder(pipe)
+        if calls is not None:
+            ladder.calibrate(pipe, num_inference_steps=calls, progress=False)
+        found[calls] = errors(pipe, steps, fine)
+        assert ladder.stats.trajectory.calls == steps
+        assert ladder.stats.trajectory.fraction <= 0.3
+        ladder.detach()
+    assert found[20] < 1.5 * found[steps]
+    assert found[20] < found[None]
+
+
+def test_it_is_carried_after_loading_too(ddim, unet, tmp_path: Path):
+    pipe = ddim(unet(8), **TRAILING)
+    ladder = MultilevelUNet([unet(4), pipe.unet], budget_fraction=0.5, costs=(1.0, 8.0)).install(pipe)
+    ladder.calibrate(pipe, num_inference_steps=10, progress=False)
+    expected = images(pipe, 14)
+    ladder.save_pretrained(tmp_path)
+    MultilevelUNet.from_pretrained(tmp_path).install(pipe)
+    torch.testing.assert_close(images(pipe, 14), expected, rtol=0, atol=1e-3)  # the file keeps responses in float32
+
+
+def test_a_plan_of_the_users_is_not_carried(ddim, unet):
+    pipe = ddim(unet(8), **TRAILING)
+    ladder = attach(pipe, [unet(4)], budget_fraction=0.5, costs=(1.0, 8.0))
+    ladder.calibrate(pipe, num_inference_steps=10, progress=False)
+    ladder.allocate(plan=ladder.plan)
+    with pytest.raises(ValueError, match='"plan" has 10 steps, the scheduler makes 14 calls'):
+        images(pipe, 14)
+
+
+def test_noise_levels_that_do_not_rise_are_not_known():
+    scheduler = diffusers.HeunDiscreteScheduler()
+    scheduler.set_timesteps(10)
+    assert half_log_snr(scheduler) == ()
