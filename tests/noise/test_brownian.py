@@ -15,7 +15,8 @@ from scipy import stats
 
 import multilevel_sde as mls
 from multilevel_sde.noise.counter import CounterNormals, hash_seeds
-from multilevel_sde.noise.levy import TICKS, LevyWalk
+from multilevel_sde.noise.levy import LevyWalk
+from multilevel_sde.noise.trees import TICKS, TickTree
 
 DOUBLE = torch.float64
 
@@ -208,7 +209,7 @@ def test_decimal_step_counts_take_about_one_normal_a_step(steps, nodes):
         return torch.zeros(1, 1)
 
     ticks = (grid_of(steps) * TICKS).round().long().tolist()
-    assert len(list(LevyWalk(ticks, 1.0, draw, limit=0).increments())) == steps
+    assert len(list(LevyWalk(ticks, TickTree(1.0), draw, limit=0).increments())) == steps
     assert len(drawn) == len(set(drawn)) == nodes
 
 
