@@ -23,7 +23,7 @@ __all__ = ["CounterNormals", "hash_seeds"]
 _GAMMA = 0x9E3779B97F4A7C15
 _M1 = 0xBF58476D1CE4E5B9
 _M2 = 0x94D049BB133111EB
-_BLOCK = 1 << 17  # pairs of normals computed at a time on a CPU, so that what lies between stays in its cache
+_BLOCK = 1 << 16  # pairs of normals computed at a time on a CPU, so that what lies between stays in its cache
 _KEPT = 1 << 22  # pairs of a sample on a CPU up to which the keys of its elements are kept: they take half its memory
 
 

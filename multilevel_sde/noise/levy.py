@@ -137,11 +137,12 @@ class LevyWalk:
         shape = (-1, *[1] * (totals.dim() - 1))
         for shares, rows, parents in recipe.splits:
             above, drawn = totals.index_select(0, parents), totals[rows]
-            drawn.addcmul_(above, shares.to(totals.dtype).view(shape))  # rounds like add_(total, alpha=share)
-            totals.index_copy_(0, parents, above.sub_(drawn))
+            shorter = torch.addcmul(drawn, above, shares.to(totals.dtype).view(shape), out=above)
+            drawn.copy_(shorter)  # rounded like add_(total, alpha=share), and the next line like sub_
+            totals.index_add_(0, parents, shorter, alpha=-1)
         sums = totals.index_select(0, recipe.heads)
         for into, what in recipe.tails:
-            sums.index_copy_(0, into, sums.index_select(0, into).add_(totals.index_select(0, what)))
+            sums.index_add_(0, into, totals.index_select(0, what))
         self.begun = sums[-1] if len(sums) > recipe.done else None
         return sums[: recipe.done]
 

@@ -1,7 +1,7 @@
 """Trees of intervals: where Levy's construction splits, and with which variance.
 
-The points of a tree are integers, cut into top intervals of `cells` cells each. An interval is split at one of its inner
-points, which is found from the interval alone:
+The points of a tree are integers, cut into top intervals of `cells` cells each. An interval is split at one of its
+inner points, which is found from the interval alone:
 
     the point nearest to the middle among those of 2, 10, 20, 100, 128, 200, 1000, 1024 even steps of a top interval,
     of the fewest steps that have one inside; then the middle.
@@ -15,11 +15,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
 from multilevel_sde.steps.sums import transformed
@@ -32,7 +30,7 @@ _EVEN = (2, 10, 20, 100, 128, 200, 1000, 1024)
 
 @dataclass(frozen=True)
 class Split:
-    """W in the two parts of an interval, given its total D: share D + deviation z in the shorter, the rest in the other.
+    """How an interval with the total D is split: share D + deviation z is in the shorter part, the rest in the other.
 
     Attributes:
         middle: The point where it splits.
@@ -79,8 +77,8 @@ class Tree(ABC):
         shorter, longer = min(left, right), max(left, right)
         if longer == 0:
             return Split(middle, True, 0.5, 0.0)
-        share = shorter / (shorter + longer)
-        return Split(middle, left <= right, share, math.sqrt(shorter) * math.sqrt(longer / (shorter + longer)))
+        whole = shorter + longer
+        return Split(middle, left <= right, shorter / whole, math.sqrt(shorter * (longer / whole)))
 
 
 def _middle(low: int, high: int, cells: int) -> int:
@@ -101,6 +99,7 @@ class TickTree(Tree):
     cells = TICKS
 
     def variance(self, low: int, high: int) -> float:
+        """Return its length of time."""
         return (high - low) / TICKS * self.unit
 
 
@@ -108,10 +107,10 @@ class GridTree(Tree):
     """The points of one grid, one top interval, with W a Brownian motion in a clock.
 
     Arguments:
-        clock: The clock at the points, never falling.
+        clock: The clock at the points, float64 numbers that never fall.
     """
 
-    def __init__(self, clock: Sequence[float]):
+    def __init__(self, clock: memoryview[float]):
         self.clock, self.cells = clock, len(clock) - 1
 
     @staticmethod
@@ -120,7 +119,11 @@ class GridTree(Tree):
         return _grid_tree(bytes(packed(clock.double(), "d")))
 
     def variance(self, low: int, high: int) -> float:
+        """Return how far the clock goes."""
         return self.clock[high] - self.clock[low]
+
+    def __reduce__(self) -> tuple:
+        return _grid_tree, (bytes(self.clock),)
 
 
 @lru_cache(maxsize=4)
@@ -132,6 +135,7 @@ def packed(numbers: Tensor, code: str) -> array:
     """Return the numbers of a tensor in eight bytes each; a list would take five times the memory.
 
     Example:
+        >>> import torch
         >>> packed(torch.tensor([3, 4]), "q")
         array('q', [3, 4])
     """

@@ -72,20 +72,21 @@ class ClockedNoise(BrownianPath):
         self,
         seeds: Iterable[int],
         times: Tensor | Sequence[float],
-        log_variances: Sequence[float],
+        log_variances: Tensor | Sequence[float],
         *,
         shape: Sequence[int] | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
-        super().__init__(seeds, grid=times, shape=shape, dtype=dtype, device=device)
+        wanted = as_times(times)
+        super().__init__(seeds, grid=wanted, shape=shape, dtype=dtype, device=device)
         logs = torch.as_tensor(log_variances, dtype=torch.float64)
         if len(logs) != len(self._times) - 1:
             raise ValueError(
                 f'"log_variances" has {len(logs)} entries, expected one for each of the {len(self._times) - 1} cells '
                 "of the times."
             )
-        falling = bool(self.grid[0] > self.grid[-1])
+        falling = bool(wanted[0] > wanted[-1])
         backwards = bool(logs[0] > logs[-1])  # summed up from its small end, which would be lost beside the large one
         self._flipped = falling != backwards
         logs = logs.flip(0) if backwards else logs
@@ -146,26 +147,21 @@ def coupled_noise(
     falling = times if times[0] > times[-1] else times.flip(0)
     if not callable(tau) and not (math.isfinite(tau) and tau > 0):
         raise ValueError(f'"tau" is {tau!r}, expected a positive number; without noise (tau = 0) leave out "brownian".')
-    log_variances = _log_variances(schedule, falling.tolist(), tau)
-    return ClockedNoise(seeds, times, log_variances if falling is times else log_variances[::-1])
+    log_variances = _log_variances(schedule, falling, tau)
+    return ClockedNoise(seeds, times, log_variances if falling is times else log_variances.flip(0))
 
 
-def _log_variances(schedule: NoiseSchedule, times: list[float], tau: float | Callable[[float], float]) -> list[float]:
+def _log_variances(schedule: NoiseSchedule, times: Tensor, tau: float | Callable[[float], float]) -> Tensor:
     """Return log(v_{u+1} - v_u) of the falling times, with v = e^{2 theta} and theta the integral of tau^2 d lambda.
 
     The clock is infinite at the data (sigma = 0), where the step multiplies the noise by 0: any value does for the last
     cell. Where alpha = 0 lambda is -inf and v = 0.
     """
-    log_snr = [schedule.log_snr(t) for t in times]
-    theta, out = 0.0, []
-    for t, low, high in zip(times, log_snr, log_snr[1:], strict=False):
-        squared = (tau(t) if callable(tau) else tau) ** 2
-        growth = squared * (high - low) if squared > 0 else 0.0
-        if high == math.inf:
-            out.append(2.0 * theta)
-        elif low == -math.inf:
-            out.append(2.0 * theta if squared > 0 else -math.inf)
-        else:
-            theta += growth
-            out.append(2.0 * theta + math.log(-math.expm1(-2.0 * growth)) if growth > 0 else -math.inf)
-    return out
+    log_snr = schedule.log_snr(times)
+    low, high = log_snr[:-1], log_snr[1:]
+    taus = torch.as_tensor([tau(t) for t in times[:-1].tolist()] if callable(tau) else tau, dtype=torch.float64)
+    inside = (low > -math.inf) & (high < math.inf) & (taus != 0)
+    growth = torch.where(inside, taus.square() * (high - low), 0.0)
+    theta2 = 2.0 * growth.cumsum(0)
+    logs = torch.where(growth > 0, theta2 + torch.log(-torch.expm1(-2.0 * growth)), -math.inf)
+    return torch.where((high == math.inf) | (low == -math.inf) & (taus != 0), theta2, logs)
