@@ -1,4 +1,4 @@
-"""What noise costs against torch.randn.
+"""What noise costs against torch.randn of the same increments, on sub-grids of a finest grid of 1000 steps.
 
 pytest benchmarks/overhead/bench_noise.py --benchmark-only
 python benchmarks/overhead/bench_noise.py                   # a table
@@ -15,35 +15,53 @@ import torch
 
 import multilevel_sde as mls
 from benchmarks.common import table
+from multilevel_diffusion import CosineSchedule, coupled_noise, uniform
 
 torch.set_num_threads(1)
 
 STATE = (64, 3, 32, 32)
+STEPS = (5, 20, 100, 128, 1000)
+FINEST = 1000
+SCHEDULE = CosineSchedule()
 GENERATOR = torch.Generator().manual_seed(0)
 
 
-def times_of(steps):
-    return torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64)
+def steps_of(fine, steps):
+    """About even steps of a finest grid, as `Process.grid` takes them."""
+    return fine[torch.linspace(0, FINEST, steps + 1, dtype=torch.float64).round().long()]
 
 
-def randn(steps, shape=STATE):
+def randn(steps, shape):
     for _ in range(steps):
         torch.randn(shape, generator=GENERATOR)
 
 
-def noise(steps, on_grid, shape=STATE):
-    times = times_of(steps)
-    path = mls.BrownianPath(range(shape[0]), grid=times if on_grid else None, shape=shape[1:])
-    for _ in path.increments(times):
+def stated(steps, shape):
+    path = mls.BrownianPath(range(shape[0]), shape=shape[1:])
+    for _ in path.increments(torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64)):
         pass
 
 
+def given(steps, shape):
+    fine = torch.linspace(0.0, 1.0, FINEST + 1, dtype=torch.float64)
+    for _ in mls.BrownianPath(range(shape[0]), grid=fine, shape=shape[1:]).increments(steps_of(fine, steps)):
+        pass
+
+
+def coupled(steps, shape):
+    fine = uniform(SCHEDULE, FINEST)
+    for _ in coupled_noise(SCHEDULE, range(shape[0]), fine).like(torch.empty(shape)).increments(steps_of(fine, steps)):
+        pass
+
+
+SOURCES = {"randn": randn, "stated grid": stated, "grid=": given, "coupled_noise": coupled}
+
+
 @pytest.mark.parametrize("steps", [100, 1000])
-@pytest.mark.parametrize("source", ["randn", "stated grid", "grid=times"])
+@pytest.mark.parametrize("source", SOURCES)
 def test_noise_of_images(benchmark, source, steps):
     benchmark.group = f"noise, {steps} steps of 64 x 3 x 32 x 32"
-    run = randn if source == "randn" else lambda steps: noise(steps, source == "grid=times")
-    benchmark.pedantic(run, args=(steps,), rounds=3 if steps > 100 else 7, warmup_rounds=1)
+    benchmark.pedantic(SOURCES[source], args=(steps, STATE), rounds=3 if steps > 100 else 7, warmup_rounds=1)
 
 
 def interleaved(runs, rounds):
@@ -62,17 +80,12 @@ def main():
     torch.empty(4 << 20).fill_(1)  # as any network does: from then on malloc keeps the memory that it gets back
     rows = []
     for shape in (STATE, (1, 3, 32, 32), (128, 5)):
-        for steps in (100, 128, 1000):
-            runs = {
-                "randn": lambda steps=steps, shape=shape: randn(steps, shape),
-                "stated": lambda steps=steps, shape=shape: noise(steps, False, shape),
-                "given": lambda steps=steps, shape=shape: noise(steps, True, shape),
-            }
-            seconds = interleaved(runs, rounds=5 if steps * torch.Size(shape).numel() > 1e8 else 15)
-            micro = {name: f"{value / steps * 1e6:.1f}" for name, value in seconds.items()}
-            ratios = [f"{seconds[name] / seconds['randn']:.2f}" for name in ("stated", "given")]
-            rows.append(["x".join(map(str, shape)), str(steps), *micro.values(), *ratios])
-    head = ["state", "steps", "randn, us a step", "stated grid", "grid=times", "stated/randn", "grid=times/randn"]
+        for steps in STEPS:
+            runs = {name: lambda run=run: run(steps, shape) for name, run in SOURCES.items()}  # noqa: B023
+            seconds = interleaved(runs, rounds=5 if steps * torch.Size(shape).numel() > 1e8 else 25)
+            ratios = [f"{seconds[name] / seconds['randn']:.2f}" for name in SOURCES if name != "randn"]
+            rows.append(["x".join(map(str, shape)), str(steps), f"{seconds['randn'] / steps * 1e6:.1f}", *ratios])
+    head = ["state", "steps", "randn, us a step", *(f"{name}/randn" for name in SOURCES if name != "randn")]
     print("\n".join(table(head, rows)))
 
 

@@ -4,7 +4,8 @@ The same seeds give the same path at every step size, whatever the order of the 
 
 Rooms:
     brownian         BrownianPath (one seed a sample), what a path must offer, torchsde's paths.
-    levy             Levy's construction on a stated grid of ticks, refined only where it is looked at.
+    levy             Levy's construction on a tree, refined only where it is looked at.
+    trees            where intervals are split: ticks, or the points of a grid in any clock.
     counter          normal numbers as a function of (seed, node, element).
     diffusion        kinds of g: number, g(t), g(y, t), operators. Add a kind of noise here.
     start            starting states from seeds.

@@ -1,16 +1,17 @@
 r"""Noise as a callable of an interval: brownian(t, s) returns the increment W(s) - W(t) of every sample.
 
 One seed a sample, nothing global: the same seed gives the same path whatever the batch, its split or its order, and
-whatever the step size, because W is a function of time on a finest grid and a coarse increment is the sum of the fine
-ones. Two finest grids are on offer:
+whatever the step size. W is built by Levy's midpoint construction on a tree of intervals: given W at both ends of an
+interval, W at a point inside is normal with the interpolated mean and variance (mid - lo)(hi - mid)/(hi - lo). So a
+coarse step takes the normals that lead to its ends, not those of the fine steps inside. Two trees are on offer:
 
 - The stated one (default): multiples of unit / 1 024 000 = unit / (2^13 5^3), which contains the usual decimal steps
-  (1/10, 1/50, 1/1000, ...) and the dyadic ones down to 2^-13. Times are rounded to it. W is built by Levy's midpoint
-  construction: given W at both ends of an interval, W at a point inside is normal with the interpolated mean and
-  variance (mid - lo)(hi - mid)/(hi - lo). The splitting points come in an order that meets decimal steps early, so N
-  equal steps of such a length take about N normals.
-- The user's own (`grid=times`): any monotone times; an increment is the sum of the grid's cells inside. The cheapest
-  where all runs use sub-grids of one known grid, and the only way for very uneven times.
+  (1/10, 1/50, 1/1000, ...) and the dyadic ones down to 2^-13. Times are rounded to it.
+- The user's own (`grid=times`): any monotone times. The cheapest where all runs use sub-grids of one known grid, and
+  the only way for very uneven times.
+
+N of the F steps of a grid take about N (1 + log2(F / N)) normals at most, all F of them F, and 10, 20, 100 and 1000
+even ones about N (:mod:`multilevel_sde.noise.trees`).
 
 References:
     Levy, "Processus stochastiques et mouvement brownien", 1948 (midpoint construction);
@@ -23,7 +24,6 @@ import copy
 import itertools
 import math
 import warnings
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Self
 
@@ -32,16 +32,15 @@ from torch import Tensor
 
 from multilevel_sde.arguments import as_integer, as_items, as_number
 from multilevel_sde.noise.counter import CounterNormals, hash_seeds
-from multilevel_sde.noise.levy import TICKS, Draw, LevyWalk
-from multilevel_sde.steps.sums import transformed
-from multilevel_sde.times import as_times, places_on
+from multilevel_sde.noise.levy import Draw, LevyWalk
+from multilevel_sde.noise.trees import TICKS, GridTree, TickTree, Tree, packed
+from multilevel_sde.times import as_times, device_dtype, places_on
 
 __all__ = ["Brownian", "BrownianPath", "TorchSDEBrownian"]
 
 Brownian = Callable[[float, float], Tensor]
 
 _ROUGH, _WRONG = 0.01, 0.1  # relative error of a step's variance by rounding its ends: warned of, refused
-_BLOCK = 1024  # steps whose lengths are unpacked at a time
 _CHUNK = 1 << 17  # normals drawn at a time; bounds memory and amortises the calls of small states
 
 
@@ -74,6 +73,8 @@ class BrownianPath:
         True
     """
 
+    _least = torch.float32  # least dtype in which increments are computed
+
     def __init__(
         self,
         seeds: Iterable[int],
@@ -99,8 +100,8 @@ class BrownianPath:
         self.dtype, self.device = dtype, torch.device(device)
         self._keys = hash_seeds(list(self.seeds), self.device)
         if self.grid is not None:
-            ascending = self.grid if self.grid[1] > self.grid[0] else self.grid.flip(0)
-            self._times: Tensor = ascending
+            self._times: Tensor = self.grid if self.grid[1] > self.grid[0] else self.grid.flip(0)
+        self._tree: Tree = TickTree(unit) if self.grid is None else GridTree.of(self._times)
 
     def like(self, y: Tensor) -> BrownianPath:
         """Return the same path for states like `y`, shape (B, ...), unless a shape was given.
@@ -142,69 +143,39 @@ class BrownianPath:
         if not self.seeds:
             yield from torch.empty(len(grid) - 1, 0, *self.shape, dtype=self.dtype, device=self.device)
             return
-        yield from self._refined(grid) if self.grid is None else self._summed(grid)
+        yield from map(self._rounded, self._along(grid))
+
+    def _rounded(self, increment: Tensor) -> Tensor:
+        return increment.to(self.dtype)
+
+    def _along(self, grid: Tensor) -> Iterator[Tensor]:
+        """Yield the increments along float64 times, in the dtype in which they are computed."""
+        return self._between(self._ticks(grid) if self.grid is None else places_on(self._times, grid))
+
+    def _between(self, points: Tensor) -> Iterator[Tensor]:
+        """Yield the increments between points of the tree."""
+        for increments in LevyWalk(packed(points, "q"), self._tree, *self._source(), self.device).increments():
+            waiting = list(increments.unbind(0))[::-1]
+            del increments  # a large one is not kept here while it is used
+            while waiting:
+                yield waiting.pop()
 
     def _source(self) -> tuple[Draw, int]:
         """Return draw(nodes, deviations) -> normals (M, B, *shape), and how many nodes to draw at a time."""
         shape = (len(self.seeds), *(self.shape or ()))
         normals = CounterNormals(self._keys, math.prod(shape[1:]))
-        dtype = torch.promote_types(torch.float32, self.dtype)
+        dtype = device_dtype(torch.promote_types(self._least, self.dtype), self.device)
 
         def draw(nodes: Tensor | int, deviations: Tensor | float) -> Tensor:
-            drawn = normals(nodes, deviations)
-            return drawn.view(len(drawn), *shape).to(dtype)
+            drawn = normals(nodes, deviations, dtype)
+            return drawn.view(len(drawn), *shape)
 
         return draw, _CHUNK // max(1, math.prod(shape))
 
-    # -- the user's grid: sums of cells ---------------------------------------------------------------------------
-
-    def _summed(self, grid: Tensor) -> Iterator[Tensor]:
-        index = places_on(self._times, grid)
-        first, last, lengths = int(index[0]), int(index[-1]), index.diff().abs()
-        up = last > first
-        cells = torch.arange(first, last) if up else torch.arange(first - 1, last - 1, -1)
-        increments = self._cell_increments(cells, 1.0 if up else -1.0)
-        del index
-        for block in lengths.split(_BLOCK):
-            for length in block.tolist():
-                yield self._sum(itertools.islice(increments, length))
-
-    def _sum(self, increments: Iterator[Tensor]) -> Tensor:
-        """Add them up, in place; a function, as a generator would keep the sum alive beside the next one."""
-        total = next(increments)
-        for increment in increments:
-            total.add_(increment)
-        return total.to(self.dtype)
-
-    def _cell_increments(self, cells: Tensor, sign: float) -> Iterator[Tensor]:
-        draw, limit = self._source()
-        deviations = self._times.diff().sqrt()[cells] * sign
-        if limit <= 1:
-            for chunk, scales in zip(cells.split(_BLOCK), deviations.split(_BLOCK), strict=True):
-                for cell, deviation in zip(chunk.tolist(), scales.tolist(), strict=True):
-                    yield draw(cell, deviation)[0]
-            return
-        for chunk, scales in zip(cells.split(limit), deviations.split(limit), strict=True):
-            yield from draw(chunk, scales).unbind(0)
-
-    # -- the stated grid: Levy's construction ---------------------------------------------------------------------
-
-    def _refined(self, grid: Tensor) -> Iterator[Tensor]:
-        ticks = self._ticks(grid)
-        for increments in LevyWalk(ticks, math.sqrt(self.unit), *self._source(), self.device).increments():
-            waiting = list(increments.to(self.dtype).unbind(0))[::-1]
-            del increments  # a large one is not kept here while it is used
-            while waiting:
-                yield waiting.pop()
-
-    def _ticks(self, grid: Tensor) -> Sequence[int]:
+    def _ticks(self, grid: Tensor) -> Tensor:
         ticks = (grid * (TICKS / self.unit)).round().long()
         _check_rounding(grid, ticks, self.unit)
-        if transformed():  # inside a transform of torch.func a tensor has no memory to look at
-            return array("q", ticks.tolist())
-        packed = array("q")  # a list would take five times the memory
-        packed.frombytes(ticks.numpy().data.cast("B"))
-        return packed
+        return ticks
 
 
 def _check_rounding(grid: Tensor, ticks: Tensor, unit: float) -> None:

@@ -33,22 +33,12 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-def _shift_(z: Tensor, bits: int, scratch: Tensor) -> Tensor:
-    """z ^= z >> bits; the mask turns the arithmetic into a logical shift."""
-    torch.bitwise_right_shift(z, bits, out=scratch)
-    return z.bitwise_xor_(scratch.bitwise_and_((1 << (64 - bits)) - 1))
-
-
-def _scramble_(z: Tensor, scratch: Tensor) -> Tensor:
-    """SplitMix64's finaliser after its first shift."""
-    _shift_(z.mul_(_signed(_M1)), 27, scratch)
-    return _shift_(z.mul_(_signed(_M2)), 31, scratch)
-
-
 def _mix_(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser."""
-    scratch = torch.empty_like(z)
-    return _scramble_(_shift_(z, 30, scratch), scratch)
+    """SplitMix64's finaliser, in place."""
+    for bits, factor in ((30, _M1), (27, _M2), (31, 1)):
+        shifted = torch.bitwise_right_shift(z, bits).bitwise_and_((1 << (64 - bits)) - 1)  # no sign is dragged along
+        z.bitwise_xor_(shifted).mul_(_signed(factor))
+    return z
 
 
 def hash_seeds(seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
@@ -78,32 +68,34 @@ class CounterNormals:
         kept = not self._blocked or self._half <= _KEPT
         self._elements = self._element_keys(0, self._half) if kept else None
         self._scratch = torch.empty(0, dtype=torch.int64, device=keys.device)
+        self._rooms: dict[tuple[int, int], tuple[Tensor, ...]] = {}
 
-    def __call__(self, nodes: Tensor | int, scales: Tensor | float) -> Tensor:
-        """Return float32 (M, B, size) for distinct nodes, int64 (M,); each row depends on its node, scale and key only.
+    def __call__(self, nodes: Tensor | int, scales: Tensor | float, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return (M, B, size) for distinct nodes, int64 (M,); each row depends on its node, scale and key only.
 
         `scales` are the standard deviations, (M,), of any sign; the largest value is sqrt(62 ln 2) = 6.56 of them. One
-        node and its scale may be numbers, which need not be copied to a GPU.
+        node and its scale may be numbers, which need not be copied to a GPU. The normals are of float32, and scaled in
+        `dtype`.
         """
         keys, device = self._keys, self._keys.device
         if isinstance(nodes, Tensor):
             counters = (nodes * _signed(_GAMMA)).to(device, non_blocking=True)
             streams = _mix_(counters[:, None] + keys).flatten()
-            factors = torch.as_tensor(scales).to(device, torch.float32, non_blocking=True)
-            factors = factors.repeat_interleave(len(keys))[:, None]
+            scales = torch.as_tensor(scales).to(device, dtype, non_blocking=True)[:, None]
         else:
             streams = _mix_(keys + _signed(nodes * _GAMMA))
-            factors = keys.new_full((1, 1), float(scales), dtype=torch.float32).expand(len(keys), 1)
+            scales = keys.new_full((1, 1), float(scales), dtype=dtype)
+        factors = scales if dtype is torch.float32 else torch.ones_like(scales, dtype=torch.float32)
+        factors = factors.repeat_interleave(len(keys), 0)
         blocks = max(1, -(-len(streams) * self._half // _BLOCK)) if self._blocked else 1
         rows = -(-len(streams) // blocks)
         columns = max(1, min(self._half, _BLOCK) if self._blocked else self._half)  # a sample may be empty
-        if len(self._scratch) < 3 * rows * columns:  # kept from call to call, as new memory costs page faults
-            self._scratch = torch.empty(3 * rows * columns, dtype=torch.int64, device=device)
         normals = torch.empty(len(streams), self._size, dtype=torch.float32, device=device)
         for block in zip(streams.split(rows), factors.split(rows), normals.split(rows), strict=True):
             for first in range(0, self._half, columns):
                 self._fill(*block, first, min(first + columns, self._half))
-        return normals.view(len(streams) // len(keys), len(keys), self._size)
+        normals = normals.view(len(scales), len(keys), self._size)
+        return normals if dtype is torch.float32 else scales[..., None] * normals
 
     def _element_keys(self, first: int, last: int) -> Tensor:
         counters = torch.arange(first + 1, last + 1, dtype=torch.int64, device=self._keys.device)
@@ -112,19 +104,30 @@ class CounterNormals:
     def _fill(self, streams: Tensor, factors: Tensor, out: Tensor, first: int, last: int) -> None:
         """Compute the pairs from `first` to `last` of some streams: element `first` and that half a sample on, etc."""
         elements = self._element_keys(first, last) if self._elements is None else self._elements[first:last]
-        shape, pairs = (len(streams), last - first), len(streams) * (last - first)
-        z, scratch, rest = (part.view(shape) for part in self._scratch[: 3 * pairs].chunk(3))
-        radius, angle = (part.view(shape) for part in rest.view(torch.float32).view(-1).chunk(2))
-        low = scratch.view(torch.int32).view(-1)[:pairs].view(shape)
-        cosine = scratch.view(torch.float32).view(-1)[:pairs].view(shape)
-        torch.bitwise_xor(streams[:, None], elements, out=z)
-        _scramble_(z, scratch)
+        z, shifted, word, radius, angle, cosine = self._room(len(streams), last - first)
+        torch.bitwise_xor(streams[:, None], elements, out=z).mul_(_signed(_M1))
+        # Shifts drag the sign along: here that makes two words of 2^64 meet, below it is above the bits that are used.
+        z.bitwise_xor_(torch.bitwise_right_shift(z, 27, out=shifted)).mul_(_signed(_M2))
         # The angle is made of the high bits, the radius of the low ones: odd numbers below 0 are minus the uniforms in
         # (0, 1), in units of 2^-31.
-        angle.copy_(z).mul_(math.pi * 2.0**-63)
-        radius.copy_(low.copy_(z).bitwise_or_(-0x7FFFFFFF))
-        radius.mul_(-(2.0**-31)).log_().mul_(-2.0).sqrt_().mul_(factors)
+        torch.bitwise_right_shift(z, 31, out=shifted)
+        angle.copy_(word.copy_(shifted)).mul_(math.pi * 2.0**-31)
+        word.copy_(z.bitwise_xor_(shifted)).bitwise_or_(-0x7FFFFFFF)
+        radius.copy_(word).mul_(-(2.0**-31)).log_().mul_(-2.0).sqrt_().mul_(factors)
         torch.mul(torch.cos(angle, out=cosine), radius, out=out[:, first:last])
         second = min(last, self._size - self._half)  # the last pair of an odd size is cut
         sine = angle.sin_()[:, : second - first]
         torch.mul(sine, radius[:, : second - first], out=out[:, self._half + first : self._half + second])
+
+    def _room(self, rows: int, columns: int) -> tuple[Tensor, ...]:
+        """Return memory for a block of pairs, kept from call to call, as new memory costs page faults."""
+        pairs, shape = rows * columns, (rows, columns)
+        if len(self._scratch) < 3 * pairs:
+            self._scratch = torch.empty(3 * pairs, dtype=torch.int64, device=self._keys.device)
+            self._rooms.clear()
+        if shape not in self._rooms:
+            z, shifted, rest = self._scratch[: 3 * pairs].view(3, *shape).unbind(0)
+            word, angle = rest.view(torch.int32).view(2, *shape).unbind(0)
+            radius, cosine = (part.view(torch.float32).view(2, *shape)[0] for part in (z, shifted))
+            self._rooms[shape] = z, shifted, word, radius, angle.view(torch.float32), cosine
+        return self._rooms[shape]

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multilevel_sde.noise.levy import TICKS
+from multilevel_sde.noise.trees import TICKS
 from multilevel_sde.plans.drawing import check_probabilities
 from multilevel_sde.plans.plan import Plan
 from multilevel_sde.times import as_times, places_on

@@ -13,6 +13,9 @@ sigma_s^2 (1 - e^{-2 tau^2 h}). So a coarse step shares its noise exactly with t
 and a 1000-step and a 50-step path then differ by their step errors alone. (With tau = 1 these are the weights
 e^{-(lambda_r - lambda_{u-1})} sqrt(1 - e^{-2 h_u}), normalised.)
 
+M is drawn as any Brownian motion: directly at the ends of the coarse steps, given what was drawn around them
+(`multilevel_sde.noise.trees`). The sum above is what that comes to, and its fine steps are not drawn.
+
 As every `brownian` of `multilevel_sde.solve`, the objects here return increments of variance |s - t|, which is
 sqrt(|s - t|) xi; the step brings them to its own variance. A plain `BrownianPath` is right in law too, but couples step
 counts only approximately, as its clock is the time itself.
@@ -30,22 +33,28 @@ from torch import Tensor
 
 from multilevel_diffusion.process.schedule_base import NoiseSchedule
 from multilevel_sde.noise.brownian import BrownianPath
+from multilevel_sde.noise.trees import GridTree, packed
 from multilevel_sde.times import as_times, places_on
 
 __all__ = ["ClockedNoise", "coupled_noise"]
 
+_WIDE, _WIDEST = 300.0, 1300.0  # what the logarithms of variances may span in float32 and in float64
+
 
 class ClockedNoise(BrownianPath):
-    """Increments sqrt(|s - t|) xi with xi = sum_u w_u xi_u over the cells u of a grid, w_u^2 = variance_u / their sum.
+    """Increments sqrt(|s - t|) (M(v_s) - M(v_t)) / sqrt(|v_s - v_t|) of a Brownian motion M in a clock v.
 
-    One seed per sample: the same seed gives the same normals xi_u whatever the batch, its split or its order.
+    One seed per sample: the same seed gives the same M whatever the batch, its split or its order. Where the clock
+    stands still they are zeros.
 
     Arguments:
         seeds: one integer per sample.
-        times: the finest times, M + 1, monotone.
-        log_variances: log of the clock's increment over each cell, M numbers; -inf is a cell without noise.
+        times: the finest times, F + 1, monotone.
+        log_variances: log of the clock's increment over each cell, F numbers; -inf is a cell without noise. Where they
+            span more than 1300, they are brought closer together.
         shape: shape of one sample; left out, `multilevel_sde.solve` takes it from the state.
-        dtype: dtype of the increments; half precisions are computed in float32.
+        dtype: dtype of the increments; half precisions are computed in float32, clocks that span more than e^300 in
+            float64.
         device: where they are computed.
 
     Raises:
@@ -63,72 +72,38 @@ class ClockedNoise(BrownianPath):
         self,
         seeds: Iterable[int],
         times: Tensor | Sequence[float],
-        log_variances: Sequence[float],
+        log_variances: Tensor | Sequence[float],
         *,
         shape: Sequence[int] | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
-        self.times = as_times(times).double()
-        self.log_variances = tuple(float(value) for value in log_variances)
-        if len(self.log_variances) != len(self.times) - 1:
+        wanted = as_times(times)
+        super().__init__(seeds, grid=wanted, shape=shape, dtype=dtype, device=device)
+        logs = torch.as_tensor(log_variances, dtype=torch.float64)
+        if len(logs) != len(self._times) - 1:
             raise ValueError(
-                f'"log_variances" has {len(self.log_variances)} entries, expected one for each of the '
-                f"{len(self.times) - 1} cells of the times."
+                f'"log_variances" has {len(logs)} entries, expected one for each of the {len(self._times) - 1} cells '
+                "of the times."
             )
-        self.increment_dtype = dtype
-        # On the grid 0, 1, 2, ... the increments of the parent are the independent unit normals xi_u.
-        super().__init__(
-            seeds,
-            grid=range(len(self.times)),
-            shape=shape,
-            dtype=torch.promote_types(dtype, torch.float32),
-            device=device,
-        )
+        falling = bool(wanted[0] > wanted[-1])
+        backwards = bool(logs[0] > logs[-1])  # summed up from its small end, which would be lost beside the large one
+        self._flipped = falling != backwards
+        logs = logs.flip(0) if backwards else logs
+        noisy = logs[logs > -math.inf]
+        low, high = (float(end) for end in noisy.aminmax()) if len(noisy) else (0.0, 0.0)
+        squeeze = min(1.0, _WIDEST / max(high - low, 1.0))
+        variances = torch.exp((logs - (low + high) / 2) * squeeze)
+        self._clock = torch.cat([variances.new_zeros(1), variances.cumsum(0)])
+        self._tree = GridTree.of(self._clock)
+        self._least = torch.float64 if high - low > _WIDE else torch.float32
 
-    def like(self, y: Tensor) -> "ClockedNoise":
-        """Return the same noise for states like y, (B, ...).
-
-        Raises:
-            ValueError: if there is not one seed per sample of y.
-        """
-        base = super().like(y)
-        return ClockedNoise(
-            self.seeds, self.times, self.log_variances, shape=base.shape, dtype=y.dtype, device=y.device
-        )
-
-    def increments(self, times: Tensor | Sequence[float]) -> Iterator[Tensor]:
-        """Yield the increment of every interval of `times`, (B, *shape): the values of single calls, faster in a row.
-
-        Raises:
-            ValueError: if a time is not on the grid.
-        """
-        wanted = as_times(times).double().contiguous()
-        index = self._places(wanted)
-        direction = 1 if index[1] > index[0] else -1
-        normals = super().increments(range(index[0], index[-1] + direction, direction))
-        for n, length in enumerate(wanted.diff().abs().tolist()):
-            cells = range(min(index[n : n + 2]), max(index[n : n + 2]))
-            total: Tensor | None = None
-            for weight in self._weights(cells)[::direction]:
-                normal = next(normals) * (weight * math.sqrt(length))
-                total = normal if total is None else total.add_(normal)
-            assert total is not None
-            yield total.to(self.increment_dtype)
-
-    def _weights(self, cells: range) -> list[float]:
-        """Return w_u of the given cells; equal ones where none has noise, as a step without noise ignores it."""
-        logs = [self.log_variances[cell] for cell in cells]
-        top = max(logs)
-        variances = [math.exp(value - top) for value in logs] if top > -math.inf else [1.0] * len(logs)
-        total = sum(variances)
-        return [math.sqrt(value / total) for value in variances]
-
-    def _places(self, wanted: Tensor) -> list[int]:
-        """Return the index of each time on the grid."""
-        falling = bool(self.times[1] < self.times[0])
-        places = places_on(self.times.flip(0) if falling else self.times, wanted).tolist()
-        return [len(self.times) - 1 - place for place in places] if falling else places
+    def _along(self, grid: Tensor) -> Iterator[Tensor]:
+        points = places_on(self._times, grid)
+        points = len(self._times) - 1 - points if self._flipped else points
+        spans = self._clock[points].diff().abs()
+        factors = torch.where(spans > 0, (grid.diff().abs() / spans).sqrt(), 0.0)
+        return map(Tensor.mul_, self._between(points), packed(factors, "d"))
 
 
 def coupled_noise(
@@ -172,26 +147,21 @@ def coupled_noise(
     falling = times if times[0] > times[-1] else times.flip(0)
     if not callable(tau) and not (math.isfinite(tau) and tau > 0):
         raise ValueError(f'"tau" is {tau!r}, expected a positive number; without noise (tau = 0) leave out "brownian".')
-    log_variances = _log_variances(schedule, falling.tolist(), tau)
-    return ClockedNoise(seeds, times, log_variances if falling is times else log_variances[::-1])
+    log_variances = _log_variances(schedule, falling, tau)
+    return ClockedNoise(seeds, times, log_variances if falling is times else log_variances.flip(0))
 
 
-def _log_variances(schedule: NoiseSchedule, times: list[float], tau: float | Callable[[float], float]) -> list[float]:
+def _log_variances(schedule: NoiseSchedule, times: Tensor, tau: float | Callable[[float], float]) -> Tensor:
     """Return log(v_{u+1} - v_u) of the falling times, with v = e^{2 theta} and theta the integral of tau^2 d lambda.
 
     The clock is infinite at the data (sigma = 0), where the step multiplies the noise by 0: any value does for the last
     cell. Where alpha = 0 lambda is -inf and v = 0.
     """
-    log_snr = [schedule.log_snr(t) for t in times]
-    theta, out = 0.0, []
-    for t, low, high in zip(times, log_snr, log_snr[1:], strict=False):
-        squared = (tau(t) if callable(tau) else tau) ** 2
-        growth = squared * (high - low) if squared > 0 else 0.0
-        if high == math.inf:
-            out.append(2.0 * theta)
-        elif low == -math.inf:
-            out.append(2.0 * theta if squared > 0 else -math.inf)
-        else:
-            theta += growth
-            out.append(2.0 * theta + math.log(-math.expm1(-2.0 * growth)) if growth > 0 else -math.inf)
-    return out
+    log_snr = schedule.log_snr(times)
+    low, high = log_snr[:-1], log_snr[1:]
+    taus = torch.as_tensor([tau(t) for t in times[:-1].tolist()] if callable(tau) else tau, dtype=torch.float64)
+    inside = (low > -math.inf) & (high < math.inf) & (taus != 0)
+    growth = torch.where(inside, taus.square() * (high - low), 0.0)
+    theta2 = 2.0 * growth.cumsum(0)
+    logs = torch.where(growth > 0, theta2 + torch.log(-torch.expm1(-2.0 * growth)), -math.inf)
+    return torch.where((high == math.inf) | (low == -math.inf) & (taus != 0), theta2, logs)

@@ -1,5 +1,6 @@
 """Laws of the coupled noise: what a coarse step adds is what the fine steps inside it leave; variance; seeds."""
 
+import itertools
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from multilevel_diffusion.process.noise import ClockedNoise, coupled_noise
 from multilevel_diffusion.process.schedules import CosineSchedule, EDMSchedule, RectifiedFlowSchedule
 from multilevel_diffusion.process.steps import ExponentialStep
 from multilevel_diffusion.process.tables import LinearSchedule
+from multilevel_sde.noise.counter import CounterNormals
 
 CASES = [
     (CosineSchedule(), uniform),
@@ -146,6 +148,61 @@ def test_tau_in_an_interval_couples_as_a_constant_inside_it():
     assert expected.abs().max() > 1e-3
     coarse = noise_alone(schedule, tau, fine[:96:5], noise)
     torch.testing.assert_close(coarse, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("schedule", "grid"), CASES, ids=CASE_IDS)
+def test_two_sub_grids_have_the_joint_law_of_one_motion_in_the_clock(schedule, grid):
+    """Correlations are sqrt(overlap^2 / (v_i v_j)) in v = e^{2 lambda}: 20 000 pairs, 9 entries, level 6e-5."""
+    fine = grid(schedule, 60)[:59]
+    noise = coupled_noise(schedule, range(5000), fine).like(torch.zeros(5000, 4, dtype=torch.float64))
+    first, second = [0, 9, 30, 58], [3, 25, 41, 50]
+    a, b = (torch.stack(list(noise.increments(fine[places]))).flatten(1) for places in (first, second))
+    a, b = (x / fine[places].diff().abs().sqrt()[:, None] for x, places in ((a, first), (b, second)))
+    clock = torch.exp(2 * schedule.log_snr(fine.double()))
+    for i, (lo, hi) in enumerate(itertools.pairwise(first)):
+        for j, (low, high) in enumerate(itertools.pairwise(second)):
+            overlap = float((clock[min(hi, high)] - clock[max(lo, low)]).clamp_min(0))
+            expected = overlap / math.sqrt(float((clock[hi] - clock[lo]) * (clock[high] - clock[low])))
+            error = math.sqrt((1 + expected**2) / a.shape[1])
+            assert abs(float((a[i] * b[j]).mean()) - expected) < 4.5 * error
+
+
+def test_an_interval_has_the_same_bits_in_every_sub_grid_and_few_steps_take_few_normals(monkeypatch):
+    """Five steps of a thousand take six normals, and are what single calls of one sample give."""
+    schedule, drawn = CosineSchedule(), []
+    fine = uniform(schedule, 1000)
+    noise = coupled_noise(schedule, range(3), fine).like(torch.zeros(3, 50_000))
+    draw = CounterNormals.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(CounterNormals, "__call__", lambda *args: drawn.append(args[1]) or draw(*args))
+        increments = list(noise.increments(fine[::200]))
+    assert sorted(drawn) == [0, 200, 400, 500, 600, 800]
+    more = list(noise.increments(fine[[0, 120, 200, 400, 433, 600, 610]]))
+    assert torch.equal(more[2], increments[1])
+    alone = noise.subset([2])(float(fine[200]), float(fine[400]))
+    assert torch.equal(alone[0], increments[1][2])
+
+
+@pytest.mark.parametrize("tau", [6.0, 12.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_clock_wider_than_the_numbers_has_the_right_variance(tau, dtype):
+    """e^{2 tau^2 lambda} spans e^760 and e^3000 here; 10 000 normals a step, 100 steps, level 7e-4."""
+    schedule = EDMSchedule()
+    times = karras(schedule, 100)
+    noise = coupled_noise(schedule, range(100), times, tau).like(torch.zeros(100, 100, dtype=dtype))
+    for length, increment in zip(times.diff().abs().tolist(), noise.increments(times), strict=True):
+        assert increment.dtype == dtype
+        assert abs(float(increment.double().square().mean()) / length - 1) < 4.5 * math.sqrt(2 / increment.numel())
+    coarse = torch.stack(list(noise.increments(times[::10]))).double().square().mean((1, 2))
+    assert (coarse / times[::10].diff().abs() - 1).abs().max() < 4.5 * math.sqrt(2 / 10_000)
+
+
+def test_where_the_clock_stands_still_there_is_no_noise():
+    noise = ClockedNoise([0], [1.0, 0.6, 0.3, 0.0], [-math.inf, 0.0, -math.inf], shape=(4,))
+    first, second, third = noise.increments([1.0, 0.6, 0.3, 0.0])
+    assert not first.any()
+    assert not third.any()
+    torch.testing.assert_close(noise(1.0, 0.0), second * math.sqrt(1.0 / 0.3))
 
 
 @pytest.mark.parametrize(
