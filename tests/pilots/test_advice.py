@@ -2,11 +2,13 @@
 
 On fourteen ladders the levels run alone on twenty numbers of steps each. The speed-up of a plan is the cost at which
 the best of them reaches its error, over its own. Where that is above 1.15 the pilot must say that the ladder pays,
-below 0.85 that it does not. What it recommends must cost no more than 1.05 times the best choice, of the plan and all
-single levels; so must a single level that it names.
+below 0.85 that it does not; a speed-up is above or below by two standard errors, from four parts of the samples. What
+it recommends must cost no more than 1.05 times the best choice, of the plan and all single levels; so must a single
+level that it names. Three of four predictions on a ladder hold to a factor 2.1.
 """
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -95,11 +97,11 @@ class Trials:
     def run(self, ladder, times, plan):
         return mls.solve(ladder, self.y0, times, plan, **self.noise(9000)).y
 
-    def error(self, best):
-        return float((self.run(self.ladder, best.times, best.plan) - self.target).square().mean())
+    def errors(self, best):
+        return (self.run(self.ladder, best.times, best.plan) - self.target).square().mean(1)
 
     def curve(self, level):
-        """(cost, error) of a level alone, on about twenty numbers of steps."""
+        """(cost, errors of all samples) of a level alone, on about twenty numbers of steps."""
         one, finest, found = self.ladder.subset([level]), len(self.fine) - 1, []
         for steps in sorted({round(2 ** (j / 2)) for j in range(2, 19)} | {finest}):
             cost = steps * self.ladder.costs[level]
@@ -110,15 +112,16 @@ class Trials:
                 end = self.run(one, times, mls.em_plan(one, times))
             except mls.NonFiniteError:
                 continue
-            found.append((cost, float((end - self.target).square().mean())))
+            found.append((cost, (end - self.target).square().mean(1)))
         return found
 
-    def cost(self, mse):
-        """The cost at which the best single level reaches an error, interpolated in logarithms."""
+    def cost(self, mse, part=slice(None)):
+        """The cost at which the best single level reaches an error on these samples, interpolated in logarithms."""
         best = math.inf
         for curve in self.curves:
             before = None
-            for cost, error in curve:
+            for cost, errors in curve:
+                error = float(errors[part].mean())
                 if error <= mse:
                     if before is not None and error > 0:
                         share = math.log(before[1] / mse) / math.log(before[1] / error)
@@ -128,20 +131,29 @@ class Trials:
                 before = cost, error
         return best
 
+    def speed_up(self, best, errors):
+        """Least and most that the speed-up of a plan is likely to be: two standard errors below and above."""
+        parts = [slice(place, None, 4) for place in range(4)]
+        gains = [self.cost(float(errors[part].mean()), part) / best.predicted.cost for part in parts]
+        logs = [math.log(min(gain, 1000.0)) for gain in gains]  # infinite where no level comes so near
+        middle, spread = statistics.mean(logs), statistics.stdev(logs)
+        return math.exp(middle - spread), math.exp(middle + spread)  # of the mean of four: 2 / sqrt(4) times the spread
+
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_the_pilot_says_before_the_run_what_is_best(name):
-    """One test a problem, as its runs take most of the time. Predictions hold to a factor 2.1 (the worst is 1.95)."""
-    trials = Trials(*PROBLEMS[name]())
+    """One test a problem, as its runs take most of the time."""
+    trials, holds = Trials(*PROBLEMS[name]()), []
     for budget in BUDGETS:
         advice = trials.pilot.advise(budget=budget * trials.ladder.costs[-1])
         best, single = advice.best, advice.single
-        errors = trials.error(best), trials.error(single)
+        all_errors = trials.errors(best), trials.errors(single)
+        errors = [float(some.mean()) for some in all_errors]
         for error, predicted in zip(errors, (best.predicted, single.predicted), strict=True):
-            assert 1 / 2.1 < error / predicted.mse < 2.1, advice.text
-        speed_up = trials.cost(errors[0]) / best.predicted.cost
-        if len(best.levels) > 1 and not 0.85 <= speed_up <= 1.15:
-            assert advice.pays == (speed_up > 1.15), f"measured speed-up {speed_up:.3g}: {advice.text}"
+            holds.append(1 / 2.1 < error / predicted.mse < 2.1)
+        least, most = trials.speed_up(best, all_errors[0])
+        if len(best.levels) > 1 and (least > 1.15 or most < 0.85):
+            assert advice.pays == (least > 1.15), f"measured speed-up {least:.3g} to {most:.3g}: {advice.text}"
         if not advice.pays:
             named = f"level {single.levels[0] + 1} alone with {len(single.times) - 1} step"
             assert f"does not pay here: use {named}" in advice.text
@@ -149,3 +161,4 @@ def test_the_pilot_says_before_the_run_what_is_best(name):
         used, error = advice.use, errors[0] if advice.pays else errors[1]
         others = [trials.cost(error), *([best.predicted.cost] if errors[0] <= error else [])]
         assert used.predicted.cost <= 1.05 * min(others), advice.text
+    assert sum(holds) >= 0.75 * len(holds)
