@@ -1,7 +1,7 @@
-"""`multilevel-sde demo`: handwritten digits by multilevel Euler-Maruyama, next to Euler-Maruyama at the same cost.
+"""`multilevel-sde demo`: images of a shipped ladder by plans, next to one network alone at the same cost.
 
 The question: how far from the 1000-step path of the largest network, with the same noise, does each method end when
-it may spend so many evaluations of that network?
+it may spend so many evaluations of that network, or as many seconds?
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING
 import multilevel_sde as mls
 from multilevel_diffusion.commands.options import (
     add_device,
+    add_mode,
     add_out,
+    add_price,
     add_seed,
     add_threads,
     at_least,
     number,
     prepare,
+    priced,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ __all__ = ["Row", "demo", "register"]
 _FINE = 1000
 _MULTILEVEL_STEPS = 100
 _UNIT = "evaluations of the largest network"
+_ALONE, _PAPER, _PILOT = "one network, best", "ML-EM, p = C/T", "ML-EM, pilot"
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Row:
     Attributes:
         method: Its name.
         budget: What it was allowed to spend, in evaluations of the largest network.
-        cost: What it spent, in the same unit (by FLOPs).
+        cost: What it spent, in the same unit.
         mse: Mean squared distance per pixel to the reference, over all images.
         median: The same of the median image: a few images that turn into another digit dominate the mean.
         seconds: Wall-clock time for all images.
@@ -73,7 +77,9 @@ def register(subparsers) -> None:
         >>> parser.parse_args(["demo"]).images
         64
     """
-    parser = subparsers.add_parser("demo", help="digits from the shipped ladder, by EM and ML-EM at the same cost")
+    parser = subparsers.add_parser("demo", help="images of a shipped ladder, by one network and by plans at equal cost")
+    parser.add_argument("--ladder", default="digits", help="name of a shipped ladder [%(default)s]")
+    add_mode(parser)
     parser.add_argument("--images", type=at_least(1), default=64, help="how many images are compared [%(default)s]")
     parser.add_argument(
         "--budgets",
@@ -82,35 +88,47 @@ def register(subparsers) -> None:
         default=[6.0, 12.0, 24.0],
         help="cost of an image in evaluations of the largest network [6 12 24]",
     )
+    add_price(parser)
     parser.add_argument("--steps", type=at_least(2), default=_FINE, help="steps of the reference [%(default)s]")
     add_seed(parser, "seed of the first image; images take consecutive ones")
     add_out(parser, "demo-output", "folder of the pictures")
     add_device(parser)
-    add_threads(parser, "images of 8x8 are too small for more than 1")
+    add_threads(parser, "the images are too small for more than 1")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from multilevel_diffusion.networks.by_name import open_ladder
+    from multilevel_diffusion.process.grids import uniform
+    from multilevel_diffusion.process.reverse_process import MODES, Process
 
     arguments.threads = 1 if arguments.threads is None else arguments.threads
-    digits = open_ladder("digits", prepare(arguments))
-    demo(digits, arguments.out, arguments.images, arguments.budgets, arguments.steps, arguments.seed)
+    images = open_ladder(arguments.ladder, prepare(arguments))
+    process = Process(images.schedule, MODES[arguments.mode], uniform(images.schedule, arguments.steps))
+    prices = priced(arguments, images, process, arguments.images)
+    demo(images, process, arguments.out, arguments.images, arguments.budgets, arguments.seed, prices)
     return 0
 
 
 def demo(
-    digits: DiffusionLadder, out: Path, images: int, budgets: list[float], steps: int = _FINE, seed: int = 0
+    images: DiffusionLadder,
+    process: Process,
+    out: Path,
+    count: int,
+    budgets: list[float],
+    seed: int = 0,
+    prices: mls.Ladder | None = None,
 ) -> list[Row]:
-    """Compare EM and ML-EM on a ladder, print the table and write the pictures.
+    """Compare one network and plans on a ladder, print the table and write the pictures.
 
     Arguments:
-        digits: The ladder.
+        images: The ladder.
+        process: What is solved; its finest grid is that of the reference.
         out: Folder for `samples.png`, `compare.png`, `error.png`, `report.html` and `demo.json`.
-        images: Number of images.
+        count: Number of images.
         budgets: Cost of an image, in evaluations of the largest network.
-        steps: Steps of the reference path.
         seed: Seed of the first image.
+        prices: The ladder at the prices by which budgets count; by default FLOPs.
 
     Returns:
         The rows of the table.
@@ -118,36 +136,37 @@ def demo(
     Raises:
         ValueError: A budget that does not pay one evaluation of the largest network, or more than all steps cost.
     """
-    from multilevel_diffusion.process.grids import uniform
-    from multilevel_diffusion.process.reverse_process import Process
     from multilevel_diffusion.sampling.samples import sample
 
-    process = Process(digits.schedule, 1.0, uniform(digits.schedule, steps))
     _check_budgets(budgets, process)
-    print(_level_table(digits, images))
-    seeds = range(seed, seed + images)
-    ladder, device = digits.ladder.in_evaluations(_UNIT), _device(digits)
+    prices, steps = prices or images.ladder, len(process.fine_times) - 1
+    print(_level_table(images, count))
+    seeds = range(seed, seed + count)
+    ladder, device = prices.in_evaluations(_UNIT), _device(images)
 
     def run(times: Tensor, plan: mls.Plan, label: str) -> Samples:
-        shape = digits.image_shape
+        shape = images.image_shape
         return sample(ladder, process, times, plan, seeds, shape, device=device, progress=True, label=label)
 
     fine = process.grid(steps)
     started = time.perf_counter()
     reference = run(fine, mls.em_plan(ladder, fine), f"reference: {steps} steps of the largest network")
-    pilot = _pilot(digits, process)
+    pilot = _pilot(images, process).priced(ladder)
     rows, pictures = [], []
     for budget in budgets:
         for name, (times, plan) in {
             "EM": _euler_maruyama(ladder, process, budget),
-            "ML-EM, p = C/T": _inverse_cost(ladder, process, budget),
-            "ML-EM, pilot": _planned(pilot, budget),
+            _ALONE: _grid_and_plan(pilot.single(budget=budget)),
+            _PAPER: _inverse_cost(ladder, process, budget),
+            _PILOT: _grid_and_plan(pilot.plan(budget=budget)),
         }.items():
             result = run(times, plan, f"{name} at {budget:g} evaluations")
             rows.append(_row(name, budget, result, reference))
             pictures.append((f"{name}, cost {rows[-1].cost:.1f}, MSE {rows[-1].mse:.4f}", result.images))
-    print(_table(rows, reference, steps))
-    _write(out, rows, pictures, reference, pilot, seed)
+    print(_table(rows, reference, steps, prices.unit))
+    mode = "DDIM" if process.tau == 0 else "DDPM"
+    name = images.folder.name if images.folder else "own"
+    _write(out, rows, pictures, reference, pilot, seed, f"Pilot of the ladder {name}, {mode}")
     print(
         f"\n{time.perf_counter() - started:.0f} s; look at compare.png, samples.png, error.png and report.html "
         f"in {out}/"
@@ -155,7 +174,9 @@ def demo(
     return rows
 
 
-def _write(out: Path, rows: list[Row], pictures: list, reference: Samples, pilot: mls.Pilot, seed: int) -> None:
+def _write(
+    out: Path, rows: list[Row], pictures: list, reference: Samples, pilot: mls.Pilot, seed: int, title: str
+) -> None:
     """The pictures, the pilot's report and the record."""
     from multilevel_diffusion.sampling.pictures import save_grid, save_rows
     from multilevel_sde.files import write_atomically
@@ -164,11 +185,10 @@ def _write(out: Path, rows: list[Row], pictures: list, reference: Samples, pilot
     images = reference.images[:16]
     strips = [(f"reference, cost {reference.cost:g}", images), *((name, made[:16]) for name, made in pictures)]
     save_rows(out / "compare.png", strips, f"The same seeds by every method; cost in {_UNIT}")
-    save_grid(out / "samples.png", pictures[-1][1], scale=6)
+    save_grid(out / "samples.png", pictures[-1][1], scale=max(1, 48 // images.shape[-1]))
     _plot(out / "error.png", rows)
     measured = [(row.method, row.cost * pilot.costs[-1], row.mse) for row in rows]
     budgets = sorted({row.budget * pilot.costs[-1] for row in rows})
-    title = "Pilot of the digits ladder, DDPM"
     write_report(pilot, out / "report.html", title=title, measured=measured, budgets=budgets)
     count = len(reference.images)
     record = {"version": mls.__version__, "seed": seed, "images": count, "rows": [asdict(row) for row in rows]}
@@ -190,8 +210,8 @@ def _multilevel_steps(process: Process) -> int:
     return min(_MULTILEVEL_STEPS, len(process.fine_times) - 1)
 
 
-def _device(digits: DiffusionLadder) -> torch.device:
-    return next(digits.networks[0].parameters()).device
+def _device(images: DiffusionLadder) -> torch.device:
+    return next(images.networks[0].parameters()).device
 
 
 def _euler_maruyama(ladder: mls.Ladder, process: Process, budget: float) -> tuple[Tensor, mls.Plan]:
@@ -199,20 +219,18 @@ def _euler_maruyama(ladder: mls.Ladder, process: Process, budget: float) -> tupl
     return times, mls.em_plan(ladder, times)
 
 
-def _pilot(digits: DiffusionLadder, process: Process) -> mls.Pilot:
+def _pilot(images: DiffusionLadder, process: Process) -> mls.Pilot:
     """The stored pilot, or one made now where the demo's finest grid is not the pilot's."""
+    from multilevel_diffusion.sampling.pilots_and_fits import run_pilot
     from multilevel_diffusion.sampling.stored import stored_pilot
 
-    pilot = stored_pilot(digits, "ddpm")
+    pilot = stored_pilot(images, "ddim" if process.tau == 0 else "ddpm")
     if pilot is None or not set(pilot.times.tolist()) <= set(process.fine_times.tolist()):
-        seeds = range(1_000_000, 1_000_016)
-        start = process.start(seeds, digits.image_shape, device=_device(digits))
-        pilot = mls.pilot(digits.ladder, start, process.fine_times, progress=True, **process.arguments(seeds))
+        pilot = run_pilot(images, process, samples=16, progress=True)
     return pilot
 
 
-def _planned(pilot: mls.Pilot, budget: float) -> tuple[Tensor, mls.Plan]:
-    planned = pilot.in_evaluations(_UNIT).plan(budget=budget)
+def _grid_and_plan(planned: mls.PilotPlan) -> tuple[Tensor, mls.Plan]:
     return planned.times, planned.plan
 
 
@@ -230,12 +248,12 @@ def _row(name: str, budget: float, result: Samples, reference: Samples) -> Row:
     return Row(name, budget, result.cost, mean, median, result.seconds, result.evaluations.tolist())
 
 
-def _level_table(digits: DiffusionLadder, batch: int) -> str:
+def _level_table(images: DiffusionLadder, batch: int) -> str:
     import torch
 
-    seconds = mls.SecondsCost(torch.zeros(batch, *digits.image_shape, device=_device(digits)))(digits.networks)
+    seconds = mls.SecondsCost(torch.zeros(batch, *images.image_shape, device=_device(images)))(images.networks)
     lines = [f"{'level':>5} {'parameters':>11} {'MFLOP/image':>12} {'ms/image':>9} {'denoising loss':>15}"]
-    for index, (level, time_) in enumerate(zip(digits.record["levels"], seconds, strict=True)):
+    for index, (level, time_) in enumerate(zip(images.record["levels"], seconds, strict=True)):
         lines.append(
             f"{index + 1:>5} {level['parameters']:>11,} {level['flops'] / 1e6:>12.3f} {time_ / batch * 1e3:>9.3f} "
             f"{level['error']['loss']:>15.5f}"
@@ -243,14 +261,14 @@ def _level_table(digits: DiffusionLadder, batch: int) -> str:
     return "\n".join(lines)
 
 
-def _table(rows: list[Row], reference: Samples, steps: int) -> str:
-    head = f"{'method':<15} {'cost':>8} {'MSE':>9} {'median':>9} {'seconds':>8}  evaluations per level"
-    lines = ["", f"distance to {steps} steps of the largest network; cost in its evaluations (FLOPs)", head]
+def _table(rows: list[Row], reference: Samples, steps: int, unit: str) -> str:
+    head = f"{'method':<18} {'cost':>8} {'MSE':>9} {'median':>9} {'seconds':>8}  evaluations per level"
+    lines = ["", f"distance to {steps} steps of the largest network; cost in its evaluations by {unit}", head]
     lines += [
-        f"{row.method:<15} {row.cost:>8.2f} {row.mse:>9.5f} {row.median:>9.5f} {row.seconds:>8.2f}  {row.evaluations}"
+        f"{row.method:<18} {row.cost:>8.2f} {row.mse:>9.5f} {row.median:>9.5f} {row.seconds:>8.2f}  {row.evaluations}"
         for row in rows
     ]
-    lines.append(f"{'reference':<15} {reference.cost:>8.2f} {0:>9.5f} {0:>9.5f} {reference.seconds:>8.2f}")
+    lines.append(f"{'reference':<18} {reference.cost:>8.2f} {0:>9.5f} {0:>9.5f} {reference.seconds:>8.2f}")
     return "\n".join(lines)
 
 
