@@ -38,9 +38,26 @@ from .plans import (
     systematic,
 )
 from .solver import Estimator, Solution, Stats, Telescoping, solve
-from .steps import AdamsBashforth, Heun, Midpoint, Step, StepRule, adams_bashforth_weights, euler_maruyama, plan_rows
+from .steps import (
+    SRA1,
+    AdamsBashforth,
+    EulerHeun,
+    Heun,
+    Midpoint,
+    Milstein,
+    NoiseRule,
+    Step,
+    StepNoise,
+    StepRule,
+    StratonovichHeun,
+    StratonovichMidpoint,
+    adams_bashforth_weights,
+    euler_maruyama,
+    plan_rows,
+)
 
 __all__ = [
+    "SRA1",
     "AdamsBashforth",
     "Advice",
     "Autocast",
@@ -54,6 +71,7 @@ __all__ = [
     "Draw",
     "Drift",
     "Estimator",
+    "EulerHeun",
     "FittedPlan",
     "FixedSchedule",
     "FlopCost",
@@ -63,6 +81,8 @@ __all__ = [
     "Ladder",
     "LearnedSchedule",
     "Midpoint",
+    "Milstein",
+    "NoiseRule",
     "NoiseTerm",
     "NonFiniteError",
     "Offload",
@@ -81,7 +101,10 @@ __all__ = [
     "Solution",
     "Stats",
     "Step",
+    "StepNoise",
     "StepRule",
+    "StratonovichHeun",
+    "StratonovichMidpoint",
     "SwitchSchedule",
     "Telescoping",
     "TheoremSchedule",

@@ -7,6 +7,7 @@ Rooms:
     levy             Levy's construction on a stated grid of ticks, refined only where it is looked at.
     counter          normal numbers as a function of (seed, node, element).
     diffusion        kinds of g: number, g(t), g(y, t), operators. Add a kind of noise here.
+    space_time       space-time Levy areas of a path, for steps of order 1.5.
     start            starting states from seeds.
     torchsde_bridge  SDE objects of torchsde as a ladder.
 """
