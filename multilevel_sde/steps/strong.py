@@ -47,7 +47,8 @@ class Milstein(NoiseRule):
 
     For diagonal noise, g(y, t) of which element i depends on element i of the state, and for matrices and operators
     whose noise commutes. The derivatives of g are automatic, one or two passes for diagonal and scalar noise and about
-    2 m for m Brownian motions; or differences of g at y + sqrt(h) g_j, without derivatives.
+    2 m for m Brownian motions; or differences of g at y + sqrt(h) g_j (Ito) or
+    y + g dW (Stratonovich), without derivatives.
 
     Arguments:
         stratonovich: Solve the Stratonovich SDE.
@@ -100,14 +101,14 @@ class Milstein(NoiseRule):
         return term
 
     def _by_differences(self, y: Tensor, t: float, h: float, noise: StepNoise) -> Tensor:
-        dW, root, variance = noise.dW, math.sqrt(h), 0.0 if self.stratonovich else h
-        if noise.diagonal or _motions(dW) == 1:
-            v, ones = dW * dW - variance, torch.ones_like(dW)
-            moved = torch.add(y, noise(y, t, ones), alpha=root)
-            return (noise(moved, t, v) - noise(y, t, v)) / root
-        if self.stratonovich:
+        if self.stratonovich:  # at y + g dW: at y + sqrt(h) g the error would have a mean, and the order would be 1/2
             first = noise(y, t)
             return noise(y + first, t) - first
+        dW, root = noise.dW, math.sqrt(h)
+        if noise.diagonal or _motions(dW) == 1:
+            v, ones = dW * dW - h, torch.ones_like(dW)
+            moved = torch.add(y, noise(y, t, ones), alpha=root)
+            return (noise(moved, t, v) - noise(y, t, v)) / root
         term = torch.zeros_like(y)
         for unit in _units(dW):
             v = (dW * unit).sum(tuple(range(1, dW.dim())), keepdim=True) * dW - h * unit

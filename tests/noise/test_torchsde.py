@@ -143,29 +143,23 @@ def stratonovich(sde):
 
 
 METHODS = [
-    ("milstein", mls.Milstein(), {}, ["diagonal", "additive", "scalar"], False),
-    ("milstein", mls.Milstein(stratonovich=True), {}, ["diagonal", "additive", "scalar"], True),
-    (
-        "milstein",
-        mls.Milstein(stratonovich=True, gradient_free=True),
-        {"grad_free": True},
-        ["diagonal", "additive", "scalar"],
-        True,
-    ),
-    ("heun", mls.StratonovichHeun(), {}, list(SDES), True),
-    ("midpoint", mls.StratonovichMidpoint(), {}, list(SDES), True),
-    ("euler_heun", mls.EulerHeun(), {}, ["diagonal", "additive", "scalar", "general", "product"], True),
-    ("srk", mls.SRA1(), {}, ["additive"], False),
+    ("milstein", mls.Milstein(), ["diagonal", "additive", "scalar"], False),
+    ("milstein", mls.Milstein(stratonovich=True), ["diagonal", "additive", "scalar"], True),
+    ("heun", mls.StratonovichHeun(), list(SDES), True),
+    ("midpoint", mls.StratonovichMidpoint(), list(SDES), True),
+    ("euler_heun", mls.EulerHeun(), ["diagonal", "additive", "scalar", "general", "product"], True),
+    ("srk", mls.SRA1(), ["additive"], False),
 ]
 
 
 @pytest.mark.parametrize(
-    ("method", "rule", "options", "name", "sense"),
-    [(method, rule, options, name, sense) for method, rule, options, names, sense in METHODS for name in names],
+    ("method", "rule", "name", "sense"),
+    [(method, rule, name, sense) for method, rule, names, sense in METHODS for name in names],
     ids=str,
 )
-def test_one_level_is_torchsde_on_the_same_path(method, rule, options, name, sense):
-    """Wherever both define the same update; torchsde's Ito Milstein without derivatives moves g by the drift too.
+def test_one_level_is_torchsde_on_the_same_path(method, rule, name, sense):
+    """Wherever both define the same update. torchsde's Milstein without derivatives moves g by the drift too (Ito), or
+    by sqrt(h) g, which costs it half an order (Stratonovich; 0.59 measured on the problem "diagonal" of the orders).
 
     Its Milstein and SRK need an object with f and g, its Euler-Heun one with g or g_prod.
     """
@@ -177,7 +171,7 @@ def test_one_level_is_torchsde_on_the_same_path(method, rule, options, name, sen
     bm = torchsde.BrownianInterval(
         0.0, 1.0, size=(B, noises), dtype=torch.float64, entropy=5, dt=1 / steps, levy_area_approximation=area
     )
-    theirs = torchsde.sdeint(sde, y0, times[[0, 8, 16]], bm=bm, method=method, dt=1 / steps, options=dict(options))
+    theirs = torchsde.sdeint(sde, y0, times[[0, 8, 16]], bm=bm, method=method, dt=1 / steps)
     ladder, diffusion = mls.from_torchsde([sde], motions=noises)
     given = {"diffusion": diffusion, "brownian": mls.TorchSDEBrownian(bm), "save": [0.0, 0.5, 1.0], "step": rule}
     ours = mls.solve(ladder, y0, times, mls.em_plan(ladder, times, step=rule), **given)
