@@ -10,7 +10,17 @@ from .errors import NonFiniteError
 from .fitting import FittedPlan, fit_plan
 from .ladder import Ladder
 from .learning import BestPlan, DivergedError, LearnedSchedule, best_plan, central_difference, forward_mode, learn
-from .noise import Brownian, BrownianPath, Diffusion, NoiseTerm, TorchSDEBrownian, from_torchsde, seeded_normal
+from .noise import (
+    Brownian,
+    BrownianPath,
+    Diffusion,
+    NoiseTerm,
+    TorchSDEBrownian,
+    exit_times,
+    from_torchsde,
+    running_maximum,
+    seeded_normal,
+)
 from .pilots import Advice, PhasePlans, Pilot, PilotPlan, Prediction, Rates, phase_plans, pilot
 from .plans import (
     Draw,
@@ -127,6 +137,7 @@ __all__ = [
     "em_plan",
     "euler_maruyama",
     "even_arrivals",
+    "exit_times",
     "expected_cost",
     "fit_plan",
     "forward_mode",
@@ -144,6 +155,7 @@ __all__ = [
     "poisson_arrivals",
     "poisson_plan",
     "remember",
+    "running_maximum",
     "scale_to_budget",
     "seeded_normal",
     "solve",

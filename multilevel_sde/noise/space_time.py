@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
@@ -32,9 +32,14 @@ _FAMILY = 0x5851F42D4C957F2D  # keys of a second family are those of the first w
 _BLOCK = 1024  # steps whose cells are counted at a time
 
 
-def other_seeds(path: BrownianPath, family: int) -> list[int]:
-    """Return seeds of numbers that are independent of the path: one family for each use."""
-    return [seed ^ (_FAMILY * family & 0xFFFFFFFFFFFFFFFF) for seed in path.seeds]
+def other_seeds(seeds: Iterable[int], family: int) -> list[int]:
+    """Return seeds of numbers that are independent of the paths of these seeds: one family for each use.
+
+    Example:
+        >>> other_seeds([5], 0)
+        [5]
+    """
+    return [seed ^ (_FAMILY * family & 0xFFFFFFFFFFFFFFFF) for seed in seeds]
 
 
 def increments_and_areas(brownian: Brownian | BrownianPath, grid: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -81,7 +86,9 @@ def _composed(path: BrownianPath, finest: Tensor, grid: Tensor) -> Iterator[tupl
     places = places_on(ascending, grid.double())
     first, last = int(places[0]), int(places[-1])
     cells = ascending[first : last + 1] if last > first else ascending[last : first + 1].flip(0)
-    other = BrownianPath(other_seeds(path, 1), grid=finest, shape=path.shape, dtype=path.dtype, device=path.device)
+    other = BrownianPath(
+        other_seeds(path.seeds, 1), grid=finest, shape=path.shape, dtype=path.dtype, device=path.device
+    )
     scale = math.copysign(1 / math.sqrt(12), last - first)  # increments of a path that runs down have turned signs
     lengths = cells.diff().abs().tolist()
     parts = zip(path.increments(cells), other.increments(cells), lengths, strict=True)
