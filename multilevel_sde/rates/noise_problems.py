@@ -15,16 +15,20 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from multilevel_sde.cost import Drift
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.noise.diffusion import Diffusion, NoiseTerm
-from multilevel_sde.rates.problem_parts import Counted, Exact, Problem
+from multilevel_sde.rates.problem_parts import Counted, Problem
 from multilevel_sde.rates.problems import decaying_noise
 
 __all__ = ["noise_problems"]
+
+_Exact = Callable[[Tensor, float, Tensor], Tensor]
 
 _MU, _SIGMA, _A, _B = 0.5, 0.5, 0.5, 0.6
 
@@ -76,7 +80,7 @@ def noise_problems(*, stratonovich: bool = False) -> dict[str, Problem]:
     }
 
 
-def _problem(drift: Drift, diffusion: Diffusion, exact: Exact | None = None, dimension: int = 4) -> Problem:
+def _problem(drift: Drift, diffusion: Diffusion, exact: _Exact | None = None, dimension: int = 4) -> Problem:
     """A problem on [0, 1] with initial states in [-1/2, 1/2]."""
 
     def initial(samples: int, generator: torch.Generator) -> Tensor:
