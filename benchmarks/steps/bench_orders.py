@@ -1,10 +1,10 @@
 """The strong order of every rule for every kind of noise, and how much draws heat a Langevin run.
 
 Orders by regression over step sizes from 1/8 to 1/64 on the problems of `multilevel_sde.rates.noise_problems`; the
-reference is the exact solution where one is known, else the same rule with a sixteenth of the step. Heating: the kinetic temperature of
-oscillators whose force is a cheap one and a constant correction, by BAOAB, above that of the run without a correction.
-`python benchmarks/steps/bench_orders.py` takes three minutes, and writes
-`results/orders.md` and `results/heating.md`, which docs/orders.md shows.
+reference is the exact solution where one is known, else the same rule with a sixteenth of the step. Heating: the
+kinetic temperature of oscillators whose force is a cheap one and a constant correction, by BAOAB, above that of the run
+without a correction. `python benchmarks/steps/bench_orders.py` takes three minutes, and writes `results/orders.md` and
+`results/heating.md`, which docs/orders.md shows.
 """
 
 from __future__ import annotations

@@ -2,9 +2,11 @@
 
 import itertools
 import math
+import re
 
 import pytest
 import torch
+from places import DOCS
 
 import multilevel_sde as mls
 from multilevel_sde.steps.step_noise import StepNoise
@@ -291,3 +293,13 @@ def test_taming_is_of_each_sample():
     ladder, y0 = mls.Ladder([lambda y, t: -(y**3)], [1.0]), states()
     whole, some = solve(mls.TamedEuler(), ladder, y0).y, solve(mls.TamedEuler(), ladder, y0[:2]).y
     assert torch.equal(whole[:2], some)
+
+
+def test_the_code_of_the_page_runs_and_prints_what_it_says(capsys):
+    page = (DOCS / "orders.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```\n\nprints\n\n```text\n(.*?)```", page, re.DOTALL)
+    names: dict = {}
+    for code, output in blocks:
+        exec(code, names)
+        assert capsys.readouterr().out == output
+    assert len(blocks) == page.count("```python") == 2

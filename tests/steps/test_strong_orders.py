@@ -43,9 +43,7 @@ CASES = [
 def test_strong_order(rule, sense, name, order):
     options = COARSE if name == "additive" else {}
     if isinstance(rule, mls.SRA1):
-        options = {
-            "steps": (16, 32, 64)
-        }  # from 8 to 16 steps the error falls by 3.4, then by 2.85 and 2.84, 2^1.5 = 2.83
+        options = {"steps": (16, 32, 64)}  # its next term is large at 8
     samples = 2048 if sense or order == 0.5 else 512
     check_order(rule, noise_problems(stratonovich=sense)[name], order, samples=samples, **options)
 
