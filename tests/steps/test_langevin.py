@@ -139,6 +139,15 @@ def test_without_friction_it_is_velocity_verlet(rule):
     assert math.log2(errors[0] / errors[1]) == pytest.approx(2.0, abs=0.1)
 
 
+@pytest.mark.parametrize("rule", [mls.BAOAB(0.0), mls.OBABO(0.0)], ids=["baoab", "obabo"])
+def test_forces_are_asked_at_their_times(rule):
+    """At the start of the first step, and at the end of every step."""
+    asked, times = [], [0.0, 0.25, 0.75, 1.0]
+    ladder = mls.Ladder([lambda q, t: asked.append(float(t)) or -q], [1.0])
+    mls.solve(ladder, torch.ones(1, 2, dtype=DOUBLE), times, mls.em_plan(ladder, times, step=rule), step=rule)
+    assert asked == times
+
+
 def test_masses_are_of_each_coordinate():
     masses, times = torch.tensor([1.0, 4.0], dtype=DOUBLE), torch.linspace(0.0, 1.0, 5, dtype=DOUBLE)
     y0 = torch.ones(3, 2, 2, dtype=DOUBLE)

@@ -210,6 +210,20 @@ def test_no_graph_is_kept_where_nobody_asked_for_one(rule):
         torch.testing.assert_close(solve(rule, pair(), states()).y, solve(rule, pair(), y0).y, rtol=0, atol=0)
 
 
+def test_derivatives_of_a_matrix_are_on_the_graph_only_for_who_asks():
+    """One step, from a state without a gradient: a parameter of the matrix has one, through its derivative too."""
+    dW, h = torch.full((4, 2), 0.3, dtype=DOUBLE), 0.25
+
+    def end(b):
+        g = lambda y, t: b * torch.cos(y)[:, :, None] * torch.tensor([1.0, -0.5], dtype=DOUBLE)  # noqa: E731
+        given = {"diffusion": mls.NoiseTerm.of_matrix(g, 2), "brownian": lambda t, s: dW, "step": mls.Milstein()}
+        return mls.solve(pair(), states(), [0.0, h], mls.em_plan(pair(), [0.0, h]), **given).y
+
+    b = torch.tensor(0.4, dtype=DOUBLE)
+    assert not end(b).requires_grad
+    assert torch.autograd.gradcheck(end, (b.requires_grad_(),))
+
+
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_half_precision_is_carried_in_float32(rule):
     y = solve(rule, pair(), states().to(torch.bfloat16)).y
