@@ -6,7 +6,7 @@ variance v = sigma^2 h, and
     maximum     (y_n + y_{n+1} + sqrt((y_{n+1} - y_n)^2 - 2 v log U)) / 2,   U uniform
     crossing    of b above both ends with probability exp(-2 (b - y_n)(b - y_{n+1}) / v), surely if b lies between
     its time    t_n + h z / (1 + z),  z inverse Gaussian with mean a / c and shape a^2 / v,
-                a = b - y_n,  c = |b - y_{n+1}|
+    where       a = b - y_n,  c = |b - y_{n+1}|
 
 so that a functional of the path has no error of order sqrt(h) from what happened between the states.
 

@@ -147,19 +147,28 @@ def solve(
             loop.watch.look()
     if half is not None:
         y, saved = y.to(half), [state.to(half) for state in saved]
-    status = "completed"
     if n < last:
-        status = f"stopped by the callback at step {n} of {last}, time {float(grid[n]):.6g}"
         needed = needed[: int((plan_rows(step, grid) < n).sum())]
-    elif plan.truncated:
-        status += "; biased on purpose: the plan leaves out the top levels at some steps"
-    evaluations = needed.sum(0)
-    calls = evaluations if needed.dim() == 2 else needed.any(1).sum(0)
-    cost, seconds = mean_cost(evaluations, ladder), time.perf_counter() - start
-    stats = Stats(evaluations, tuple(calls.tolist()), cost, seconds, n)
+    stats = _stats(needed, ladder, n, start)
     ys = y[None] if at == [n] else torch.stack(saved)  # one state is not copied
     when = grid[n : n + 1].clone() if save is False else grid[at]  # an index takes ten times as long
-    return Solution(y, ys, when, stats, status)
+    return Solution(y, ys, when, stats, _status(n, grid, plan))
+
+
+def _stats(needed: Tensor, ladder: Ladder, steps: int, start: float) -> Stats:
+    """What was done, from the levels that each row of the plan needed."""
+    evaluations = needed.sum(0)
+    calls = evaluations if needed.dim() == 2 else needed.any(1).sum(0)
+    seconds = time.perf_counter() - start
+    return Stats(evaluations, tuple(calls.tolist()), mean_cost(evaluations, ladder), seconds, steps)
+
+
+def _status(n: int, grid: Tensor, plan: Plan) -> str:
+    if n < len(grid) - 1:
+        return f"stopped by the callback at step {n} of {len(grid) - 1}, time {float(grid[n]):.6g}"
+    return "completed" + (
+        "; biased on purpose: the plan leaves out the top levels at some steps" if plan.truncated else ""
+    )
 
 
 def _stops(answer: object) -> bool:

@@ -6,8 +6,8 @@ With h = s - t, g = g(y, t), and F(x, time) an estimate of the drift,
     EulerHeun             y + h F(y, t) + (g dW + g(y + g dW, s) dW) / 2
     StratonovichHeun      y' = y + h F(y, t) + g dW,        y + (h F(y, t) + h F(y', s) + g dW + g(y', s) dW) / 2
     StratonovichMidpoint  y' = y + (h F(y, t) + g dW) / 2,  y + h F(y', m) + g(y', m) dW,  m = (t + s)/2
-    SRA1                  y' = y + 3/4 h F(y, t) + 3/2 g(s) V,   V = dW/2 + H,
-                          y + h/3 F(y, t) + 2/3 h F(y', t + 3/4 h) + g(t) V + g(s) (dW - V)
+    SRA1                  y' = y + 3/4 h F(y, t) + 3/2 g(s) V,   V = dW/2 + H
+    and then              y + h/3 F(y, t) + 2/3 h F(y', t + 3/4 h) + g(t) V + g(s) (dW - V)
 
 Milstein solves the Ito SDE, or with `stratonovich=True` the Stratonovich one, whose last term has no h. EulerHeun and
 the two rules after it solve the Stratonovich SDE. SRA1 is for noise that does not depend on the state.
