@@ -10,7 +10,17 @@ from .errors import NonFiniteError
 from .fitting import FittedPlan, fit_plan
 from .ladder import Ladder
 from .learning import BestPlan, DivergedError, LearnedSchedule, best_plan, central_difference, forward_mode, learn
-from .noise import Brownian, BrownianPath, Diffusion, NoiseTerm, TorchSDEBrownian, from_torchsde, seeded_normal
+from .noise import (
+    Brownian,
+    BrownianPath,
+    Diffusion,
+    NoiseTerm,
+    TorchSDEBrownian,
+    exit_times,
+    from_torchsde,
+    running_maximum,
+    seeded_normal,
+)
 from .pilots import Advice, PhasePlans, Pilot, PilotPlan, Prediction, Rates, phase_plans, pilot
 from .plans import (
     Draw,
@@ -38,9 +48,33 @@ from .plans import (
     systematic,
 )
 from .solver import Estimator, Solution, Stats, StepSecondsCost, Telescoping, solve
-from .steps import AdamsBashforth, Heun, Midpoint, Step, StepRule, adams_bashforth_weights, euler_maruyama, plan_rows
+from .steps import (
+    BAOAB,
+    OBABO,
+    SRA1,
+    AdamsBashforth,
+    EulerHeun,
+    ExponentialEuler,
+    Heun,
+    Midpoint,
+    Milstein,
+    NoiseRule,
+    OverdampedLangevin,
+    Step,
+    StepNoise,
+    StepRule,
+    StratonovichHeun,
+    StratonovichMidpoint,
+    TamedEuler,
+    adams_bashforth_weights,
+    euler_maruyama,
+    plan_rows,
+)
 
 __all__ = [
+    "BAOAB",
+    "OBABO",
+    "SRA1",
     "AdamsBashforth",
     "Advice",
     "Autocast",
@@ -54,6 +88,8 @@ __all__ = [
     "Draw",
     "Drift",
     "Estimator",
+    "EulerHeun",
+    "ExponentialEuler",
     "FittedPlan",
     "FixedSchedule",
     "FlopCost",
@@ -63,11 +99,14 @@ __all__ = [
     "Ladder",
     "LearnedSchedule",
     "Midpoint",
+    "Milstein",
+    "NoiseRule",
     "NoiseTerm",
     "NonFiniteError",
     "Offload",
     "OffloadStats",
     "OnDevice",
+    "OverdampedLangevin",
     "PhasePlans",
     "Pilot",
     "PilotPlan",
@@ -81,9 +120,13 @@ __all__ = [
     "Solution",
     "Stats",
     "Step",
+    "StepNoise",
     "StepRule",
     "StepSecondsCost",
+    "StratonovichHeun",
+    "StratonovichMidpoint",
     "SwitchSchedule",
+    "TamedEuler",
     "Telescoping",
     "TheoremSchedule",
     "TorchSDEBrownian",
@@ -95,6 +138,7 @@ __all__ = [
     "em_plan",
     "euler_maruyama",
     "even_arrivals",
+    "exit_times",
     "expected_cost",
     "fit_plan",
     "forward_mode",
@@ -112,6 +156,7 @@ __all__ = [
     "poisson_arrivals",
     "poisson_plan",
     "remember",
+    "running_maximum",
     "scale_to_budget",
     "seeded_normal",
     "solve",

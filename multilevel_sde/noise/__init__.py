@@ -8,13 +8,26 @@ Rooms:
     trees            where intervals are split: ticks, or the points of a grid in any clock.
     counter          normal numbers as a function of (seed, node, element).
     diffusion        kinds of g: number, g(t), g(y, t), operators. Add a kind of noise here.
+    space_time       space-time Levy areas of a path, for steps of order 1.5.
     start            starting states from seeds.
+    bridges          running maxima and exit times between saved states.
     torchsde_bridge  SDE objects of torchsde as a ladder.
 """
 
+from multilevel_sde.noise.bridges import exit_times, running_maximum
 from multilevel_sde.noise.brownian import Brownian, BrownianPath, TorchSDEBrownian
 from multilevel_sde.noise.diffusion import Diffusion, NoiseTerm
 from multilevel_sde.noise.start import seeded_normal
 from multilevel_sde.noise.torchsde_bridge import from_torchsde
 
-__all__ = ["Brownian", "BrownianPath", "Diffusion", "NoiseTerm", "TorchSDEBrownian", "from_torchsde", "seeded_normal"]
+__all__ = [
+    "Brownian",
+    "BrownianPath",
+    "Diffusion",
+    "NoiseTerm",
+    "TorchSDEBrownian",
+    "exit_times",
+    "from_torchsde",
+    "running_maximum",
+    "seeded_normal",
+]

@@ -211,7 +211,7 @@ def _recipe(
             nodes.append(split.middle)
             deviations.append(split.deviation)
             halves += both
-        share = torch.tensor(shares, dtype=device_dtype(torch.float64, device), device=device)
+        share = torch.tensor(shares, dtype=device_dtype(torch.float64, device)).to(device)
         splits.append((share, slice(start, len(nodes)), torch.tensor(parents).to(device)))
         intervals = [half for half in halves if bisect_left(inside, half[1]) > bisect_right(inside, half[0])]
     wanted = (inside[0] if begins else low, inside[-1] if ends else high)

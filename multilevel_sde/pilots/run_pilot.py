@@ -51,8 +51,9 @@ from multilevel_sde.pilots.measure_errors import (
 from multilevel_sde.pilots.measure_responses import chunk_for, copies_cost, walk
 from multilevel_sde.pilots.pilot_class import Pilot
 from multilevel_sde.pilots.trial import Multistep, Trial, typical
-from multilevel_sde.solver.integrate import check_problem
+from multilevel_sde.solver.check_arguments import check_problem
 from multilevel_sde.steps.rules import Step, StepRule, euler_maruyama, plan_rows
+from multilevel_sde.steps.step_noise import NoiseRule
 from multilevel_sde.times import as_times, thinned
 
 __all__ = ["pilot"]
@@ -195,6 +196,11 @@ def _check(ladder: Ladder, y0: Tensor, samples: int, step: Step | StepRule, mult
         raise TypeError(
             f'"multistep" must be a function of a grid that gives coefficients (N, order), got '
             f"{type(multistep).__name__}; for example functools.partial(mls.adams_bashforth_weights, order=2)"
+        )
+    if isinstance(step, NoiseRule):
+        raise ValueError(
+            f'"step" must be given its noise by the pilot, got {type(step).__name__}, which asks for it; pilot with '
+            "mls.euler_maruyama, whose plans are for rules with one evaluation a step too"
         )
     if isinstance(step, StepRule) and multistep is not None:
         raise ValueError('"multistep" belongs to steps with one estimate, got a StepRule as "step"; leave out one')

@@ -2,6 +2,7 @@
 
 Rooms:
     problems        ladders whose level errors, costs and solutions are known.
+    noise_problems  one problem for each kind of noise, for the orders of rules.
     problem_parts   what they are made of.
     study           measure_rates(): EM and ML-EM on such a ladder, with table and plot.
     runs            its runs.

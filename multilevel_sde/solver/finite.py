@@ -93,6 +93,8 @@ def is_finite(x: Tensor) -> bool:
 
 
 def _sum(states: list[Tensor]) -> float:
+    if any(state.shape != states[0].shape for state in states):  # a force is no state of positions and momenta
+        states = [torch.cat([state.reshape(-1) for state in states])]
     together = states[0] if len(states) == 1 else torch.stack(states)
     total = (together.detach() if together.requires_grad else together).sum()
     try:

@@ -14,31 +14,29 @@ References:
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from multilevel_sde.arguments import as_integer, as_items
 from multilevel_sde.conditions import Conditions, as_conditions
 from multilevel_sde.ladder import Ladder
-from multilevel_sde.noise.brownian import Brownian, BrownianPath, increments
+from multilevel_sde.noise.brownian import Brownian, BrownianPath
 from multilevel_sde.noise.diffusion import Diffusion
-from multilevel_sde.plans.plan import Plan, as_plan, mean_cost
+from multilevel_sde.plans.plan import Plan, mean_cost
+from multilevel_sde.solver.check_arguments import check_moving, check_plan, check_problem, check_rows, kept_indices
 from multilevel_sde.solver.estimators import Estimator, Telescoping
 from multilevel_sde.solver.evaluate import detacher, evaluator
-from multilevel_sde.solver.finite import FiniteWatch, is_finite
+from multilevel_sde.solver.finite import FiniteWatch
 from multilevel_sde.solver.loop import Loop
-from multilevel_sde.solver.noise_along import noise_along
+from multilevel_sde.solver.noise_along import check_sense, noise_along
 from multilevel_sde.solver.solution import Solution, Stats
-from multilevel_sde.steps.rules import Heun, Midpoint, Step, StepRule, euler_maruyama, plan_rows
+from multilevel_sde.steps.rules import Step, StepRule, euler_maruyama, plan_rows
 from multilevel_sde.steps.sums import HALF, transformed
 from multilevel_sde.times import as_times, device_dtype
 
-__all__ = ["check_problem", "solve"]
-
-_DTYPES = (torch.float32, torch.float64, *HALF)
+__all__ = ["solve"]
 
 
 def solve(
@@ -52,7 +50,8 @@ def solve(
     brownian: Brownian | BrownianPath | None = None,
     estimator: Estimator = Telescoping(),
     conditions: Conditions | None = None,
-    save: bool | Sequence[int] = False,
+    save: bool | Sequence[int] | Sequence[float] = False,
+    callback: Callable[[int, float, Tensor], object] | None = None,
     gradients: bool | None = None,
     check_finite: bool = True,
     progress: bool = False,
@@ -75,7 +74,10 @@ def solve(
             itself takes 1.0.
         brownian: Callable of an interval (t, s) -> W(s) - W(t), variance abs(s - t); for example :class:`BrownianPath`.
         estimator: How hits become an estimate.
-        save: True for all states, or the indices of times to keep; by default only the last state.
+        save: True for all states, or which to keep: indices (integers) or times of the grid (floats); by default only
+            the last state.
+        callback: callback(n, t, y), called with each new state y at t = times[n], which it must not change. It stops
+            the solve by returning True: the solution ends there, and its status says so.
         conditions: What drifts are told about each sample: tensors by name, with one row a sample. Drifts are then
             called f(y, t, **conditions), with the rows of exactly the samples in y.
         gradients: By default the graph is that of autograd: with grad mode on it is kept where y0, times or a drift's
@@ -108,11 +110,12 @@ def solve(
     moving = _require_gradient(times) and gradients is not False
     grid = _grid(times)
     given = as_conditions(conditions, check_problem(ladder, y0, diffusion, brownian, check_finite))
-    _check_plan(ladder, y0, plan)
-    _check_rows(plan, step, grid)
+    check_plan(ladder, y0, plan)
+    check_rows(plan, step, grid)
+    check_sense(step, diffusion)
     if moving:
-        _check_moving(step, diffusion, y0.dtype)
-    kept = _kept_indices(save, len(grid))
+        check_moving(step, diffusion, y0.dtype)
+    kept = kept_indices(save, grid)
     off = detacher() if gradients is False else None
     half = y0.dtype if y0.dtype in HALF else None
     y = begin = (y0 if off is None else off(y0)).to(y0.dtype if half is None else torch.float32)
@@ -122,33 +125,63 @@ def solve(
         needed,
         evaluator(ladder, shared=needed.dim() == 2, conditions=given, seen=half, detached=off),
         estimator.start(plan),
-        None if diffusion is None else noise_along(diffusion, increments(brownian, grid, begin), half, off),
+        None if brownian is None else noise_along(step, diffusion, brownian, grid, begin, half, off),  # type: ignore
         FiniteWatch(begin, half) if check_finite else None,
         progress,
         off,
         moving,
         device_dtype(grid.dtype, y0.device),
     )
-    saved = [begin] if 0 in kept else []
+    saved, at, n = ([begin], [0], 0) if 0 in kept else ([], [], 0)
+    stopped, last = False, len(grid) - 1
     try:
         for n, y in enumerate(loop.states(step, begin), 1):
-            if n in kept:
+            stopped = callback is not None and _stops(callback(n, float(grid[n]), y if half is None else y.to(half)))
+            if n in kept or stopped:
                 saved.append(y if half is None else y.to(half))
+                at.append(n)
+            if stopped:
+                break
     finally:  # a drift that raises on NaN is not to blame for the NaN
         if loop.watch is not None:
             loop.watch.look()
     if half is not None:
         y, saved = y.to(half), [state.to(half) for state in saved]
+    if n < last:
+        needed = needed[: int((plan_rows(step, grid) < n).sum())]
+    stats = _stats(needed, ladder, n, start)
+    ys = y[None] if at == [n] else torch.stack(saved)  # one state is not copied
+    when = grid[n : n + 1].clone() if save is False else grid[at]  # an index takes ten times as long
+    return Solution(y, ys, when, stats, _status(n, grid, plan))
+
+
+def _stats(needed: Tensor, ladder: Ladder, steps: int, start: float) -> Stats:
+    """What was done, from the levels that each row of the plan needed."""
     evaluations = needed.sum(0)
     calls = evaluations if needed.dim() == 2 else needed.any(1).sum(0)
-    cost, seconds = mean_cost(evaluations, ladder), time.perf_counter() - start
-    stats = Stats(evaluations, tuple(calls.tolist()), cost, seconds, len(grid) - 1)
-    status = "completed"
-    if plan.truncated:
-        status += "; biased on purpose: the plan leaves out the top levels at some steps"
-    ys = y[None] if len(saved) == 1 and len(grid) - 1 in kept else torch.stack(saved)  # one state is not copied
-    at = grid[-1:].clone() if save is False else grid[sorted(kept)]  # an index takes ten times as long
-    return Solution(y, ys, at, stats, status)
+    seconds = time.perf_counter() - start
+    return Stats(evaluations, tuple(calls.tolist()), mean_cost(evaluations, ladder), seconds, steps)
+
+
+def _status(n: int, grid: Tensor, plan: Plan) -> str:
+    if n < len(grid) - 1:
+        return f"stopped by the callback at step {n} of {len(grid) - 1}, time {float(grid[n]):.6g}"
+    return "completed" + (
+        "; biased on purpose: the plan leaves out the top levels at some steps" if plan.truncated else ""
+    )
+
+
+def _stops(answer: object) -> bool:
+    """Whether a callback wants to stop.
+
+    Raises:
+        TypeError: It returned neither True, False nor None.
+    """
+    if answer is None or isinstance(answer, bool):
+        return bool(answer)
+    if isinstance(answer, Tensor) and answer.dtype == torch.bool and answer.numel() == 1:
+        return bool(answer)
+    raise TypeError(f'"callback" must return True to stop, or False or None to go on, got {type(answer).__name__}')
 
 
 def _require_gradient(times: object) -> bool:
@@ -166,91 +199,3 @@ def _grid(times: Tensor | Sequence[float]) -> Tensor:
         if not transformed():
             raise
         raise ValueError('"times" must be the same for all inside torch.vmap, got one grid for each') from None
-
-
-def _check_moving(step: Step | StepRule, diffusion: Diffusion | None, dtype: torch.dtype) -> None:
-    """Refuse a gradient of times that would be wrong: a step may compute with floats, and W is not differentiable."""
-    known = step is euler_maruyama or type(step) in (Heun, Midpoint)
-    if known and diffusion is None and dtype not in HALF:
-        return
-    what = "a diffusion" if diffusion is not None else "a state of 16 bits" if known else f"the step {step!r}"
-    raise ValueError(
-        f'"times" require a gradient, which there is for ODEs with euler_maruyama, Heun or Midpoint, got {what}; pass '
-        "times.detach()"
-    )
-
-
-def check_problem(
-    ladder: Ladder,
-    y0: Tensor,
-    diffusion: Diffusion | None,
-    brownian: Brownian | BrownianPath | None,
-    check_finite: bool = True,
-) -> Tensor:
-    """Return the states if they, the ladder and the noise are what a solve can take.
-
-    Raises:
-        TypeError, ValueError: They are not, in the words of :func:`solve`.
-
-    Example:
-        >>> check_problem(Ladder([torch.sin], [1.0]), torch.ones(2), 0.5, None)
-        Traceback (most recent call last):
-        ...
-        ValueError: "diffusion" needs "brownian"; for example brownian=BrownianPath(seeds=range(len(y0)))
-    """
-    if not isinstance(ladder, Ladder):
-        raise TypeError(f'"ladder" must be a multilevel_sde.Ladder, got {type(ladder).__name__}')
-    if not isinstance(y0, Tensor) or y0.dtype not in _DTYPES:
-        what = str(y0.dtype) if isinstance(y0, Tensor) else type(y0).__name__
-        advice = ""
-        if isinstance(y0, Tensor) and y0.is_complex():
-            advice = "; solve for torch.view_as_real(y0), with drifts f(torch.view_as_complex(y), t) made real likewise"
-        raise TypeError(f'"y0" must be a floating-point Tensor of 16, 32 or 64 bits, got {what}{advice}')
-    inside = transformed() and not check_finite  # numbers cannot be looked at inside torch.vmap
-    if not inside and not is_finite(y0):
-        raise ValueError('"y0" must be finite, got NaN or infinity')
-    if diffusion is None and brownian is not None:
-        raise ValueError(
-            '"brownian" was given without "diffusion", which means an ODE; pass diffusion=1.0 if the step scales the '
-            "noise itself, or leave out brownian"
-        )
-    if diffusion is not None and brownian is None:
-        raise ValueError('"diffusion" needs "brownian"; for example brownian=BrownianPath(seeds=range(len(y0)))')
-    if not (brownian is None or callable(brownian)):
-        raise TypeError(
-            f'"brownian" must be a callable of an interval, got {type(brownian).__name__}; for example '
-            "BrownianPath(seeds=range(len(y0)))"
-        )
-    return y0
-
-
-def _check_plan(ladder: Ladder, y0: Tensor, plan: Plan) -> None:
-    as_plan(plan).check_ladder(ladder)
-    if plan.samples is not None and (y0.dim() == 0 or y0.shape[0] != plan.samples):
-        raise ValueError(f'"plan" has draws for {plan.samples} samples, "y0" has shape {tuple(y0.shape)}')
-
-
-def _check_rows(plan: Plan, step: Step | StepRule, grid: Tensor) -> None:
-    plain = callable(step) and not isinstance(step, (type, StepRule))
-    rows = len(grid) - 1 if plain else len(plan_rows(step, grid))
-    if plan.steps == rows:
-        return
-    if isinstance(step, StepRule):
-        raise ValueError(
-            f'"plan" has {plan.steps} rows, {type(step).__name__} evaluates {rows} times on these times; '
-            "draw the plan of p[mls.plan_rows(step, times)], with one row for each evaluation"
-        )
-    rule = "" if plan.steps % rows else ", or give the step rule that it was made for, such as step=mls.Heun()"
-    raise ValueError(f'"plan" has {plan.steps} steps, "times" has {rows}; draw the plan for these times{rule}')
-
-
-def _kept_indices(save: bool | Sequence[int], points: int) -> set[int]:
-    if save is True:
-        return set(range(points))
-    if save is False:
-        return {points - 1}
-    kept = {as_integer("save", index) for index in as_items("save", save, "indices of times")}
-    wrong = [index for index in kept if not -points <= index < points]
-    if wrong or not kept:
-        raise ValueError(f'"save" must be True, False or indices of times within 0..{points - 1}, got {list(save)}')
-    return {index % points for index in kept}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ __all__ = ["Loop"]
 
 _BLOCK = 1024  # steps whose bookkeeping is unpacked at a time, so that memory does not grow with the steps
 
-Noise = Callable[[Tensor, Tensor], Tensor]
+Noise = Callable[[Tensor, Tensor], Any]  # noise, or the parts of it for a rule that asks for them
 
 
 @dataclass(frozen=True)

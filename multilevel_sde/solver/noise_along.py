@@ -3,44 +3,156 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from multilevel_sde.noise.diffusion import Diffusion, NoiseTerm, as_noise
+from multilevel_sde.noise.brownian import Brownian, BrownianPath, increments
+from multilevel_sde.noise.diffusion import Diffusion, NoiseTerm, as_noise, nature
+from multilevel_sde.noise.space_time import increments_and_areas
 from multilevel_sde.solver.loop import Noise
+from multilevel_sde.steps.rules import Step, StepRule
+from multilevel_sde.steps.step_noise import NoiseRule, StepNoise
+from multilevel_sde.times import device_dtype
 
-__all__ = ["noise_along"]
+__all__ = ["check_sense", "noise_along"]
 
 Apply = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+def check_sense(step: Step | StepRule, diffusion: Diffusion | None) -> None:
+    """Refuse a step that solves another SDE than the diffusion says it is of.
+
+    Raises:
+        ValueError: Stratonovich noise with an Ito step or the other way round; noise that depends on the state with a
+            step for additive noise.
+    """
+    if diffusion is None:
+        return
+    term, name = nature(diffusion), _name(step)
+    solves, means = bool(getattr(step, "stratonovich", False)), term.stratonovich
+    if not term.additive and means is not None and solves != means:
+        senses, advice = ("Ito", "Stratonovich"), ("Milstein()", "StratonovichHeun()")
+        raise ValueError(
+            f'"diffusion" is declared {senses[means]} and the step {name} solves {senses[solves]} SDEs; take one for '
+            f"{senses[means]}, such as mls.{advice[means]}"
+        )
+    if getattr(step, "only_additive", False) and not term.additive:
+        raise ValueError(
+            f"the step {name} needs noise that does not depend on the state, got a diffusion g(y, t) or a NoiseTerm "
+            "without additive=True; give a number, sigma(t) or such a term, or take mls.Milstein()"
+        )
+
+
+def _name(step: object) -> str:
+    return getattr(step, "__name__", type(step).__name__)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What the noise of a solve is made of, as in :func:`noise_along`."""
+
+    diffusion: Diffusion
+    brownian: Brownian | BrownianPath
+    grid: Tensor
+    y: Tensor
+    half: torch.dtype | None
+
+
 def noise_along(
+    step: Step | StepRule,
     diffusion: Diffusion,
-    increments: Iterator[Tensor],
+    brownian: Brownian | BrownianPath,
+    grid: Tensor,
+    y: Tensor,
     half: torch.dtype | None,
     detached: Callable[[Tensor], Tensor] | None,
 ) -> Noise:
     """Return noise(y, t), which takes the next increment; the first result is checked.
 
     Arguments:
+        step: A :class:`NoiseRule` is given the noise in parts.
         diffusion: As for :func:`solve`.
-        increments: Of the Brownian path.
+        brownian: The same.
+        grid: The times of the solve.
+        y: The initial state as it is carried.
         half: The dtype of the states that a diffusion sees, where it is of 16 bits.
         detached: Takes noise off its graph, or None.
     """
-    apply = _checked_once(as_noise(diffusion), isinstance(diffusion, NoiseTerm))
+    setting = _Setting(diffusion, brownian, grid, y, half)
+    apply = _rounding(_checked_once(as_noise(diffusion), isinstance(diffusion, NoiseTerm)), setting)
+    if isinstance(step, NoiseRule):
+        return _in_parts(step, apply, setting)
+    source = _declared(increments(brownian, grid, _like(setting)), setting)
 
     def noise(y: Tensor, t: Tensor) -> Tensor:
-        return apply(y, t, next(increments))
+        return apply(y, t, next(source))
 
-    def rounded(y: Tensor, t: Tensor) -> Tensor:
-        increment = next(increments)
+    return noise if detached is None else lambda y, t: detached(noise(y, t))
+
+
+def _in_parts(rule: NoiseRule, apply: Apply, setting: _Setting) -> Noise:
+    term, grid, device = nature(setting.diffusion), setting.grid, setting.y.device
+    dtype, like = device_dtype(grid.dtype, device), _like(setting, rule)
+    kind: dict[str, Any] = {"diagonal": term.diagonal, "additive": term.additive}
+
+    def clock(time: float) -> Tensor:
+        return torch.full((), time, dtype=dtype, device=device)
+
+    if rule.area:
+        pairs = _declared(increments_and_areas(setting.brownian, grid, like), setting)
+
+        def with_area(y: Tensor, t: Tensor) -> StepNoise:
+            dW, H = next(pairs)
+            return StepNoise(dW, apply, clock, H=H, **kind)
+
+        return with_area
+    source = _declared(increments(setting.brownian, grid, like), setting)
+    return lambda y, t: StepNoise(next(source), apply, clock, **kind)
+
+
+def _like(setting: _Setting, rule: NoiseRule | None = None) -> Tensor:
+    """A tensor from whose shape a path without one takes its own."""
+    y, shape = setting.y, nature(setting.diffusion).shape
+    if shape is None and rule is not None and y.dim():
+        shape = rule.noise_shape(tuple(y.shape[1:]))
+    return y if shape is None or not y.dim() else y.new_empty(()).expand(len(y), *shape)
+
+
+def _declared(source: Iterator[Any], setting: _Setting) -> Iterator[Any]:
+    """The increments, the first of which must have the shape that the diffusion declares."""
+    shape = nature(setting.diffusion).shape
+    if shape is None:
+        return source
+
+    def checking() -> Iterator[Any]:
+        first = next(source)
+        dW = first[0] if isinstance(first, tuple) else first
+        if isinstance(dW, Tensor) and tuple(dW.shape[1:]) != shape:
+            raise ValueError(
+                f'"diffusion" is declared for Brownian motions of shape {shape} a sample and "brownian" gives '
+                f"increments of shape {tuple(dW.shape)}; pass BrownianPath(seeds, shape={shape})"
+            )
+        yield first
+        del first, dW
+        yield from source
+
+    return checking()
+
+
+def _rounding(apply: Apply, setting: _Setting) -> Apply:
+    """The same for states of 16 bits, which a diffusion sees rounded."""
+    half, own = setting.half, isinstance(setting.diffusion, NoiseTerm)
+    if half is None:
+        return apply
+
+    def rounded(y: Tensor, t: Tensor, dW: Tensor) -> Tensor:
         # A matrix of 16 bits is not applied to increments of float32.
-        return apply(y.to(half), t, increment.to(half) if isinstance(diffusion, NoiseTerm) else increment).to(y.dtype)
+        return apply(y.to(half), t, dW.to(half) if own else dW).to(y.dtype)
 
-    of_state = noise if half is None else rounded
-    return of_state if detached is None else lambda y, t: detached(of_state(y, t))
+    return rounded
 
 
 def _checked_once(apply: Apply, own: bool) -> Apply:

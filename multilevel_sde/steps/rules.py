@@ -11,8 +11,10 @@ with h = s - t; :class:`AdamsBashforth` has a module of its own.
 
 Orders. ODE: 2 for Heun and Midpoint, the given one for Adams-Bashforth, where the drift is smooth. SDE with additive
 noise (a number or sigma(t)): strong order 1 for all of them, as Euler-Maruyama has there; their constant is smaller
-where the drift makes more of the error than the noise. With noise g(y, t) no order is claimed, take Euler-Maruyama.
-What these steps gain they gain on the drift; the random corrections of a plan are not smooth in time.
+where the drift makes more of the error than the noise. With noise g(y, t) they solve the Ito SDE as Euler-Maruyama
+does, with its strong order 1/2, because the noise is taken at y_n only; the Stratonovich SDE is solved by
+:class:`StratonovichHeun` and :class:`StratonovichMidpoint`. What these steps gain they gain on the drift; the random
+corrections of a plan are not smooth in time.
 
 References:
     Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", 1993, II.1;
@@ -77,7 +79,13 @@ class StepRule(ABC):
         ...         return lambda y, F, t, s, noise: euler_maruyama(y, F(y, t), t, s, noise)
         >>> ForwardEuler().start(torch.linspace(0, 1, 3))(torch.ones(1), lambda x, time: -x, 0.0, 0.5, None)
         tensor([0.5000])
+
+    Attributes:
+        stratonovich: Whether the rule solves the Stratonovich SDE, where that is another than the Ito SDE. A rule that
+            is given g(y_n, t_n) dW solves the Ito SDE.
     """
+
+    stratonovich: bool = False
 
     @abstractmethod
     def evaluations(self, times: Tensor) -> Sequence[int]:
@@ -134,7 +142,8 @@ def plan_rows(step: Step | StepRule, times: Tensor | Sequence[float]) -> Tensor:
 class Heun(StepRule):
     """y' = y + h F(y, t) + noise, then y + h/2 (F(y, t) + F(y', s)) + noise: two evaluations a step.
 
-    Order 2 for ODEs; strong order 1 for SDEs with additive noise.
+    Order 2 for ODEs; strong order 1 for SDEs with additive noise. With noise g(y, t) it solves the Ito SDE, with strong
+    order 1/2: take :class:`Milstein`, or :class:`StratonovichHeun` if the Stratonovich SDE is meant.
 
     Reference:
         Kloeden and Platen 1992, section 15.1 (the trapezoidal predictor-corrector with additive noise).

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from multilevel_sde.noise.brownian import BrownianPath
+from multilevel_sde.noise.diffusion import nature
 from multilevel_sde.plans.drawing import em_plan
 from multilevel_sde.rates.problem_parts import Problem
 from multilevel_sde.solver.integrate import solve
@@ -96,7 +97,13 @@ def check_order(
     y0 = problem.y0(samples, seed)
     brownian = None
     if problem.diffusion is not None:
-        brownian = BrownianPath(range(seed * samples, (seed + 1) * samples), shape=y0.shape[1:], dtype=y0.dtype)
+        shape = nature(problem.diffusion).shape
+        finest = (
+            problem.times(counts[-1] * (1 if problem.exact else _REFERENCE)) if getattr(step, "area", False) else None
+        )
+        seeds = range(seed * samples, (seed + 1) * samples)
+        shape = y0.shape[1:] if shape is None else shape
+        brownian = BrownianPath(seeds, grid=finest, shape=shape, dtype=y0.dtype)
 
     def final(count: int) -> Tensor:
         times = problem.times(count)

@@ -37,6 +37,10 @@ def applied(y, t, dW):
     return 0.1 * dW
 
 
+def matrix(y, t):
+    return 0.1 * y[:, :, None]
+
+
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -136,6 +140,17 @@ OBJECTS = {
     "Heun": (mls.Heun, lambda rule: (rule, rule.evaluations(TIMES))),
     "Midpoint": (mls.Midpoint, lambda rule: (rule, rule.evaluations(TIMES))),
     "AdamsBashforth": (lambda: mls.AdamsBashforth(3), lambda rule: (rule, rule.evaluations(TIMES))),
+    **{
+        type(rule).__name__: (lambda rule=rule: rule, lambda rule: (repr(rule), rule.evaluations(TIMES)))
+        for rule in (
+            *(mls.Milstein(gradient_free=True), mls.EulerHeun(), mls.StratonovichHeun(), mls.StratonovichMidpoint()),
+            *(mls.SRA1(), mls.ExponentialEuler(-1.0), mls.TamedEuler()),
+            *(mls.BAOAB(1.0), mls.OBABO(1.0, 2.0, 3.0), mls.OverdampedLangevin(1.0)),
+        )
+    },
+    "NoiseTerm of a matrix": (
+        lambda: mls.NoiseTerm.of_matrix(matrix, 1, additive=True), lambda term: (term.shape, noise_of_term(term))
+    ),
     "Telescoping": (mls.Telescoping, lambda estimator: estimator.needed(PLAN)),
     "GivenCost": (lambda: mls.GivenCost([1.0, 2.0], "s"), lambda cost: [cost.unit, cost([rough, fine])]),
     "FlopCost": (lambda: mls.FlopCost(torch.ones(1, 1, dtype=DOUBLE)), lambda cost: cost([Net()])),

@@ -26,6 +26,7 @@ PAGES = [
                 "poisson",
                 "quality",
                 "rates",
+                "orders",
                 "benchmarking",
                 "langevin",
                 "integral_drift",

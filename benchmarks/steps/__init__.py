@@ -1,0 +1,1 @@
+"""Which order has each rule of steps, for which noise, and what does a step take?"""
