@@ -121,7 +121,7 @@ def test_levels_of_a_subset(levels):
         (lambda: mls.BrownianPath([1], unit="a"), '"unit" must be a number, got str'),
         (lambda: mls.BrownianPath([1], shape=2), '"shape" must be a sequence of integers, got int'),
         (lambda: solve(plan="plan"), r'"plan" must be a multilevel_sde.Plan, got str'),
-        (lambda: solve(save=[1.5]), '"save" must be an integer, got float'),
+        (lambda: solve(save=["x"]), '"save" must be an integer, got str'),
         (
             lambda: solve(diffusion=1.0, brownian=lambda t, s: 0.0),
             '"diffusion" and "brownian" must give noise as a Tensor',

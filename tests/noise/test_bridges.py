@@ -55,8 +55,8 @@ def test_the_law_of_the_exit_time(t, drift):
 def test_a_sample_is_its_seed_and_barriers_and_sigmas_may_be_tensors():
     ys = paths(0.0)[:, :6].reshape(5, 3, 2)
     whole = mls.exit_times(ys, TIMES, SIGMA, BARRIER, [1, 2, 3])
-    tensors = mls.exit_times(ys, TIMES, torch.full((4, 1, 1), SIGMA), torch.full((2,), BARRIER), [1, 2, 3])
-    assert torch.equal(whole, tensors)
+    sigmas, barriers = torch.full((4, 1, 1), SIGMA, dtype=DOUBLE), torch.full((2,), BARRIER, dtype=DOUBLE)
+    torch.testing.assert_close(whole, mls.exit_times(ys, TIMES, sigmas, barriers, [1, 2, 3]), rtol=1e-12, atol=0)
     assert torch.equal(mls.exit_times(ys[:, 1:2], TIMES, SIGMA, BARRIER, [2]), whole[1:2])
     maximum = mls.running_maximum(ys, TIMES, SIGMA, [1, 2, 3])
     assert torch.equal(mls.running_maximum(ys[:, 1:2], TIMES, SIGMA, [2]), maximum[:, 1:2])
