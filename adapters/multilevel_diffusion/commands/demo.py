@@ -27,6 +27,7 @@ from multilevel_diffusion.commands.options import (
     number,
     prepare,
     priced,
+    usual_steps,
 )
 
 if TYPE_CHECKING:
@@ -197,17 +198,13 @@ def _write(
 
 def _check_budgets(budgets: list[float], process: Process) -> None:
     """Refuse a budget for which a method has no plan, before anything runs."""
-    most = _multilevel_steps(process)
+    most = min(_MULTILEVEL_STEPS, len(process.fine_times) - 1)
     for budget in budgets:
         if not 1 <= budget <= most:
             raise ValueError(
                 f'"--budgets" has {budget:g}, expected between 1 and {most} {_UNIT}, which the steps of ML-EM cost; '
                 "give another"
             )
-
-
-def _multilevel_steps(process: Process) -> int:
-    return min(_MULTILEVEL_STEPS, len(process.fine_times) - 1)
 
 
 def _device(images: DiffusionLadder) -> torch.device:
@@ -237,7 +234,8 @@ def _grid_and_plan(planned: mls.PilotPlan) -> tuple[Tensor, mls.Plan]:
 def _inverse_cost(ladder: mls.Ladder, process: Process, budget: float) -> tuple[Tensor, mls.Plan]:
     import torch
 
-    times = process.grid(_multilevel_steps(process))
+    steps = usual_steps(budget, ladder.costs[0], min(_MULTILEVEL_STEPS, len(process.fine_times) - 1))
+    times = process.grid(steps)
     table = mls.InverseCostSchedule().probabilities(ladder, times, budget=budget)
     return times, mls.draw_plan(table, mls.systematic, generator=torch.Generator().manual_seed(0))
 

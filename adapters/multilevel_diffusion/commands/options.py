@@ -7,6 +7,7 @@ imports argparse and this module only, and the functions that run import the res
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ __all__ = [
     "prepare",
     "priced",
     "the_ladder",
+    "usual_steps",
 ]
 
 
@@ -182,6 +184,23 @@ def prepare(arguments: argparse.Namespace) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError):
         raise ValueError(f'"--device" is {name!r}, expected a device of this machine, such as {known[-1]}') from None
+
+
+def usual_steps(budget: float, cheapest: float, most: int) -> int:
+    """Return the steps of a drawn plan: at most 200, on half of the budget at the cheapest level.
+
+    They are no fewer than the budget pays of the largest level.
+
+    Arguments:
+        budget: In evaluations of the largest level.
+        cheapest: Cost of the cheapest one.
+        most: Steps at most.
+
+    Example:
+        >>> usual_steps(10.0, 0.05, 1000), usual_steps(10.0, 0.9, 1000), usual_steps(10.0, 0.01, 1000)
+        (100, 10, 200)
+    """
+    return max(1, min(most, max(math.ceil(budget), min(200, int(budget / (2 * cheapest))))))
 
 
 def note(text: str) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,7 @@ from multilevel_diffusion.commands.options import (
     prepare,
     priced,
     the_ladder,
+    usual_steps,
 )
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ def _choose(
         return planned.times, planned.plan, "ML-EM, the pilot's plan"
     if usual:
         _advise_a_pilot(arguments, images)
-    times = process.grid(arguments.steps or _usual_steps(arguments.budget, ladder.costs[0], arguments.fine))
+    times = process.grid(arguments.steps or usual_steps(arguments.budget, ladder.costs[0], arguments.fine))
     table = mls.InverseCostSchedule().probabilities(ladder, times, budget=arguments.budget)
     if not usual and (fitted is not None or pilot is not None):
         note(
@@ -281,11 +281,6 @@ def _choose(
         )
     generator = torch.Generator().manual_seed(arguments.plan_seed)
     return times, mls.draw_plan(table, mls.systematic, generator=generator), "ML-EM, p = C / T, systematic"
-
-
-def _usual_steps(budget: float, cheapest: float, fine: int) -> int:
-    """At most 200 steps, on half of the budget at the cheapest level, and no fewer than it pays of the largest one."""
-    return max(1, min(fine, max(math.ceil(budget), min(200, int(budget / (2 * cheapest))))))
 
 
 def _advise_a_pilot(arguments: argparse.Namespace, images: ImageLadder) -> None:
