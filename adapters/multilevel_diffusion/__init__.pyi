@@ -38,7 +38,7 @@ from .process import (
     schedule_from_dict,
     uniform,
 )
-from .sampling import sample, stored_pilot
+from .sampling import in_seconds, sample, stored_pilot
 
 __all__ = [
     "DDIM",
@@ -68,6 +68,7 @@ __all__ = [
     "VDenoiser",
     "corrected_weights",
     "coupled_noise",
+    "in_seconds",
     "karras",
     "load_ladder",
     "log_snr_uniform",

@@ -1,0 +1,153 @@
+"""What does a ladder save in seconds, against the best sampler of one network, fitted ones included?
+
+    python -m benchmarks.samplers.bench_seconds                 # both modes; 20 minutes of one idle core each
+    python -m benchmarks.samplers.bench_seconds --quick --ladder digits --out /tmp/seconds
+
+On one thread, 64 images in batches of 16. Plans are made for seconds: levels are priced by the time of a step
+(:class:`multilevel_sde.StepSecondsCost`), and budgets count those of the largest network. The error is the mean squared
+distance to the largest network's path in 1,000 steps with the same noise. Rivals are all samplers of
+`bench_samplers.py` with the largest network, and that network fitted: SA-Solver's method on both grids, its
+coefficients fitted as those of plans are, on the same samples. A cell of the last two columns is what the best rival
+takes for that error over what the plan takes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import multilevel_sde as mls
+from benchmarks.common import cost_at, machine, parser_of, table, write_json
+from benchmarks.samplers.bench_samplers import FINE, GRIDS, QUARTERS, Bench, Run, open_bench, single_runs
+from multilevel_diffusion.process import MODES
+from multilevel_diffusion.sampling.pilots_and_fits import FIRST_SEED, base_coefficients, fit, reference
+from multilevel_diffusion.sampling.prices import in_seconds
+from multilevel_sde.files import write_atomically
+from multilevel_sde.pilots.answers import Prediction
+
+BUDGETS, SINGLES = (5, 8, 12, 20, 35), (4, 5, 8, 12, 20, 35, 60, 100)
+IMAGES, FITTED = 64, 32
+PLAN, FIT, ALONE = "the pilot's plan", "a fitted plan", "one network, fitted"
+
+
+def alone(bench: Bench, steps: int, target: Tensor, seeds: range) -> mls.FittedPlan:
+    """The largest network with SA-Solver's method in so many steps, fitted on the better grid."""
+    process, ladder, nothing = bench.process, bench.stored.ladder, Prediction(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    candidates = []
+    for place in GRIDS:
+        times = process.grid(steps) if place == "uniform" else process.log_snr_grid(steps)
+        plan = mls.multistep(mls.em_plan(ladder, times), base_coefficients(process, times))
+        candidates.append(mls.PilotPlan(plan, times, (len(ladder) - 1,), nothing))
+    return mls.fit_plan(ladder, bench.start(seeds), candidates, target, **process.arguments(seeds))
+
+
+def fits(bench: Bench, prices: mls.Ladder, budgets: tuple[int, ...], singles: tuple[int, ...]) -> Iterator[Run]:
+    """Yield the fitted network and the fitted ladder: what `single_runs` yields."""
+    seeds = range(FIRST_SEED, FIRST_SEED + FITTED)
+    target = reference(bench.stored, bench.process, seeds, progress=True)
+    for n in (n for n in singles if n <= max(budgets)):
+        found = alone(bench, n, target, seeds)
+        plans = [found.plan] * QUARTERS
+        yield ALONE, n, lambda t=found.times, p=plans: bench.solve(t, p), plans
+    for n in budgets:
+        try:
+            found = fit(bench.stored, bench.process, n, prices, samples=FITTED, target=target)
+        except ValueError as error:  # no plan is so cheap in seconds
+            warnings.warn(str(error), stacklevel=1)
+            continue
+        plans = [found.plan] * QUARTERS
+        yield FIT, n, lambda t=found.times, p=plans: bench.solve(t, p), plans
+
+
+def pilots(bench: Bench, prices: mls.Ladder, budgets: tuple[int, ...]) -> Iterator[Run]:
+    """Yield the pilot's plans."""
+    pilot = bench.pilot.priced(prices).in_evaluations()
+    for n in budgets:
+        if n >= pilot.least_budget:
+            best = pilot.plan(budget=n)
+            plans = [best.plan] * QUARTERS
+            yield PLAN, n, lambda t=best.times, p=plans: bench.solve(t, p), plans
+
+
+def measure(ladder: str, mode: str, quick: bool) -> dict:
+    """Measure every method on one process."""
+    budgets, singles = (BUDGETS[:1], SINGLES[1:3]) if quick else (BUDGETS, SINGLES)
+    bench = open_bench(ladder, mode, 8 if quick else IMAGES)
+    prices = in_seconds(bench.stored, bench.process, len(bench.parts[0]))
+    top = torch.tensor(prices.costs, dtype=torch.float64) / prices.costs[-1]
+    fine, rows = bench.process.grid(FINE), []
+    with torch.no_grad():
+        end = bench.solve(fine, [mls.em_plan(bench.stored.ladder, fine)] * QUARTERS)
+        todo = [(run, True) for run in single_runs(bench, singles)]
+        todo += [(run, run[0] == ALONE) for run in fits(bench, prices, budgets, singles)]
+        todo += [(run, False) for run in pilots(bench, prices, budgets)]
+        for run, single in tqdm(todo, desc=f"{ladder} {mode}", unit="run"):
+            taken = []
+            for _ in range(2):  # the first one warms up
+                begin = time.process_time()
+                images = run[2]()
+                taken.append(time.process_time() - begin)
+            squared = (images - end).double().square().flatten(1).mean(1)
+            row = asdict(bench.row(run, single, squared, min(taken)))
+            if run[3]:
+                row["cost"] = float(run[3][0].evaluations.double() @ top)
+            rows.append(row)
+    about = {"ladder": ladder, "mode": mode, "images": bench.images, "batch": len(bench.parts[0]), "rows": rows}
+    return about | {"prices": list(prices.costs), "unit": prices.unit, "machine": machine()}
+
+
+def markdown(result: dict) -> str:
+    """The table of one process."""
+    rows, unit = result["rows"], result["unit"]
+    rivals = list(dict.fromkeys(row["method"] for row in rows if row["single"]))
+    shares = ", ".join(f"{price / result['prices'][-1]:.3g}" for price in result["prices"])
+    lines = [
+        f"### {result['ladder']}, {result['mode'].upper()}",
+        "",
+        f"Levels' {unit} in those of the largest: {shares}.",
+        f"The largest takes {1e3 * result['prices'][-1]:.3g} ms an image, in batches of {result['batch']}.",
+        "",
+    ]
+    body = []
+    for row in (row for row in rows if row["method"] in (PLAN, FIT)):
+        cells = [row["method"], f"{row['budget']:g}", f"{row['mse']:.2g}", f"{1e3 * row['seconds']:.3g}"]
+        for methods in (rivals, [name for name in rivals if name != ALONE]):
+            cost, sign = cost_at(rows, methods, "seconds", "mse", row["mse"])
+            cells.append(f"{sign}{cost / row['seconds']:.2f}")
+        body.append(cells)
+    head = ["", "budget", "error", "ms an image", "best rival / plan", "best rival not fitted / plan"]
+    lines += [*table(head, body), ""]
+    kept = [row for row in rows if row["single"] and row["budget"] in BUDGETS]
+    for budget in sorted({row["budget"] for row in kept}):
+        best = min((row for row in kept if row["budget"] == budget), key=lambda row: row["mse"])
+        lines.append(
+            f"- best rival with {budget:g} evaluations: {best['method']}, error {best['mse']:.2g}, "
+            f"{1e3 * best['seconds']:.3g} ms"
+        )
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    """Measure what was asked for, and write and print the tables of all that lies in the folder."""
+    parser = parser_of(__file__, __doc__)
+    parser.add_argument("--ladder", default="deadleaves32", help="a shipped ladder with pilots [%(default)s]")
+    parser.add_argument("--modes", nargs="*", choices=MODES, default=list(MODES), help="none: only the tables [both]")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: 8 images, one budget")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for mode in options.modes:
+        write_json(options.out / f"seconds_{options.ladder}_{mode}.json", measure(options.ladder, mode, options.quick))
+    text = "\n".join(markdown(json.loads(path.read_bytes())) for path in sorted(options.out.glob("seconds_*.json")))
+    write_atomically(options.out / "seconds.md", text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
