@@ -16,11 +16,13 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +32,28 @@ from multilevel_sde.files import write_atomically
 
 __all__ = ["CLASSES", "emoji_folder"]
 
-CLASSES = {
-    "activities": "Activities",
-    "animals": "Animals & Nature",
-    "faces": "Smileys & Emotion",
-    "flags": "Flags",
-    "food": "Food & Drink",
-    "objects": "Objects",
-    "people": "People & Body",
-    "symbols": "Symbols",
-    "travel": "Travel & Places",
+CLASSES: dict[str, tuple[str, str, str]] = {
+    "activities": ("Activities", ".*", ".*"),
+    "animal-faces": ("Animals & Nature", ".*", ".* FACE"),
+    "animals": ("Animals & Nature", ".*", ".*"),
+    "flags": ("Flags", ".*", ".*"),
+    "food": ("Food & Drink", ".*", ".*"),
+    "heads": ("People & Body", "person", ".*"),
+    "objects": ("Objects", ".*", ".*"),
+    "people": ("People & Body", ".*", ".*"),
+    "smileys": ("Smileys & Emotion", "face.*|.*face", ".*"),
+    "symbols": ("Symbols", ".*", ".*"),
+    "travel": ("Travel & Places", ".*", ".*"),
 }
-"""The classes and the package's names of them; hearts and signs are not among the faces."""
+"""The classes: patterns of the package's category, subcategory and name."""
 
+FACES = ("animal-faces", "heads", "smileys")
 PACKAGE = "emoji-datasource-google@16.0.0"
 _TONES_AND_GENDERS = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff", "2640", "2642", "200d", "fe0f", "27a1"}
 _PERSON = {"1f468": "1f9d1", "1f469": "1f9d1"}  # man and woman
 
 
-def emoji_folder(
-    package: str | Path, out: str | Path, classes: Sequence[str] = ("animals", "faces", "food")
-) -> dict[str, int]:
+def emoji_folder(package: str | Path, out: str | Path, classes: Sequence[str] = FACES) -> dict[str, int]:
     """Write the package's pictures as a folder of classes, and return how many each class has.
 
     Arguments:
@@ -65,23 +68,24 @@ def emoji_folder(
         >>> emoji_folder("emoji.tgz", "emoji", ["cars"])
         Traceback (most recent call last):
         ...
-        ValueError: "classes" has 'cars', expected some of activities, animals, faces, flags, food, objects, people, ...
+        ValueError: "classes" has 'cars', expected some of activities, animal-faces, animals, flags, food, heads, ...
     """
     if unknown := [name for name in classes if name not in CLASSES]:
         raise ValueError(f'"classes" has {unknown[0]!r}, expected some of {", ".join(CLASSES)}; choose among them')
     read, root, counts = _reader(Path(package)), Path(out), Counter()
-    known = {CLASSES[name]: name for name in classes}
-    for entry in json.loads(read("emoji_pretty.json")):
-        name = known.get(entry["category"])
-        if name is None or (name == "faces" and "face" not in entry["subcategory"]):
-            continue
-        for image in _images(entry):
+    for entry, name in product(json.loads(read("emoji_pretty.json")), classes):
+        for image in _images(entry) if _belongs(entry, *CLASSES[name]) else ():
             write_atomically(root / name / f"{_group(image)}.png", _over_white(read(f"img/google/64/{image}")))
             counts[name] += 1
     write_atomically(root / "LICENSE.emoji-datasource.txt", read("LICENSE"))
     noto = resources.files("multilevel_diffusion") / "ladders" / "emoji32" / "LICENSE.noto-emoji.txt"
     write_atomically(root / noto.name, noto.read_bytes())
     return dict(sorted(counts.items()))
+
+
+def _belongs(entry: Mapping[str, Any], *patterns: str) -> bool:
+    told = (entry["category"], entry["subcategory"], entry["name"])
+    return all(re.fullmatch(pattern, text) for pattern, text in zip(patterns, told, strict=True))
 
 
 def _images(entry: Mapping[str, Any]) -> Iterator[str]:
@@ -141,7 +145,7 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m multilevel_diffusion.networks.emoji_images", description=__doc__)
     parser.add_argument("package", help="the .tgz of `npm pack`, or the folder that it unpacks to")
     parser.add_argument("--out", required=True, help="the folder of images")
-    parser.add_argument("--classes", nargs="+", choices=CLASSES, default=["animals", "faces", "food"])
+    parser.add_argument("--classes", nargs="+", choices=CLASSES, default=FACES)
     told = parser.parse_args(arguments)
     try:
         counts = emoji_folder(told.package, told.out, told.classes)

@@ -14,19 +14,22 @@ from multilevel_diffusion.networks.variations import LARGEST_ANGLE, varied
 TONES = ("1F3FB", "1F3FF")
 
 
-def entry(code, category, subcategory, tones=(), has=True):
+def entry(code, category, subcategory, tones=(), has=True, name="A PICTURE"):
     def one(name):
         return {"image": f"{name.lower()}.png", "has_img_google": has}
 
     variants = {tone: one(f"{code}-{tone}") for tone in tones}
-    return {**one(code), "category": category, "subcategory": subcategory, "skin_variations": variants}
+    return {**one(code), "name": name, "category": category, "subcategory": subcategory, "skin_variations": variants}
 
 
 ENTRIES = [
     entry("1F600", "Smileys & Emotion", "face-smiling"),
     entry("2764-FE0F", "Smileys & Emotion", "heart"),
     entry("1F34E", "Food & Drink", "food-fruit"),
-    entry("1F400", "Animals & Nature", "animal-mammal"),
+    entry("1F400", "Animals & Nature", "animal-mammal", name="RAT"),
+    entry("1F42D", "Animals & Nature", "animal-mammal", name="MOUSE FACE"),
+    entry("1F639", "Smileys & Emotion", "cat-face"),
+    entry("1F9D4", "People & Body", "person", TONES),
     entry("1F401", "Animals & Nature", "animal-mammal", has=False),
     entry("1F468-200D-1F33E", "People & Body", "person-role", TONES),
     entry("1F469-200D-1F33E", "People & Body", "person-role", TONES),
@@ -55,17 +58,20 @@ def files(folder):
 
 
 def test_pictures_become_classes_over_white_with_their_licences(package, tmp_path):
-    assert emoji_folder(package, tmp_path / "out") == {"animals": 1, "faces": 1, "food": 1}
+    assert emoji_folder(package, tmp_path / "out") == {"animal-faces": 1, "heads": 3, "smileys": 2}
     assert files(tmp_path / "out") == [
         "LICENSE.emoji-datasource.txt",
         "LICENSE.noto-emoji.txt",
-        "animals/1f400.png",
-        "faces/1f600.png",
-        "food/1f34e.png",
+        "animal-faces/1f42d.png",
+        "heads/1f9d4+1f9d4-1f3fb.png",
+        "heads/1f9d4+1f9d4-1f3ff.png",
+        "heads/1f9d4.png",
+        "smileys/1f600.png",
+        "smileys/1f639.png",
     ]
     assert (tmp_path / "out" / "LICENSE.emoji-datasource.txt").read_text() == "the package's licence"
     assert "Apache License" in (tmp_path / "out" / "LICENSE.noto-emoji.txt").read_text()
-    image = Image.open(tmp_path / "out" / "food" / "1f34e.png")
+    image = Image.open(tmp_path / "out" / "smileys" / "1f600.png")
     assert (image.mode, image.size) == ("RGB", (64, 64))
     assert image.getpixel((40, 40)) == (255, 255, 255)
     assert image.getpixel((8, 8)) == (127, 127, 127)
@@ -75,7 +81,7 @@ def test_the_packed_file_gives_what_its_folder_gives(package, tmp_path, capsys):
     with tarfile.open(tmp_path / "packed.tgz", "w:gz") as archive:
         archive.add(package, "package")
     assert _main([str(tmp_path / "packed.tgz"), "--out", str(tmp_path / "packed"), "--classes", "people", "food"]) == 0
-    assert "1 food, 9 people written to" in capsys.readouterr().out
+    assert "1 food, 12 people written to" in capsys.readouterr().out
     emoji_folder(package, tmp_path / "folder", ["food", "people"])
     assert files(tmp_path / "packed") == files(tmp_path / "folder")
 
@@ -83,14 +89,14 @@ def test_the_packed_file_gives_what_its_folder_gives(package, tmp_path, capsys):
 def test_variants_by_skin_tone_and_gender_are_one_group(package, tmp_path):
     emoji_folder(package, tmp_path / "out", ["people"])
     groups = [path.stem.partition("+")[0] for path in (tmp_path / "out" / "people").iterdir()]
-    assert {group: groups.count(group) for group in groups} == {"1f9d1-1f33e": 6, "1f44b": 3}
+    assert {group: groups.count(group) for group in groups} == {"1f9d1-1f33e": 6, "1f44b": 3, "1f9d4": 3}
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
         (lambda root: (root / "LICENSE").unlink(), "which has no LICENSE; give emoji-datasource-google@16.0.0"),
-        (lambda root: (root / "img/google/64/1f400.png").unlink(), "which has no img/google/64/1f400.png"),
+        (lambda root: (root / "img/google/64/1f42d.png").unlink(), "which has no img/google/64/1f42d.png"),
         (lambda root: root.rename(root.with_name("moved")), "expected the file that `npm pack emoji-"),
     ],
 )
@@ -137,4 +143,5 @@ def test_varied_batches_depend_on_the_generator_alone(package, tmp_path):
     plain, source = (ImageFolder(tmp_path / "out", 8, vary=vary) for vary in (False, True))
     first, again = (source.batch(8, torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(first, again)
+    assert not torch.equal(first, plain.batch(8, torch.Generator().manual_seed(1)))
     assert source.describe() == {**plain.describe(), "vary": True}
