@@ -96,6 +96,16 @@ def test_a_patch_s_pixels_come_back_where_they_were():
     assert torch.allclose(found, torch.nn.functional.silu(normal), atol=1e-12)
 
 
+def test_the_layers_after_the_inner_ones_see_what_was_before_them():
+    """Also where nothing comes from the inner grid; at time 0 the output is F alone."""
+    network, x = randomised(DEEP), torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        for parameter in network.grow.parameters():
+            parameter.zero_()
+        first, second = network(x, torch.tensor(0.0))
+    assert not torch.allclose(first, second)
+
+
 def test_configurations_know_their_family():
     for config in (FLAT, DEEP):
         values = json.loads(json.dumps(config.to_dict()))
