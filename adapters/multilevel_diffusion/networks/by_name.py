@@ -51,7 +51,7 @@ class Preset:
 PRESETS = {
     "digits": Preset(digits_ladder, (8000, 8000, 8000, 4500, 3500)),
     "deadleaves32": Preset(dead_leaves_ladder, (6000, 4000, 2500, 2500), batch_size=32),
-    "emoji32": Preset(emoji_ladder, (14_000, 9000, 7000, 14_000), 32, 1.5e-3, velocity=True, teacher=True),
+    "emoji32": Preset(emoji_ladder, (24_000, 12_000, 8000, 14_000), 32, 1.5e-3, velocity=True, teacher=True),
     "paper": Preset(paper_ladder, (100_000,) * 5, learning_rate=1e-3),
 }
 
