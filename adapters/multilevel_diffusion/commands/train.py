@@ -21,8 +21,8 @@ from multilevel_diffusion.commands.options import (
 if TYPE_CHECKING:
     from multilevel_diffusion.networks.by_name import Preset
     from multilevel_diffusion.networks.data import Source
+    from multilevel_diffusion.networks.modulated import NetworkConfig
     from multilevel_diffusion.networks.training_state import TrainSettings
-    from multilevel_diffusion.networks.unet import UNetConfig
 
 __all__ = ["register"]
 
@@ -46,13 +46,14 @@ def register(subparsers) -> None:
     )
     parser.add_argument("--classes", choices=["subfolders"], help="train on labels too: a folder's subfolders")
     # The names in multilevel_diffusion.networks.by_name.PRESETS, which a test compares.
-    presets = ["digits", "deadleaves32", "paper"]
+    presets = ["digits", "deadleaves32", "emoji32", "paper"]
     parser.add_argument("--preset", choices=presets, help="networks and steps known to work together")
     parser.add_argument(
         "--levels",
         nargs="+",
-        metavar="DIM:BOTTOM:MID",
-        help="networks instead of a preset's: base width, bottom depth, depth at the other scales; cheapest first",
+        metavar="A:B:C",
+        help="networks instead of a preset's, cheapest first: base width, bottom depth, depth at the other scales; or, "
+        "with four numbers, side of a patch, width, inner and outer layers",
     )
     parser.add_argument(
         "--halvings", type=at_least(0), help="with --levels: how often the side is halved [to 4 pixels]"
@@ -63,6 +64,12 @@ def register(subparsers) -> None:
         nargs="+",
         help="optimiser steps, one number or one per network; more than before goes on",
     )
+    parser.add_argument(
+        "--teacher", action="store_true", help="each network learns what the next larger one says, the largest first"
+    )
+    parser.add_argument("--velocity", action="store_true", help="weigh errors by 1/alpha^2: the velocity's loss")
+    parser.add_argument("--vary", action="store_true", help="move images of a folder and turn their hues a little")
+    parser.add_argument("--bfloat16", action="store_true", help="on a CPU too; faster where it has instructions for it")
     parser.add_argument("--batch", type=at_least(1), help="images a step")
     parser.add_argument("--learning-rate", type=number(above=0), help="peak rate of Adam")
     add_seed(parser, "seed of the first network; each takes the next one")
@@ -74,11 +81,12 @@ def register(subparsers) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     """Train the networks of a ladder, one after the other; started again, it resumes where it was stopped."""
     from multilevel_diffusion.networks.by_name import PRESETS, default_preset, open_source, preset_for
-    from multilevel_diffusion.networks.training import seconds_left, train_ladder
+    from multilevel_diffusion.networks.training import train_ladder
+    from multilevel_diffusion.networks.training_order import seconds_left
     from multilevel_diffusion.process.schedules import CosineSchedule
 
     device = prepare(arguments)
-    source = open_source(arguments.data, arguments.size, labelled=arguments.classes is not None)
+    source = open_source(arguments.data, arguments.size, labelled=arguments.classes is not None, vary=arguments.vary)
     preset = PRESETS[arguments.preset] if arguments.preset else preset_for(source.image_shape)
     if arguments.levels:
         configs = [_parse_level(text, arguments.halvings, source) for text in arguments.levels]
@@ -94,9 +102,10 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     settings = _settings(arguments, preset, len(configs))
     schedule = CosineSchedule()
-    left = seconds_left(configs, source, schedule, arguments.out, settings, device=device)
+    known = {"device": device, "teacher": arguments.teacher or (preset is not None and preset.teacher)}
+    left = seconds_left(configs, source, schedule, arguments.out, settings, **known)
     print(_intention(arguments, source, configs, settings, left), flush=True)
-    ladder = train_ladder(configs, source, schedule, arguments.out, settings, device=device)
+    ladder = train_ladder(configs, source, schedule, arguments.out, settings, **known)
     for level, entry in enumerate(ladder.record["levels"], start=1):
         size = f"{entry['parameters']} parameters, {entry['flops']:.3g} FLOPs"
         print(f"level {level}: {size}, held-out loss {entry['error']['loss']:.5f}")
@@ -107,7 +116,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _intention(
     arguments: argparse.Namespace,
     source: Source,
-    configs: Sequence[UNetConfig],
+    configs: Sequence[NetworkConfig],
     settings: Sequence[TrainSettings],
     left: Sequence[float],
 ) -> str:
@@ -118,9 +127,8 @@ def _intention(
     if classes:
         lines[0] += f", classes {', '.join(classes)}"
     for level, (config, setting, seconds) in enumerate(zip(configs, settings, left, strict=True), start=1):
-        shape = f"{config.base_dim}:{config.bottom_depth}:{config.mid_depth}"
         rest = f"about {duration(seconds)}" if seconds else "trained already"
-        lines.append(f"network {level}: {shape}, {setting.steps} steps of {setting.batch_size} images, {rest}")
+        lines.append(f"network {level}: {config.shape}, {setting.steps} steps of {setting.batch_size} images, {rest}")
     lines.append(f"in all about {duration(sum(left))}, by the time of a few steps; a stopped run resumes")
     return "\n".join(lines)
 
@@ -141,20 +149,28 @@ def _settings(arguments: argparse.Namespace, preset: Preset | None, networks: in
             batch_size=arguments.batch or (preset.batch_size if preset else 128),
             learning_rate=arguments.learning_rate or (preset.learning_rate if preset else 2e-3),
             seed=arguments.seed + index,
+            velocity=arguments.velocity or (preset is not None and preset.velocity),
+            bfloat16=arguments.bfloat16,
         )
         for index, count in enumerate(steps)
     ]
 
 
-def _parse_level(text: str, halvings: int | None, source: Source) -> UNetConfig:
-    """Read DIM:BOTTOM:MID."""
+def _parse_level(text: str, halvings: int | None, source: Source) -> NetworkConfig:
+    """Read DIM:BOTTOM:MID or PATCH:WIDTH:INNER:OUTER."""
     from multilevel_diffusion.networks.by_name import halvings_for
+    from multilevel_diffusion.networks.patches import PatchConfig
     from multilevel_diffusion.networks.unet import UNetConfig
 
-    try:
-        dim, bottom, mid = (int(number) for number in text.split(":"))
-    except ValueError:
-        raise ValueError(f'"--levels" has {text!r}, expected DIM:BOTTOM:MID such as 32:3:2; write it so') from None
     channels, size, _ = source.image_shape
-    halvings = halvings_for(size) if halvings is None else halvings
-    return UNetConfig(dim, bottom, mid, levels=halvings, image_size=size, channels=channels)
+    numbers = [int(number) if number.isdecimal() else -1 for number in text.split(":")]
+    if len(numbers) == 4 and -1 not in numbers:
+        return PatchConfig(*numbers, image_size=size, channels=channels)
+    if len(numbers) != 3 or -1 in numbers:
+        raise ValueError(
+            f'"--levels" has {text!r}, expected DIM:BOTTOM:MID such as 32:3:2, or PATCH:WIDTH:INNER:OUTER such as '
+            "4:64:2:0; write it so"
+        )
+    return UNetConfig(
+        *numbers, levels=halvings_for(size) if halvings is None else halvings, image_size=size, channels=channels
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ import torch
 from multilevel_diffusion.networks.data import DeadLeaves, Digits, Source
 from multilevel_diffusion.networks.image_folder import CelebA, ImageFolder, common_side
 from multilevel_diffusion.networks.image_ladders import DiffusionLadder, OwnLadder
+from multilevel_diffusion.networks.modulated import NetworkConfig
+from multilevel_diffusion.networks.patches import emoji_ladder
 from multilevel_diffusion.networks.store import load_ladder, shipped_ladder, shipped_ladders
 from multilevel_diffusion.networks.unet import UNetConfig, dead_leaves_ladder, digits_ladder, paper_ladder
 
@@ -38,38 +40,42 @@ _LARGEST = 256  # images of a larger side are not taken as they are
 class Preset:
     """A ladder's networks and how long to train each of them."""
 
-    configs: Callable[[], list[UNetConfig]]
+    configs: Callable[[], Sequence[NetworkConfig]]
     steps: tuple[int, ...]
     batch_size: int = 128
     learning_rate: float = 2e-3
+    velocity: bool = False
+    teacher: bool = False
 
 
 PRESETS = {
     "digits": Preset(digits_ladder, (8000, 8000, 8000, 4500, 3500)),
     "deadleaves32": Preset(dead_leaves_ladder, (6000, 4000, 2500, 2500), batch_size=32),
+    "emoji32": Preset(emoji_ladder, (24_000, 12_000, 8000, 14_000), 32, 1.5e-3, velocity=True, teacher=True),
     "paper": Preset(paper_ladder, (100_000,) * 5, learning_rate=1e-3),
 }
 
 SOURCES: dict[str, Callable[..., Source]] = {
-    "digits": lambda path, size, labelled: Digits(),
-    "deadleaves": lambda path, size, labelled: DeadLeaves(size or 64),
-    "folder": lambda path, size, labelled: ImageFolder(path, size or _own_side(path), labelled=labelled),
-    "celeba": lambda path, size, labelled: CelebA(path, size or 64),
+    "digits": lambda path, size, **_: Digits(),
+    "deadleaves": lambda path, size, **_: DeadLeaves(size or 64),
+    "folder": lambda path, size, **known: ImageFolder(path, size or _own_side(path), **known),
+    "celeba": lambda path, size, **_: CelebA(path, size or 64),
 }
-"""What --data may name: how to make the source from what follows the colon, the side, and whether it has labels."""
+"""What --data may name: how to make the source from what follows the colon, the side, and for a folder more."""
 
 
-def open_source(spec: str, size: int | None = None, *, labelled: bool = False) -> Source:
+def open_source(spec: str, size: int | None = None, *, labelled: bool = False, vary: bool = False) -> Source:
     """Return the source of images that a --data argument names.
 
     Arguments:
         spec: "digits", "deadleaves", "folder:PATH" or "celeba:PATH".
         size: Side of the images; digits have their own. None is the images' own side for a folder, 64 for the others.
         labelled: Whether the subfolders of a folder are classes.
+        vary: Whether training images of a folder are moved and changed in hue a little.
 
     Raises:
-        ValueError: The name is unknown, a path is missing or not expected, labels are asked of images without, or the
-            images of a folder are too large to be taken as they are.
+        ValueError: The name is unknown, a path is missing or not expected, labels or variations are asked of what is no
+            folder, or the images of a folder are too large to be taken as they are.
 
     Example:
         >>> open_source("digits", 8).image_shape
@@ -83,7 +89,9 @@ def open_source(spec: str, size: int | None = None, *, labelled: bool = False) -
         raise ValueError(f'"--data" is {spec!r}, expected {wanted}; write it so')
     if labelled and name != "folder":
         raise ValueError(f'"--classes" is subfolders, which needs --data folder:PATH, got {spec!r}; leave it out')
-    return SOURCES[name](path, size, labelled)
+    if vary and name != "folder":
+        raise ValueError(f'"--vary" needs --data folder:PATH, got {spec!r}; leave it out')
+    return SOURCES[name](path, size, labelled=labelled, vary=vary)
 
 
 def spec_of(record: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from multilevel_diffusion.networks.data import from_bytes
+from multilevel_diffusion.networks.variations import groups, varied
 
 __all__ = ["CelebA", "ImageFolder", "common_side", "image_files", "image_sizes", "read_images"]
 
@@ -116,14 +117,15 @@ class ImageFolder:
     """All images below a folder, cropped to the central square and resized with antialiasing.
 
     Files are decoded once, in order of their names, and kept in memory as bytes. Those that cannot be read are skipped,
-    counted in `skipped` and reported on stderr. Every twentieth image is held out. Training images are mirrored at
-    random.
+    counted in `skipped` and reported on stderr. Every twentieth image is held out; files of one folder whose names are
+    the same up to a `+` are near copies and count as one in that. Training images are mirrored at random.
 
     Arguments:
         path: The folder; its subfolders are searched too.
         size: Side to which images are resized.
         crop: Side of the central square that is kept, in pixels of the file; None is the largest that fits.
         mirror: Whether to mirror training images at random.
+        vary: Whether to move training images by a pixel and to turn their hues a little, at random (:func:`.varied`).
         labelled: Whether the folder's own subfolders are classes, named as they are; every image must lie in one.
 
     Attributes:
@@ -152,12 +154,13 @@ class ImageFolder:
         *,
         crop: int | None = None,
         mirror: bool = True,
+        vary: bool = False,
         labelled: bool = False,
     ):
         root, files = Path(path), image_files(path)
         if size < 1:
             raise ValueError(f'"size" is {size}, expected a positive side; give one')
-        self.image_shape, self.mirror, self._root, self._crop = (3, size, size), mirror, root, crop
+        self.image_shape, self.mirror, self.vary, self._root, self._crop = (3, size, size), mirror, vary, root, crop
         images, read = _decode(files, lambda image: _central_square(image, crop, size))
         self.skipped = len(files) - len(read)
         if self.skipped:
@@ -168,7 +171,7 @@ class ImageFolder:
                 "ones, expected at least 2; give another folder"
             )
         self.classes, labels = _classes(root, [files[index] for index in read]) if labelled else ((), [0] * len(read))
-        kept, every = torch.arange(len(images)) % 20 == 0, torch.tensor(labels)
+        kept, every = groups([files[index] for index in read]) % 20 == 0, torch.tensor(labels)
         self._train, self._held_out = images[~kept], images[kept]
         self._train_labels, self._held_out_labels = every[~kept], every[kept]
 
@@ -180,10 +183,10 @@ class ImageFolder:
         """Return n training images and their classes, int64 (n,), all 0 without labels."""
         index = torch.randint(len(self._train), (n,), generator=generator)
         images, labels = from_bytes(self._train[index]), self._train_labels[index]
-        if not self.mirror:
-            return images, labels
-        mirrored = torch.randint(2, (n, 1, 1, 1), generator=generator).bool()
-        return torch.where(mirrored, images.flip(3), images), labels
+        if self.mirror:
+            mirrored = torch.randint(2, (n, 1, 1, 1), generator=generator).bool()
+            images = torch.where(mirrored, images.flip(3), images)
+        return varied(images, generator) if self.vary else images, labels
 
     def held_out(self, n: int) -> Tensor:
         """Return the first n of the held-out images, (n, 3, size, size)."""
@@ -204,6 +207,7 @@ class ImageFolder:
             "crop": self._crop,
             "size": self.image_shape[-1],
             "mirror": self.mirror,
+            **({"vary": True} if self.vary else {}),
             **({"classes": list(self.classes)} if self.classes else {}),
         }
 

@@ -20,7 +20,7 @@ import multilevel_sde as mls
 from multilevel_diffusion.networks.denoisers import EpsilonDenoiser
 from multilevel_diffusion.networks.fingerprints import as_bytes, fingerprint
 from multilevel_diffusion.networks.guidance import Guided
-from multilevel_diffusion.networks.unet import UNet
+from multilevel_diffusion.networks.modulated import ModulatedNetwork
 from multilevel_diffusion.process.schedule_base import NoiseSchedule
 
 __all__ = ["DiffusionLadder", "ImageLadder", "OwnLadder", "class_labels", "labels_in_turn", "pilot_name"]
@@ -47,7 +47,7 @@ class DiffusionLadder:
         torch.Size([2, 1, 8, 8])
     """
 
-    networks: tuple[UNet, ...]
+    networks: tuple[ModulatedNetwork, ...]
     schedule: NoiseSchedule
     clip: tuple[float, float] | None
     record: Mapping[str, Any] = field(repr=False)

@@ -26,9 +26,10 @@ from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 
 import multilevel_sde as mls
+from multilevel_diffusion.networks.families import config_from_dict
 from multilevel_diffusion.networks.image_ladders import DiffusionLadder
 from multilevel_diffusion.networks.ladder_json import FORMAT, SHARED, check_keys, read_json, read_record, to_json
-from multilevel_diffusion.networks.unet import UNet, UNetConfig
+from multilevel_diffusion.networks.modulated import ModulatedNetwork
 from multilevel_diffusion.process.schedule_base import NoiseSchedule
 from multilevel_diffusion.process.schedules import schedule_from_dict
 from multilevel_sde.files import seal, write_atomically
@@ -69,7 +70,7 @@ def shipped_ladder(name: str) -> Path:
 
 def save_ladder(
     path: str | Path,
-    networks: Sequence[UNet],
+    networks: Sequence[ModulatedNetwork],
     schedule: NoiseSchedule,
     *,
     clip: tuple[float, float] | None = (-1.0, 1.0),
@@ -78,6 +79,7 @@ def save_ladder(
     errors: Sequence[Mapping[str, Any]] | None = None,
     classes: Sequence[str] = (),
     batch: int = 64,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write networks as a ladder, with their costs: FLOPs counted on one image, seconds measured where they are.
 
@@ -91,6 +93,7 @@ def save_ladder(
         errors: What is known about each one's error.
         classes: Names of the classes that all of them can be told, in the order of their labels.
         batch: Images in the batch whose time is measured; the recorded seconds are of one image of it.
+        dtype: What the weights are written in, such as torch.float16 for half of the bytes; by default their own.
 
     Raises:
         ValueError: There is no network, shapes differ, weights are not finite, FLOPs do not increase, a list has not
@@ -98,7 +101,8 @@ def save_ladder(
 
     Example:
         >>> import tempfile
-        >>> from multilevel_diffusion.process.schedules import CosineSchedule
+        >>> from multilevel_diffusion import CosineSchedule
+        >>> from multilevel_diffusion.networks.unet import UNet, UNetConfig
         >>> config = UNetConfig(base_dim=4, bottom_depth=1, mid_depth=0, levels=1, image_size=8, channels=1)
         >>> folder = tempfile.mkdtemp()
         >>> save_ladder(folder, [UNet(config)], CosineSchedule())
@@ -120,15 +124,19 @@ def save_ladder(
                 f'"networks[{level}]" was made for {network.config.classes} classes, "classes" names {len(classes)}; '
                 "levels of one ladder must share them"
             )
-        _check_finite(network.state_dict(), f"networks[{level}]")
-    device = networks[0].stem.weight.device
+        state = network.state_dict()
+        _check_finite({key: value.to(dtype or value.dtype) for key, value in state.items()}, f"networks[{level}]")
+    device = next(networks[0].parameters()).device
     flops = _increasing_flops(networks, device)
     seconds = mls.SecondsCost(torch.zeros(batch, *shape, device=device), calls=20)(networks)
     shared = {"schedule": schedule.to_dict(), "parameterisation": PARAMETERISATION, "image_shape": list(shape)}
     levels = []
     for index, network in enumerate(networks):
         name = f"level_{index + 1}"
-        content = to_safetensors({key: value.cpu().contiguous() for key, value in network.state_dict().items()})
+        state = network.state_dict()
+        content = to_safetensors(
+            {key: value.to("cpu", dtype or value.dtype).contiguous() for key, value in state.items()}
+        )
         write_atomically(root / name / "model.safetensors", content)
         config = to_json({"format": FORMAT, "network": network.config.to_dict(), **shared})
         write_atomically(root / name / "config.json", config)
@@ -181,7 +189,7 @@ def load_ladder(
     return DiffusionLadder(tuple(network.to(device, dtype) for network in networks), schedule, clip, record, root)
 
 
-def _load_level(root: Path, record: Mapping[str, Any], level: int) -> UNet:
+def _load_level(root: Path, record: Mapping[str, Any], level: int) -> ModulatedNetwork:
     entry = record["levels"][level]
     check_keys(entry, ["folder", "flops", "seconds", "sha256"], root / "ladder.json")
     folder = root / entry["folder"]
@@ -213,7 +221,7 @@ def _load_level(root: Path, record: Mapping[str, Any], level: int) -> UNet:
         raise ValueError(f"{weights} is not a safetensors file ({error}); copy the ladder again") from None
     _check_finite(state, str(weights))
     with torch.random.fork_rng(devices=[]):  # building a network draws weights that are replaced at once
-        network = UNet(UNetConfig.from_dict(values["network"]))
+        network = config_from_dict(values["network"]).build()
     if list(network.config.image_shape) != values["image_shape"]:
         raise ValueError(
             f"{folder / 'config.json'} says image_shape {values['image_shape']} but describes a network for "
@@ -231,7 +239,7 @@ def _load_level(root: Path, record: Mapping[str, Any], level: int) -> UNet:
     return network.eval().requires_grad_(False)
 
 
-def _increasing_flops(networks: Sequence[UNet], device: torch.device) -> list[float]:
+def _increasing_flops(networks: Sequence[ModulatedNetwork], device: torch.device) -> list[float]:
     flops = mls.FlopCost(torch.zeros(1, *networks[0].config.image_shape, device=device))(networks)
     if any(a >= b for a, b in pairwise(flops)):
         raise ValueError(f'"networks" cost {flops} FLOPs, expected increasing costs; put the cheapest first')

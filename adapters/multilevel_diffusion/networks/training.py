@@ -8,6 +8,9 @@ The loss is the paper's,
 with the times of a batch evenly spaced behind one uniform phase (each is uniform, the batch's loss varies less).
 Adam, a linear warm-up, a cosine decay, and an exponential moving average of the weights, which is the result.
 
+With a teacher its output takes the place of the noise: a smaller network then learns to be near a larger one, which is
+what the corrections of a ladder are made of, from targets without noise.
+
 References:
     Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020 (arXiv 2006.11239): the loss.
     Kingma et al., "Variational Diffusion Models", 2021 (arXiv 2107.00630), appendix I.1: times with one phase.
@@ -16,7 +19,6 @@ References:
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,14 +28,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from multilevel_diffusion.networks.data import LabelledSource, Source
+from multilevel_diffusion.networks.modulated import ModulatedNetwork, NetworkConfig
 from multilevel_diffusion.networks.scaling import measure_errors
 from multilevel_diffusion.networks.store import DiffusionLadder, load_ladder, save_ladder
+from multilevel_diffusion.networks.training_order import in_turn, run_folders
 from multilevel_diffusion.networks.training_state import Run, TrainSettings
-from multilevel_diffusion.networks.unet import UNet, UNetConfig
 from multilevel_diffusion.process.schedule_base import NoiseSchedule
 from multilevel_sde.files import write_atomically
 
-__all__ = ["TrainSettings", "Trained", "run_folders", "seconds_left", "train", "train_ladder"]
+__all__ = ["TrainSettings", "Trained", "train", "train_ladder"]
 
 
 @dataclass(frozen=True)
@@ -47,19 +50,20 @@ class Trained:
         lengthened: Steps that were done whenever the run was told to do another number of them.
     """
 
-    network: UNet
+    network: ModulatedNetwork
     losses: Tensor
     seconds: float
     lengthened: tuple[int, ...] = ()
 
 
 def train(
-    config: UNetConfig,
+    config: NetworkConfig,
     source: Source,
     schedule: NoiseSchedule,
     folder: str | Path,
     settings: TrainSettings,
     *,
+    teacher: ModulatedNetwork | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Trained:
@@ -78,6 +82,7 @@ def train(
         schedule: Noise levels, with times in [0, 1].
         folder: Where the run lives; made if missing.
         settings: How to train.
+        teacher: A trained network, on the device, whose output is learned in place of the noise; the same on resuming.
         device: Where to train.
         progress: Whether to show a progress bar on stderr.
 
@@ -88,6 +93,7 @@ def train(
     Example:
         >>> import tempfile
         >>> from multilevel_diffusion.networks.data import Digits
+        >>> from multilevel_diffusion.networks.unet import UNetConfig
         >>> from multilevel_diffusion.process.schedules import CosineSchedule
         >>> config = UNetConfig(base_dim=4, bottom_depth=1, mid_depth=0, levels=1, image_size=8, channels=1)
         >>> settings = TrainSettings(steps=20, batch_size=8)
@@ -103,7 +109,7 @@ def train(
     if schedule.t_max != 1:
         raise ValueError(f'"schedule" ends at time {schedule.t_max}, expected 1; train with one whose times are [0, 1]')
     folder = Path(folder)
-    run = Run(config, source, schedule, settings, torch.device(device))
+    run = Run(config, source, schedule, settings, torch.device(device), teacher)
     checkpoint = folder / "checkpoint.safetensors"
     if checkpoint.exists():
         run.restore(checkpoint)
@@ -130,12 +136,13 @@ def train(
 
 
 def train_ladder(
-    configs: Sequence[UNetConfig],
+    configs: Sequence[NetworkConfig],
     source: Source,
     schedule: NoiseSchedule,
     folder: str | Path,
     settings: Sequence[TrainSettings],
     *,
+    teacher: bool = False,
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> DiffusionLadder:
@@ -150,6 +157,7 @@ def train_ladder(
         schedule: Noise levels, with times in [0, 1].
         folder: Where to write; made if missing.
         settings: One per network.
+        teacher: Whether each network but the largest learns the output of the next larger one, which is trained first.
         device: Where to train.
         progress: Whether to show progress bars on stderr.
 
@@ -168,10 +176,12 @@ def train_ladder(
     """
     if len(settings) != len(configs):
         raise ValueError(f'"settings" has {len(settings)} entries for {len(configs)} networks; give one per network')
-    runs = [
-        train(config, source, schedule, place, setting, device=device, progress=progress)
-        for config, setting, place in zip(configs, settings, run_folders(folder, len(configs)), strict=True)
-    ]
+    places, done, above = run_folders(folder, len(configs)), {}, None
+    for level in in_turn(len(configs), teacher):
+        known = {"teacher": above, "device": device, "progress": progress}
+        done[level] = train(configs[level], source, schedule, places[level], settings[level], **known)
+        above = done[level].network.to(device) if teacher else None
+    runs = [done[level] for level in range(len(configs))]
     networks = [run.network.to(device) for run in runs]
     classes, labels = (), None
     if configs[0].classes and isinstance(source, LabelledSource):
@@ -184,77 +194,13 @@ def train_ladder(
             "loss": float(run.losses[-max(1, len(run.losses) // 20) :].mean()) if len(run.losses) else None,
             "seconds": run.seconds,
             **({"lengthened": list(run.lengthened)} if run.lengthened else {}),
+            **({"teacher": "the next level"} if teacher and run is not runs[-1] else {}),
         }
         for setting, run in zip(settings, runs, strict=True)
     ]
     known = {"data": source.describe(), "training": training, "errors": errors.per_level(), "classes": classes}
     save_ladder(folder, networks, schedule, **known)
     return load_ladder(folder)
-
-
-def run_folders(folder: str | Path, networks: int) -> list[Path]:
-    """Return where the runs of a ladder's networks live.
-
-    Example:
-        >>> [path.name for path in run_folders("mine", 2)]
-        ['level_1', 'level_2']
-    """
-    place = Path(folder) / "training"
-    first = 0 if (place / "level_0").is_dir() else 1  # begun when folders counted from 0
-    return [place / f"level_{level}" for level in range(first, first + networks)]
-
-
-def seconds_left(
-    configs: Sequence[UNetConfig],
-    source: Source,
-    schedule: NoiseSchedule,
-    folder: str | Path,
-    settings: Sequence[TrainSettings],
-    *,
-    device: str | torch.device = "cpu",
-    steps: int = 3,
-) -> list[float]:
-    """Return the seconds that the rest of each network's training will take, by the time of a few steps of it.
-
-    The steps are done on copies that are thrown away. A network that is trained already takes none.
-
-    Arguments:
-        configs, source, schedule, folder, settings, device: As for :func:`train_ladder`.
-        steps: Steps whose time is taken, after one that is not.
-
-    Raises:
-        ValueError: `folder` holds a run with other settings; as `train`.
-
-    Example:
-        >>> import tempfile
-        >>> from multilevel_diffusion.networks.data import Digits
-        >>> from multilevel_diffusion.networks.unet import digits_ladder
-        >>> from multilevel_diffusion.process.schedules import CosineSchedule
-        >>> settings = [TrainSettings(steps=1000, batch_size=8)]
-        >>> seconds_left(digits_ladder()[:1], Digits(), CosineSchedule(), tempfile.mkdtemp(), settings)[0] > 0
-        True
-    """
-    left = []
-    for config, setting, place in zip(configs, settings, run_folders(folder, len(configs)), strict=True):
-        run = Run(config, source, schedule, setting, torch.device(device))
-        checkpoint = place / "checkpoint.safetensors"
-        if checkpoint.exists():
-            run.restore(checkpoint)
-        rest, count, start = setting.steps - run.step, 0, 0.0
-        while rest and count <= steps:
-            if count == 1:
-                _wait(run.device)
-                start = time.perf_counter()
-            run.advance()
-            count += 1
-        _wait(run.device)
-        left.append(rest * (time.perf_counter() - start) / steps if rest else 0.0)
-    return left
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _write_log(path: Path, losses: list[float], settings: TrainSettings) -> None:

@@ -4,6 +4,7 @@ import argparse
 import json
 
 import pytest
+from PIL import Image
 
 from multilevel_diffusion.commands.in_order import register
 from multilevel_diffusion.networks.by_name import open_ladder, open_source
@@ -47,6 +48,39 @@ def test_train_writes_a_ladder(trained):
     assert ladder.networks[0].config.levels == 1  # 8x8 is halved to 4x4
     assert [level["training"]["settings"]["seed"] for level in ladder.record["levels"]] == [0, 1, 2]
     assert ladder.record["data"]["data"] == "digits"
+
+
+def test_a_ladder_of_patches_learns_from_its_largest_network(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for grey in range(3):
+        Image.new("RGB", (8, 8), (80 * grey,) * 3).save(photos / f"{grey}.png")
+    words = ["train", "--data", f"folder:{photos}", "--vary", "--out", str(tmp_path / "ladder"), "--batch", "4"]
+    words += ["--steps", "12", "--levels", "4:8:1:0", "2:8:1:1", "--teacher", "--velocity", "--bfloat16"]
+    assert run(*words) == 0
+    ladder = load_ladder(tmp_path / "ladder")
+    assert [network.config.shape for network in ladder.networks] == ["4:8:1:0", "2:8:1:1"]
+    assert ladder.record["data"]["vary"] is True
+    training = [level["training"] for level in ladder.record["levels"]]
+    assert [one.get("teacher") for one in training] == ["the next level", None]
+    assert all(one["settings"]["velocity"] and one["settings"]["bfloat16"] for one in training)
+    assert run(*words) == 0
+    assert "network 1: 4:8:1:0, 12 steps of 4 images, trained already" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"holds another training run \(teacher .* against None"):
+        run(*[word for word in words if word != "--teacher"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--levels", "4:8"], r'"--levels" has \'4:8\', expected DIM:BOTTOM:MID such as 32:3:2, or PATCH:WIDTH'),
+        (["--levels", "3:8:1:0"], r'"image_size" is 8, expected a multiple of 3 for patches of 3'),
+        (["--vary"], r'"--vary" needs --data folder:PATH, got \'digits\'; leave it out'),
+    ],
+)
+def test_what_train_refuses(tmp_path, words, told):
+    with pytest.raises(ValueError, match=told):
+        run("train", "--data", "digits", "--out", str(tmp_path), "--steps", "5", *words)
 
 
 def test_measure_prints_and_writes(trained, tmp_path, capsys):

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 
 from multilevel_diffusion.networks.data import Digits
 from multilevel_diffusion.networks.image_folder import ImageFolder
-from multilevel_diffusion.networks.training import run_folders, seconds_left, train, train_ladder
+from multilevel_diffusion.networks.training import train, train_ladder
+from multilevel_diffusion.networks.training_order import run_folders, seconds_left
 from multilevel_diffusion.networks.training_state import Run, TrainSettings
 from multilevel_diffusion.networks.unet import UNetConfig
 from multilevel_diffusion.process.schedules import CosineSchedule, EDMSchedule
