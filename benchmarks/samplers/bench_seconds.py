@@ -32,7 +32,7 @@ from multilevel_diffusion.sampling.prices import in_seconds
 from multilevel_sde.files import write_atomically
 from multilevel_sde.pilots.answers import Prediction
 
-BUDGETS, SINGLES = (5, 8, 12, 20, 35), (4, 5, 8, 12, 20, 35, 60, 100)
+BUDGETS, SINGLES, FITS = (5, 8, 12, 20, 35), (5, 8, 12, 20, 35, 60), (5, 8, 12)
 IMAGES, FITTED = 64, 32
 PLAN, FIT, ALONE = "the pilot's plan", "a fitted plan", "one network, fitted"
 
@@ -48,11 +48,11 @@ def alone(bench: Bench, steps: int, target: Tensor, seeds: range) -> mls.FittedP
     return mls.fit_plan(ladder, bench.start(seeds), candidates, target, **process.arguments(seeds))
 
 
-def fits(bench: Bench, prices: mls.Ladder, budgets: tuple[int, ...], singles: tuple[int, ...]) -> Iterator[Run]:
+def fits(bench: Bench, prices: mls.Ladder, budgets: tuple[int, ...]) -> Iterator[Run]:
     """Yield the fitted network and the fitted ladder: what `single_runs` yields."""
     seeds = range(FIRST_SEED, FIRST_SEED + FITTED)
     target = reference(bench.stored, bench.process, seeds, progress=True)
-    for n in (n for n in singles if n <= max(budgets)):
+    for n in budgets:
         found = alone(bench, n, target, seeds)
         plans = [found.plan] * QUARTERS
         yield ALONE, n, lambda t=found.times, p=plans: bench.solve(t, p), plans
@@ -78,7 +78,7 @@ def pilots(bench: Bench, prices: mls.Ladder, budgets: tuple[int, ...]) -> Iterat
 
 def measure(ladder: str, mode: str, quick: bool) -> dict:
     """Measure every method on one process."""
-    budgets, singles = (BUDGETS[:1], SINGLES[1:3]) if quick else (BUDGETS, SINGLES)
+    budgets, singles, fitted = (each[:1] if quick else each for each in (BUDGETS, SINGLES, FITS))
     bench = open_bench(ladder, mode, 8 if quick else IMAGES)
     prices = in_seconds(bench.stored, bench.process, len(bench.parts[0]))
     top = torch.tensor(prices.costs, dtype=torch.float64) / prices.costs[-1]
@@ -86,16 +86,14 @@ def measure(ladder: str, mode: str, quick: bool) -> dict:
     with torch.no_grad():
         end = bench.solve(fine, [mls.em_plan(bench.stored.ladder, fine)] * QUARTERS)
         todo = [(run, True) for run in single_runs(bench, singles)]
-        todo += [(run, run[0] == ALONE) for run in fits(bench, prices, budgets, singles)]
+        todo += [(run, run[0] == ALONE) for run in fits(bench, prices, fitted)]
         todo += [(run, False) for run in pilots(bench, prices, budgets)]
         for run, single in tqdm(todo, desc=f"{ladder} {mode}", unit="run"):
-            taken = []
-            for _ in range(2):  # the first one warms up
-                begin = time.process_time()
-                images = run[2]()
-                taken.append(time.process_time() - begin)
+            begin = time.process_time()
+            images = run[2]()
+            taken = time.process_time() - begin
             squared = (images - end).double().square().flatten(1).mean(1)
-            row = asdict(bench.row(run, single, squared, min(taken)))
+            row = asdict(bench.row(run, single, squared, taken))
             if run[3]:
                 row["cost"] = float(run[3][0].evaluations.double() @ top)
             rows.append(row)

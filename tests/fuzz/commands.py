@@ -42,6 +42,7 @@ _WRONG = {
         "--fine": ["0", "-1", "x", "1"],
         "--budget": ["nan", "-1", "0", "x", "inf"],
         "--count": ["0", "-1", "x"],
+        "--price": ["x", "", "euros"],
         "--batch": ["-1", "x"],
         "--plan": ["", "nothing", "/dev/null"],
         "--mode": ["x", ""],

@@ -76,18 +76,18 @@ def register(subparsers) -> None:
         >>> parser = argparse.ArgumentParser()
         >>> register(parser.add_subparsers())
         >>> parser.parse_args(["demo"]).images
-        64
+        12
     """
     parser = subparsers.add_parser("demo", help="images of a shipped ladder, by one network and by plans at equal cost")
-    parser.add_argument("--ladder", default="digits", help="name of a shipped ladder [%(default)s]")
+    parser.add_argument("--ladder", default="emoji32", help="name of a shipped ladder [%(default)s]")
     add_mode(parser)
-    parser.add_argument("--images", type=at_least(1), default=64, help="how many images are compared [%(default)s]")
+    parser.add_argument("--images", type=at_least(1), default=12, help="how many images are compared [%(default)s]")
     parser.add_argument(
         "--budgets",
         type=number(above=0),
         nargs="+",
-        default=[6.0, 12.0, 24.0],
-        help="cost of an image in evaluations of the largest network [6 12 24]",
+        default=[5.0, 8.0, 12.0],
+        help="cost of an image in evaluations of the largest network [5 8 12]",
     )
     add_price(parser)
     parser.add_argument("--steps", type=at_least(2), default=_FINE, help="steps of the reference [%(default)s]")
@@ -184,8 +184,10 @@ def _write(
     from multilevel_sde.pilots.report.page import write_report
 
     images = reference.images[:16]
-    strips = [(f"reference, cost {reference.cost:g}", images), *((name, made[:16]) for name, made in pictures)]
-    save_rows(out / "compare.png", strips, f"The same seeds by every method; cost in {_UNIT}")
+    shown = [(name, made[:16]) for name, made in pictures if name.startswith((_ALONE, _PILOT))]
+    strips = [(f"reference, cost {reference.cost:g}", images), *shown]
+    size = max(2, 40 // images.shape[-1])
+    save_rows(out / "compare.png", strips, f"The same seeds by every method; cost in {_UNIT}", scale=size)
     save_grid(out / "samples.png", pictures[-1][1], scale=max(1, 48 // images.shape[-1]))
     _plot(out / "error.png", rows)
     measured = [(row.method, row.cost * pilot.costs[-1], row.mse) for row in rows]

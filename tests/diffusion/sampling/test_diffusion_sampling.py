@@ -291,7 +291,20 @@ def test_bad_input_is_one_sentence_and_writes_nothing(words, message, tmp_path, 
 
 
 def test_the_demo_writes_its_table_and_pictures(tmp_path, capsys):
-    words = ["--images", "4", "--steps", "20", "--budgets", "6", "--seed", "3", "--out", str(tmp_path)]
+    words = [
+        "--ladder",
+        "digits",
+        "--images",
+        "4",
+        "--steps",
+        "20",
+        "--budgets",
+        "6",
+        "--seed",
+        "3",
+        "--out",
+        str(tmp_path),
+    ]
     assert run(demo_module, "demo", *words) == 0
     record = json.loads((tmp_path / "demo.json").read_text())
     assert (record["images"], record["seed"], record["version"]) == (4, 3, mls.__version__)
