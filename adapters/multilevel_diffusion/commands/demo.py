@@ -76,18 +76,18 @@ def register(subparsers) -> None:
         >>> parser = argparse.ArgumentParser()
         >>> register(parser.add_subparsers())
         >>> parser.parse_args(["demo"]).images
-        12
+        8
     """
     parser = subparsers.add_parser("demo", help="images of a shipped ladder, by one network and by plans at equal cost")
     parser.add_argument("--ladder", default="emoji32", help="name of a shipped ladder [%(default)s]")
     add_mode(parser)
-    parser.add_argument("--images", type=at_least(1), default=12, help="how many images are compared [%(default)s]")
+    parser.add_argument("--images", type=at_least(1), default=8, help="how many images are compared [%(default)s]")
     parser.add_argument(
         "--budgets",
         type=number(above=0),
         nargs="+",
-        default=[5.0, 8.0, 12.0],
-        help="cost of an image in evaluations of the largest network [5 8 12]",
+        default=[6.0, 12.0, 24.0],
+        help="cost of an image in evaluations of the largest network [6 12 24]",
     )
     add_price(parser)
     parser.add_argument("--steps", type=at_least(2), default=_FINE, help="steps of the reference [%(default)s]")
