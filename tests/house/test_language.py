@@ -16,7 +16,7 @@ PAGES = [
         f"docs/{name}.md"
         for name in (
             *("index", "start", "choosing", "glossary", "stability", "api", "architecture", "testing"),
-            *("digits", "samplers", "diffusers", "edm", "one_model", "editing", "scale", "placement"),
+            *("demo", "samplers", "diffusers", "edm", "one_model", "editing", "scale", "placement"),
             *(
                 "pilot",
                 "training",
