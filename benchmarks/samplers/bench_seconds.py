@@ -1,6 +1,7 @@
 """What does a ladder save in seconds, against the best sampler of one network, fitted ones included?
 
-    python -m benchmarks.samplers.bench_seconds                 # both modes; 20 minutes of one idle core each
+    python -m benchmarks.samplers.bench_seconds                 # emoji32, both modes; 40 minutes of one idle core each
+    python -m benchmarks.samplers.bench_seconds --fits          # none: no fitted rivals and plans; 15 minutes each
     python -m benchmarks.samplers.bench_seconds --quick --ladder digits --out /tmp/seconds
 
 On one thread, 64 images in batches of 16. Plans are made for seconds: levels are priced by the time of a step
@@ -76,17 +77,17 @@ def pilots(bench: Bench, prices: mls.Ladder, budgets: tuple[int, ...]) -> Iterat
             yield PLAN, n, lambda t=best.times, p=plans: bench.solve(t, p), plans
 
 
-def measure(ladder: str, mode: str, quick: bool) -> dict:
+def measure(ladder: str, mode: str, images: int, fitted: tuple[int, ...], quick: bool) -> dict:
     """Measure every method on one process."""
-    budgets, singles, fitted = (each[:1] if quick else each for each in (BUDGETS, SINGLES, FITS))
-    bench = open_bench(ladder, mode, 8 if quick else IMAGES)
+    budgets, singles, fitted = (each[:1] if quick else each for each in (BUDGETS, SINGLES, fitted))
+    bench = open_bench(ladder, mode, images)
     prices = in_seconds(bench.stored, bench.process, len(bench.parts[0]))
     top = torch.tensor(prices.costs, dtype=torch.float64) / prices.costs[-1]
     fine, rows = bench.process.grid(FINE), []
     with torch.no_grad():
         end = bench.solve(fine, [mls.em_plan(bench.stored.ladder, fine)] * QUARTERS)
         todo = [(run, True) for run in single_runs(bench, singles)]
-        todo += [(run, run[0] == ALONE) for run in fits(bench, prices, fitted)]
+        todo += [(run, run[0] == ALONE) for run in (fits(bench, prices, fitted) if fitted else ())]
         todo += [(run, False) for run in pilots(bench, prices, budgets)]
         for run, single in tqdm(todo, desc=f"{ladder} {mode}", unit="run"):
             begin = time.process_time()
@@ -135,13 +136,17 @@ def markdown(result: dict) -> str:
 def main() -> None:
     """Measure what was asked for, and write and print the tables of all that lies in the folder."""
     parser = parser_of(__file__, __doc__)
-    parser.add_argument("--ladder", default="deadleaves32", help="a shipped ladder with pilots [%(default)s]")
+    parser.add_argument("--ladder", default="emoji32", help="a shipped ladder with pilots [%(default)s]")
     parser.add_argument("--modes", nargs="*", choices=MODES, default=list(MODES), help="none: only the tables [both]")
+    parser.add_argument("--images", type=int, default=IMAGES, help="a multiple of 4 [%(default)s]")
+    parser.add_argument("--fits", type=int, nargs="*", default=list(FITS), help="budgets of fits [%(default)s]")
     parser.add_argument("--quick", action="store_true", help="a smoke run: 8 images, one budget")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for mode in options.modes:
-        write_json(options.out / f"seconds_{options.ladder}_{mode}.json", measure(options.ladder, mode, options.quick))
+        images = 8 if options.quick else options.images
+        result = measure(options.ladder, mode, images, tuple(options.fits), options.quick)
+        write_json(options.out / f"seconds_{options.ladder}_{mode}.json", result)
     text = "\n".join(markdown(json.loads(path.read_bytes())) for path in sorted(options.out.glob("seconds_*.json")))
     write_atomically(options.out / "seconds.md", text.encode())
     print(text)
