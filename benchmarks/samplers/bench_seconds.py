@@ -7,7 +7,8 @@
 On one thread, 64 images in batches of 16. Plans are made for seconds: levels are priced by the time of a step
 (:class:`multilevel_sde.StepSecondsCost`), and budgets count those of the largest network. The error is the mean squared
 distance to the largest network's path in 1,000 steps with the same noise. Rivals are all samplers of
-`bench_samplers.py` with the largest network, and that network fitted: SA-Solver's method on both grids, its
+`bench_samplers.py` with the largest network; the network and number of steps that the pilot takes for the best to use
+alone, which may be a smaller one with more steps; and the largest network fitted: SA-Solver's method on both grids, its
 coefficients fitted as those of plans are, on the same samples. A cell of the last two columns is what the best rival
 takes for that error over what the plan takes.
 """
@@ -35,7 +36,7 @@ from multilevel_sde.pilots.answers import Prediction
 
 BUDGETS, SINGLES, FITS = (5, 8, 12, 20, 35), (5, 8, 12, 20, 35, 60), (5, 8, 12)
 IMAGES, FITTED = 64, 32
-PLAN, FIT, ALONE = "the pilot's plan", "a fitted plan", "one network, fitted"
+PLAN, FIT, ALONE, CHOSEN = "the pilot's plan", "a fitted plan", "one network, fitted", "one network, by the pilot"
 
 
 def alone(bench: Bench, steps: int, target: Tensor, seeds: range) -> mls.FittedPlan:
@@ -68,13 +69,13 @@ def fits(bench: Bench, prices: mls.Ladder, budgets: tuple[int, ...]) -> Iterator
 
 
 def pilots(bench: Bench, prices: mls.Ladder, budgets: tuple[int, ...]) -> Iterator[Run]:
-    """Yield the pilot's plans."""
+    """Yield the pilot's plans, and what it would do with one network."""
     pilot = bench.pilot.priced(prices).in_evaluations()
     for n in budgets:
-        if n >= pilot.least_budget:
-            best = pilot.plan(budget=n)
+        found = {CHOSEN: pilot.single(budget=n)} | ({PLAN: pilot.plan(budget=n)} if n >= pilot.least_budget else {})
+        for name, best in found.items():
             plans = [best.plan] * QUARTERS
-            yield PLAN, n, lambda t=best.times, p=plans: bench.solve(t, p), plans
+            yield name, n, lambda t=best.times, p=plans: bench.solve(t, p), plans
 
 
 def measure(ladder: str, mode: str, images: int, fitted: tuple[int, ...], quick: bool) -> dict:
@@ -88,7 +89,7 @@ def measure(ladder: str, mode: str, images: int, fitted: tuple[int, ...], quick:
         end = bench.solve(fine, [mls.em_plan(bench.stored.ladder, fine)] * QUARTERS)
         todo = [(run, True) for run in single_runs(bench, singles)]
         todo += [(run, run[0] == ALONE) for run in (fits(bench, prices, fitted) if fitted else ())]
-        todo += [(run, False) for run in pilots(bench, prices, budgets)]
+        todo += [(run, run[0] == CHOSEN) for run in pilots(bench, prices, budgets)]
         for run, single in tqdm(todo, desc=f"{ladder} {mode}", unit="run"):
             begin = time.process_time()
             images = run[2]()
