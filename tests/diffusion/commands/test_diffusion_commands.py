@@ -104,7 +104,7 @@ def test_preset_is_found_by_the_shape_of_the_images(tmp_path, monkeypatch):
 
     monkeypatch.setattr("multilevel_diffusion.networks.training.train_ladder", record)
     monkeypatch.setattr(
-        "multilevel_diffusion.networks.training.seconds_left", lambda configs, *a, **k: [0.0] * len(configs)
+        "multilevel_diffusion.networks.training_order.seconds_left", lambda configs, *a, **k: [0.0] * len(configs)
     )
     for data, size, base_dims, steps in [
         ("digits", "8", [4, 8, 16, 32, 64], [8000, 8000, 8000, 4500, 3500]),

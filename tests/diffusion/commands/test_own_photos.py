@@ -118,7 +118,7 @@ def test_images_of_any_size_have_networks(tmp_path, monkeypatch, capsys):
     photos(tmp_path / "photos", 3, size=20)
     seen = []
     monkeypatch.setattr(
-        "multilevel_diffusion.networks.training.seconds_left", lambda configs, *a, **k: seen.extend(configs) or 1 / 0
+        "multilevel_diffusion.networks.training_order.seconds_left", lambda configs, *a, **k: seen.extend(configs) or 1 / 0
     )
     assert cli.main(["train", "--data", f"folder:{tmp_path / 'photos'}", "--out", str(tmp_path / "mine")]) == 2
     assert [(config.image_shape, config.levels) for config in seen] == [((3, 20, 20), 2)] * 4
