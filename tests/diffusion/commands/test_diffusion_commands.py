@@ -98,7 +98,7 @@ def test_measure_prints_and_writes(trained, tmp_path, capsys):
 def test_preset_is_found_by_the_shape_of_the_images(tmp_path, monkeypatch):
     asked = {}
 
-    def record(configs, source, schedule, folder, settings, device):
+    def record(configs, source, schedule, folder, settings, **options):
         asked.update(configs=configs, settings=settings)
         raise ValueError("stop here")
 

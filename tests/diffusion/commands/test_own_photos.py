@@ -117,9 +117,8 @@ def test_train_takes_the_size_of_the_images_and_says_what_it_will_do(tmp_path, c
 def test_images_of_any_size_have_networks(tmp_path, monkeypatch, capsys):
     photos(tmp_path / "photos", 3, size=20)
     seen = []
-    monkeypatch.setattr(
-        "multilevel_diffusion.networks.training_order.seconds_left", lambda configs, *a, **k: seen.extend(configs) or 1 / 0
-    )
+    told = "multilevel_diffusion.networks.training_order.seconds_left"
+    monkeypatch.setattr(told, lambda configs, *a, **k: seen.extend(configs) or 1 / 0)
     assert cli.main(["train", "--data", f"folder:{tmp_path / 'photos'}", "--out", str(tmp_path / "mine")]) == 2
     assert [(config.image_shape, config.levels) for config in seen] == [((3, 20, 20), 2)] * 4
     Image.new("RGB", (3000, 2000)).save(tmp_path / "large.png")
