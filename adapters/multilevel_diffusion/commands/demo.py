@@ -43,7 +43,7 @@ __all__ = ["Row", "demo", "register"]
 _FINE = 1000
 _MULTILEVEL_STEPS = 100
 _UNIT = "evaluations of the largest network"
-_ALONE, _PAPER, _PILOT = "one network, best", "ML-EM, p = C/T", "ML-EM, pilot"
+_ALONE, _PAPER, _PILOT = "one network, chosen", "ML-EM, p = C/T", "ML-EM, pilot"
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def register(subparsers) -> None:
         "--budgets",
         type=number(above=0),
         nargs="+",
-        default=[6.0, 12.0, 24.0],
-        help="cost of an image in evaluations of the largest network [6 12 24]",
+        default=[6.0, 12.0, 20.0],
+        help="cost of an image in evaluations of the largest network [6 12 20]",
     )
     add_price(parser)
     parser.add_argument("--steps", type=at_least(2), default=_FINE, help="steps of the reference [%(default)s]")
@@ -163,7 +163,7 @@ def demo(
         }.items():
             result = run(times, plan, f"{name} at {budget:g} evaluations")
             rows.append(_row(name, budget, result, reference))
-            pictures.append((f"{name}, cost {rows[-1].cost:.1f}, MSE {rows[-1].mse:.4f}", result.images))
+            pictures.append((f"{name}, cost {rows[-1].cost:.1f}, MSE {rows[-1].mse:.3f}", result.images))
     print(_table(rows, reference, steps, prices.unit))
     mode = "DDIM" if process.tau == 0 else "DDPM"
     name = images.folder.name if images.folder else "own"
@@ -262,13 +262,13 @@ def _level_table(images: DiffusionLadder, batch: int) -> str:
 
 
 def _table(rows: list[Row], reference: Samples, steps: int, unit: str) -> str:
-    head = f"{'method':<18} {'cost':>8} {'MSE':>9} {'median':>9} {'seconds':>8}  evaluations per level"
+    head = f"{'method':<20} {'cost':>8} {'MSE':>9} {'median':>9} {'seconds':>8}  evaluations per level"
     lines = ["", f"distance to {steps} steps of the largest network; cost in its evaluations by {unit}", head]
     lines += [
-        f"{row.method:<18} {row.cost:>8.2f} {row.mse:>9.5f} {row.median:>9.5f} {row.seconds:>8.2f}  {row.evaluations}"
+        f"{row.method:<20} {row.cost:>8.2f} {row.mse:>9.5f} {row.median:>9.5f} {row.seconds:>8.2f}  {row.evaluations}"
         for row in rows
     ]
-    lines.append(f"{'reference':<18} {reference.cost:>8.2f} {0:>9.5f} {0:>9.5f} {reference.seconds:>8.2f}")
+    lines.append(f"{'reference':<20} {reference.cost:>8.2f} {0:>9.5f} {0:>9.5f} {reference.seconds:>8.2f}")
     return "\n".join(lines)
 
 

@@ -308,7 +308,7 @@ def test_the_demo_writes_its_table_and_pictures(tmp_path, capsys):
     assert run(demo_module, "demo", *words) == 0
     record = json.loads((tmp_path / "demo.json").read_text())
     assert (record["images"], record["seed"], record["version"]) == (4, 3, mls.__version__)
-    assert [row["method"] for row in record["rows"]] == ["EM", "one network, best", "ML-EM, p = C/T", "ML-EM, pilot"]
+    assert [row["method"] for row in record["rows"]] == ["EM", "one network, chosen", "ML-EM, p = C/T", "ML-EM, pilot"]
     costs = load_ladder(shipped_ladder("digits")).ladder.costs
     for row in record["rows"]:
         spent = sum(n * cost for n, cost in zip(row["evaluations"], costs, strict=True)) / costs[-1]
@@ -348,7 +348,7 @@ def test_the_demos_report_says_what_its_table_shows(tmp_path):
     assert [one["budget_in_top"] for one in advice] == pytest.approx([6.0, 12.0])
     for one in advice:
         found = {row.method: row for row in rows if row.budget == pytest.approx(one["budget_in_top"])}
-        assert one["pays"] == (found["ML-EM, pilot"].median < found["one network, best"].median)
+        assert one["pays"] == (found["ML-EM, pilot"].median < found["one network, chosen"].median)
         told = float(re.search(r"expected mean squared error ([\d.e-]+)", one["text"])[1])
         assert 1 / 5 < found["ML-EM, pilot"].mse / told < 2
         assert "evaluations of the top level" in one["text"]
