@@ -53,10 +53,6 @@ class Curve:
         other = Form.BASE if self.pilot.multistep else Form.PLAIN
         return self.pilot.preferred(self.steps, [Form.TRACKED, other])
 
-    def within(self, budget: float, memory: bool = True) -> PilotPlan:
-        """The best plan that costs at most the budget, which must be the base cost or more."""
-        return self.ranked(budget, memory)[1]
-
     def ranked(self, budget: float, memory: bool = True) -> tuple[float, PilotPlan]:
         """That plan after what plans are chosen by: the error by the runs on their own grid and on all, in equal parts.
 

@@ -63,6 +63,14 @@ def test_a_pilot_in_evaluations_plans_the_same(measured):
     assert "calls; the best single level needs" in told.advise(budget=7).text
 
 
+def test_the_first_of_many_plans_is_the_only_one_of_one(measured):
+    budget = 7 * LADDER.costs[-1]
+    (first,) = measured.plans(budget=budget, count=1)
+    assert first.plan == measured.plans(budget=budget, count=8)[0].plan
+    with pytest.raises(ValueError, match='"count" must be at least 1 plan, got 0'):
+        measured.plans(budget=budget, count=0)
+
+
 def test_the_same_measurements_serve_at_other_prices(measured):
     ladder = mls.Ladder(LADDER.drifts, mls.GivenCost([1.0, 1.5, 2.0, 8.0], "seconds"))
     told, top = measured.priced(ladder), LADDER.costs[-1]
