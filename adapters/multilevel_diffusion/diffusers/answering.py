@@ -63,6 +63,7 @@ class Answering:
         self._expected: int | None = None
         self._aim: Callable[[], bool] | None = None
         self._handed: HandedOn | None = None
+        self._other: tuple[Settings, tuple[float, ...], mls.Plan] | None = None  # of a run with other calls
         self._grid: tuple[tuple[Any, list[float], int, bool], Tensor | None] | None = None
 
     def _follow(self, settings: Settings) -> None:
@@ -137,7 +138,8 @@ class Answering:
         """
         plan, budget = self._settings.plan, self._settings.held
         part = self._clock.offset > 0 and plan is not None and plan.steps == self._clock.calls != self._expected
-        if plan is not None and self._settings.budget is not None and plan.steps != self._expected is not None:
+        by_pilot = self._settings.budget is not None
+        if plan is not None and by_pilot and self._expected not in (None, plan.steps):
             plan = self._carried(scheduler) or plan
             part = part and plan.steps != self._expected
         if part and self._settings.pilot is not None:
@@ -162,7 +164,7 @@ class Answering:
         return plan
 
     def _tell_of_calibrate(self) -> None:
-        if self._told or len(self._ladder) == 1:
+        if self._told or len(self._ladder) == 1 or self._settings.pilot is not None:
             return
         self._told = True
         warnings.warn(
@@ -184,16 +186,23 @@ class Answering:
         return plan if base is None else mls.multistep(plan, base)
 
     def _carried(self, scheduler: Any) -> mls.Plan | None:
-        """The pilot's plan for another number of calls than it measured; None where noise levels are not known."""
+        """The pilot's plan for another number of calls than it measured; None where noise levels are not known.
+
+        It is made once for the same calls in a row.
+        """
         settings, places = self._settings, half_log_snr(scheduler, self._clock.offset)
         if settings.pilot is None or not settings.places or len(places) - 1 != self._expected:
             return None
+        if self._other is not None and self._other[0] is settings and self._other[1] == places:
+            return self._other[2]
         base = next(iter(settings.pilot.multistep.values()), None)
         if base is not None:  # a corrector, which is for steps without noise, reaches one value further back
             base = self._base_of_run(scheduler, corrected=base.shape[1] > 2)
         pilot = carried(settings.pilot, settings.places, places, base)
         assert settings.budget is not None
-        return plans_at(pilot, self._ladder, settings.budget)[0].plan
+        plan = plans_at(pilot, self._ladder, settings.budget)[0].plan
+        self._other = settings, places, plan
+        return plan
 
     def _base_of_run(self, scheduler: Any, *, corrected: bool) -> Tensor | None:
         """The base's coefficients, found by trial steps once for a grid: they take as long as a call of a model."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from test_attached import TRAILING, errors, images, smooth  # noqa: E402
 
-from multilevel_diffusion.diffusers import MultilevelUNet, attach  # noqa: E402
+from multilevel_diffusion.diffusers import MultilevelUNet, answering, attach  # noqa: E402
 from multilevel_diffusion.diffusers.scheduler_grid import half_log_snr  # noqa: E402
 from multilevel_diffusion.loops.carried import carried  # noqa: E402
 
@@ -87,6 +88,24 @@ def test_it_is_carried_after_loading_too(ddim, unet, tmp_path: Path):
     ladder.save_pretrained(tmp_path)
     MultilevelUNet.from_pretrained(tmp_path).install(pipe)
     torch.testing.assert_close(images(pipe, 14), expected, rtol=0, atol=1e-3)  # the file keeps responses in float32
+
+
+def test_it_is_made_once_for_the_same_calls_and_not_said_to_be_unmeasured(ddim, unet, monkeypatch):
+    made = []
+    real = answering.plans_at
+    monkeypatch.setattr(answering, "plans_at", lambda *given: made.append(given) or real(*given))
+    pipe = ddim(unet(8), **TRAILING)
+    ladder = attach(pipe, [unet(4)], budget_fraction=0.5, costs=(1.0, 8.0))
+    ladder.calibrate(pipe, num_inference_steps=10, progress=False)
+    with warnings.catch_warnings(record=True) as seen:
+        first = images(pipe, 14)
+        assert torch.equal(images(pipe, 14), first)
+        assert len(made) == 1
+        images(pipe, 12)
+        ladder.allocate(budget_fraction=0.3)
+        images(pipe, 12)
+    assert len(made) == 3
+    assert not any("not been measured" in str(one.message) for one in seen)
 
 
 def test_a_plan_of_the_users_is_not_carried(ddim, unet):
