@@ -159,7 +159,7 @@ class Alone:
 
     def _mse(self, steps: int) -> float:
         error = self.pilot.single_error(self.level, steps, self.multistep)
-        return error * self.pilot.single_tail(self.level, steps, self.multistep)
+        return self.pilot.single_mean(error, self.level, self.multistep)
 
     def _predicted(self, steps: int) -> Prediction:
         pilot = self.pilot

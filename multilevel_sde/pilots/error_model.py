@@ -7,27 +7,27 @@ The predicted mean squared error of a plan to the path of the top level on the f
 with the plan's weights w, the Gram matrix G of the responses (see :mod:`multilevel_sde.pilots.run_pilot`), and the step
 error of the top level on the plan's grid. q is the measured ratio to the first-order error, on this grid and in this
 form of plans, interpolated in the logarithm with q(e) e nondecreasing. These are typical errors. Their sum is
-multiplied by the tail, the measured ratio of mean to typical error, made nondecreasing in the error too. Plans are made
-with the off-diagonal of G shrunk by 5%, predicted without.
+multiplied by the tail (:func:`multilevel_sde.pilots.isotone.tails`), interpolated with the mean nondecreasing in the
+typical error. Plans are made with the off-diagonal of G shrunk by 5%, predicted without.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self
 
 import numpy as np
 import torch
-from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from multilevel_sde.arguments import as_integer, as_number, as_tensor
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.pilots.answers import Calibration, Form, PilotPlan, Prediction, Rates, Single, level_rates
+from multilevel_sde.pilots.isotone import calibrated
 from multilevel_sde.pilots.responses import SHRINKAGE, Responses
 from multilevel_sde.pilots.tracking import total_weights, track
 from multilevel_sde.plans.drawing import draw_plan
@@ -210,17 +210,17 @@ class ErrorModel:
         known = [getattr(one, what) for one in runs]
         # However many corrections, plans on coarser grids do not become the top level: no less than was measured.
         least = min((x for x in known if x > 0), default=0.0) if runs and runs[0].steps < self.rows else 0.0
-        typical = step + _calibrated(max(value, least), zip(known, self._beside(runs), strict=True))
-        mse = typical * _rising(value, known, [one.tail for one in runs])
+        typical = step + calibrated(max(value, least), zip(known, self._beside(runs), strict=True))
+        mse = calibrated(typical, [(one.measured, one.measured * one.tail) for one in runs])
         multistep = bool(self.multistep) and form is not Form.PLAIN
-        step_mse = step * self.single_tail(self.levels - 1, steps * self.steps / self.rows, multistep)
+        step_mse = self.single_mean(step, self.levels - 1, multistep)
         return self.expectation(max(0.0, mse - step_mse), step_mse, typical, evaluations)
 
     def common_typical(self, value: float, steps: int, form: Form, what: str = "first_order") -> float:
         """The typical error of a plan by the runs in its form on all grids together; arguments as :meth:`_expected`."""
         runs = [one for one in self.calibration if one.form is form] or list(self.calibration)
         known = [getattr(one, what) for one in runs]
-        level = _calibrated(value, zip(known, self._beside(runs), strict=True))
+        level = calibrated(value, zip(known, self._beside(runs), strict=True))
         return self.step_error_of(steps, form) + level
 
     def _beside(self, runs: Sequence[Calibration]) -> list[float]:
@@ -246,7 +246,7 @@ class ErrorModel:
         if as_integer("steps", steps) < 1:
             raise ValueError(f'"steps" must be at least 1, got {steps}')
         top, multistep = self.levels - 1, bool(self.multistep)
-        return self.single_error(top, steps, multistep) * self.single_tail(top, steps, multistep)
+        return self.single_mean(self.single_error(top, steps, multistep), top, multistep)
 
     def single_error(self, level: int, steps: float, multistep: bool) -> float:
         """Typical squared error of a level alone, interpolated in the logarithm of the number of steps.
@@ -261,11 +261,10 @@ class ErrorModel:
             return known[last] * ((1 / steps - 1 / finest) / (1 / last - 1 / finest)) ** 2
         return float(np.exp(np.interp(math.log(steps), np.log(list(known)), np.log(list(known.values())))))
 
-    def single_tail(self, level: int, steps: float, multistep: bool) -> float:
-        """Ratio of the mean to that."""
-        runs = [one for one in self.singles if (one.level, one.multistep) == (level, multistep) and one.error > 0]
-        error = self.single_error(level, steps, multistep)
-        return _rising(error, [one.error for one in runs], [one.tail for one in runs])
+    def single_mean(self, error: float, level: int, multistep: bool) -> float:
+        """The mean squared error of a level alone whose typical one is this."""
+        runs = [one for one in self.singles if (one.level, one.multistep) == (level, multistep)]
+        return calibrated(error, [(one.error, one.error * one.tail) for one in runs])
 
     def measured_alone(self, level: int, multistep: bool) -> dict[int, float]:
         """Steps -> typical squared error of a level alone, as it was measured, in the order of steps."""
@@ -338,29 +337,3 @@ class ErrorModel:
             ValueError: The number of steps does not divide that of the pilot; draws per sample.
         """
         return track(as_plan(plan), self.responses(plan.steps), self.multistep.get(plan.steps))
-
-
-def _calibrated(value: float, pairs: Iterable[tuple[float, float]]) -> float:
-    """The value times the ratio of measured to given, interpolated in the logarithm of the given.
-
-    What was measured is made nondecreasing in the given first: a few samples scatter, and a plan that promises less
-    must not be expected to err more.
-    """
-    known = sorted((given, measured) for given, measured in pairs if given > 0 and measured > 0)
-    if not known or value <= 0:
-        return value
-    x, y = np.log(known).T
-    return value * math.exp(float(np.interp(math.log(value), x, isotonic_regression(y).x - x)))
-
-
-def _rising(value: float, known: list[float], tails: list[float]) -> float:
-    """The tail at a value, interpolated in logarithms of what was measured, made nondecreasing in the error.
-
-    A tail that grows as errors fall comes from the few samples that end up somewhere else whatever is done, so that the
-    runs with smaller errors share one.
-    """
-    pairs = sorted((x, tail) for x, tail in zip(known, tails, strict=True) if x > 0)
-    if not pairs or value <= 0:
-        return 1.0
-    x, y = np.log(pairs).T
-    return math.exp(float(np.interp(math.log(value), x, isotonic_regression(y).x)))

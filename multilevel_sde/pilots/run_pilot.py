@@ -16,7 +16,7 @@ measured by running the top level on coarser sub-grids, and the cheapest level o
 
 Errors of nonlinear problems have heavy tails (a sample that falls to another mode is far off), which a mean over a few
 samples does not show reliably. So the pilot measures typical errors, means over samples with each error cut at 10 times
-the median, and one ratio of mean to typical error over all its runs (their geometric mean), the tail.
+the median, and the ratio of the mean to that, the tail (:mod:`multilevel_sde.pilots.isotone`).
 
 References:
     Giles, Acta Numerica 24, 2015 (pilot estimates of variance and cost); docs/theory.
@@ -39,6 +39,7 @@ from multilevel_sde.noise.diffusion import Diffusion
 from multilevel_sde.pilots.answers import Calibration
 from multilevel_sde.pilots.cautions import OTHER_ROWS, disagreement, warn_of_batches, warn_of_random
 from multilevel_sde.pilots.grids import refined
+from multilevel_sde.pilots.isotone import tails
 from multilevel_sde.pilots.measure_errors import (
     Finals,
     calibration_budgets,
@@ -162,6 +163,7 @@ def pilot(
     timer = SecondsCost(trial.y0, t=float(grid[count // 2]), calls=_TIMED - 1, warmup=1, conditions=trial.conditions)
     seconds = timer(trial.ladder.drifts)
     trial.charge(_TIMED * sum(ladder.costs) * len(trial))
+    found = tails([errors for _, errors in singles] + [run[4] for run in runs])
     longer = sorted({one.steps for one, _ in singles if one.multistep and one.steps > count})
     known = [*range(1, count + 1), *longer] if multistep else []
     return Pilot(
@@ -175,8 +177,13 @@ def pilot(
         variances=track.variances,
         kurtosis=tuple(track.kurtosis.tolist()),
         random_levels=track.random_levels,
-        singles=tuple(one._replace(error=typical(errors), tail=_tail(errors)) for one, errors in singles),
-        calibration=tuple(Calibration(*run[:4], typical(run[4]), _tail(run[4])) for run in runs),
+        singles=tuple(
+            one._replace(error=typical(errors), tail=tail)
+            for (one, errors), tail in zip(singles, found[: len(singles)], strict=True)
+        ),
+        calibration=tuple(
+            Calibration(*run[:4], typical(run[4]), tail) for run, tail in zip(runs, found[len(singles) :], strict=True)
+        ),
         cost=trial.cost,
         samples=len(trial),
         multistep={n: trial.base(refined(fine, grid, n)) for n in known},
@@ -204,11 +211,6 @@ def _check(ladder: Ladder, y0: Tensor, samples: int, step: Step | StepRule, mult
         )
     if isinstance(step, StepRule) and multistep is not None:
         raise ValueError('"multistep" belongs to steps with one estimate, got a StepRule as "step"; leave out one')
-
-
-def _tail(errors: Tensor) -> float:
-    usual = typical(errors)
-    return float(errors.mean()) / usual if usual > 0 else 1.0
 
 
 def _candidate_grid(trial: Trial, fine: Tensor, candidates: int | Tensor, limit: float | None, copies: int) -> Tensor:

@@ -57,7 +57,7 @@ TOP = law(2, 0.0)
 def test_errors_are_interpolated_in_the_logarithm(steps):
     assert made(TOP).single_error(2, steps, False) == pytest.approx(steps**-2.0, rel=1e-9)
     assert made(law(2, 0.0, tail=3.0)).step_error(8) == pytest.approx(3 / 64)
-    assert made(law(2, 0.0, tail=3.0)).single_tail(2, 8, False) == pytest.approx(3.0)
+    assert made(law(2, 0.0, tail=3.0)).single_mean(8**-2.0, 2, False) == pytest.approx(3 / 64)
 
 
 def test_outside_the_measured_steps_the_nearest_counts():
@@ -72,15 +72,18 @@ def test_beyond_the_last_that_errs_errors_fall_to_none_on_the_finest_grid():
     assert pilot.single_error(2, 256, False) == 0.0
 
 
-def test_the_tail_does_not_grow_as_errors_fall():
-    """From one step on 2, 4 (where errors are large they count), then 1, 9 and 3, which share their geometric mean."""
-    tails = dict(zip((1, 2, 4, 8, 16), (4.0, 2.0, 1.0, 9.0, 3.0), strict=True))
-    pilot = made([one._replace(tail=tails[one.steps]) for one in law(2, 0.0, most=16)])
-    assert pilot.single_tail(2, 1, False) == pytest.approx(4.0)
-    for steps in (4, 8, 16):
-        assert pilot.single_tail(2, steps, False) == pytest.approx((2 * 1 * 9 * 3) ** 0.25)
-    assert pilot.step_error(1) == pytest.approx(4.0)
-    assert pilot.single_tail(1, 4, False) == 1.0  # not measured
+def test_the_mean_does_not_fall_as_typical_errors_grow():
+    """Typical errors 1, 1/4 and 1/16 with tails 1, 2 and 4 have means 1, 1/2 and 1/4; with 8 at 1/4, 1 and 2 share."""
+    top = [Single(2, n, False, n**-2.0, tail) for n, tail in ((1, 1.0), (2, 2.0), (4, 4.0))]
+    pilot = made(top, law(1, 0.0, tail=9.0))
+    for error, mean in ((1.0, 1.0), (1 / 4, 1 / 2), (1 / 16, 1 / 4), (1 / 64, 1 / 16), (4.0, 4.0)):
+        assert pilot.single_mean(error, 2, False) == pytest.approx(mean)
+    assert pilot.step_error(2) == pytest.approx(1 / 2)
+    assert pilot.single_mean(0.5, 1, True) == 0.5  # not measured
+    top[1] = top[1]._replace(tail=8.0)
+    assert made(top).single_mean(1.0, 2, False) == pytest.approx(math.sqrt(2.0))
+    heavy = made(law(2, 0.0, tail=3.0)).prediction(1e-3, 64, torch.zeros(3, dtype=torch.float64), Form.PLAIN)
+    assert heavy.step_mse == pytest.approx(3 / 64**2)
 
 
 @pytest.mark.parametrize("mse", [0.3, 1e-2, 1e-3])
