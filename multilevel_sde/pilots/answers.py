@@ -54,6 +54,7 @@ class Single(NamedTuple):
         multistep: By the pilot's multistep method, else one step at a time.
         error: Typical squared distance to the top level's path on the finest grid.
         tail: Ratio of the mean to it.
+        elsewhere: On the pilot's other grid of so many steps.
     """
 
     level: int
@@ -61,6 +62,7 @@ class Single(NamedTuple):
     multistep: bool
     error: float
     tail: float
+    elsewhere: bool = False
 
 
 class Calibration(NamedTuple):
@@ -201,10 +203,10 @@ def words_for(best: PilotPlan, single: PilotPlan, cost: float, unit: str) -> str
     )
 
 
-def words_against(single: PilotPlan, unit: str) -> str:
-    """Return the advice to use a single level."""
+def words_against(single: PilotPlan, unit: str, elsewhere: bool) -> str:
+    """Return the advice to use a single level, on the candidates' grid or elsewhere."""
     steps = "step" if len(single.times) == 2 else "steps"
-    how = ", multistep" if single.plan.recall is not None else ""
+    how = (" on the other grid" if elsewhere else "") + (", multistep" if single.plan.recall is not None else "")
     return (
         f"This ladder does not pay here: use level {single.levels[0] + 1} alone with {len(single.times) - 1} "
         f"{steps}{how}: expected mean squared error {single.predicted.mse:.3g} at cost {single.predicted.cost:.3g} "

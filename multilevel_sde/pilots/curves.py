@@ -87,11 +87,13 @@ class Alone:
         pilot: The measurements.
         level: From 0.
         multistep: By the pilot's multistep method, else one step at a time.
+        elsewhere: On the pilot's other grids.
     """
 
-    def __init__(self, pilot: ErrorModel, level: int, multistep: bool):
-        self.pilot, self.level, self.multistep = pilot, level, multistep
-        known = pilot.measured_alone(level, multistep)
+    def __init__(self, pilot: ErrorModel, level: int, multistep: bool, elsewhere: bool = False):
+        self.pilot, self.level, self.multistep, self.elsewhere = pilot, level, multistep, elsewhere
+        self.bases = pilot.other_multistep if elsewhere else pilot.multistep
+        known = self._known
         self.least, self.most = (min(known), max(known)) if known else (1, 0)
         self.levels = (level,)
 
@@ -123,16 +125,17 @@ class Alone:
     def within(self, budget: float, memory: bool = True) -> PilotPlan:
         """The plan that costs at most the budget, which must pay the fewest steps."""
         steps = self._steps(budget)
-        grid = refined(self.pilot.fine_times, self.pilot.times, steps)
+        pilot = self.pilot
+        grid = pilot.other_grids[steps] if self.elsewhere else refined(pilot.fine_times, pilot.times, steps)
         weights = torch.zeros(steps * self.pilot.rows // self.pilot.steps, self.pilot.levels, dtype=torch.float64)
         weights[:, : self.level + 1] = 1.0
         plan = Plan(weights > 0, weights, truncated=self.level < self.pilot.levels - 1)
-        plan = multistep(plan, self.pilot.multistep[steps]) if self.multistep else plan
+        plan = multistep(plan, self.bases[steps]) if self.multistep else plan
         return PilotPlan(plan, grid, self.levels, self._predicted(steps), Form.ALONE)
 
     def cost_of(self, mse: float) -> float:
         """Cost at which it reaches a mean squared error, infinite where it does not."""
-        known = {n: self._mse(n) for n in self.pilot.measured_alone(self.level, self.multistep)}
+        known = {n: self._mse(n) for n in self._known}
         before: tuple[int, float] | None = None
         for n, error in known.items():
             if error <= mse:
@@ -148,25 +151,28 @@ class Alone:
         """The fewest steps that err about as little as all that the budget pays."""
         most = int(min(self.most, budget / self.price * (1 + 1e-9)))
         if self.multistep:
-            choices = sorted(n for n in self.pilot.multistep if self.least <= n <= most) or [self.least]
+            choices = sorted(n for n in self.bases if self.least <= n <= most) or [self.least]
         else:
-            choices = [max(self.least, most)]
+            choices = [*(n for n in self._known if n < most), max(self.least, most)]
         least = self._mse(choices[-1])
-        if not self.multistep:
-            measured = [n for n in self.pilot.measured_alone(self.level, False) if n < most]
-            choices = [*measured, *choices]
         return next(n for n in choices if self._mse(n) <= (1 + _AS_GOOD) * least)
 
     def _mse(self, steps: int) -> float:
-        error = self.pilot.single_error(self.level, steps, self.multistep)
-        return self.pilot.single_mean(error, self.level, self.multistep)
+        return self.pilot.single_mean(self._typical(steps), self.level, self.multistep, self.elsewhere)
+
+    def _typical(self, steps: int) -> float:
+        return self.pilot.single_error(self.level, steps, self.multistep, self.elsewhere)
+
+    @property
+    def _known(self) -> dict[int, float]:
+        return self.pilot.measured_alone(self.level, self.multistep, self.elsewhere)
 
     def _predicted(self, steps: int) -> Prediction:
         pilot = self.pilot
         evaluations = torch.zeros(pilot.levels, dtype=torch.float64)
         evaluations[self.level] = steps * pilot.rows / pilot.steps
-        mse, typical = self._mse(steps), pilot.single_error(self.level, steps, self.multistep)
-        top = Alone(pilot, pilot.levels - 1, self.multistep)
+        mse, typical = self._mse(steps), self._typical(steps)
+        top = Alone(pilot, pilot.levels - 1, self.multistep, self.elsewhere)
         step_mse = min(mse, top._mse(steps))
         return pilot.expectation(mse - step_mse, step_mse, typical, evaluations)
 

@@ -62,6 +62,8 @@ class ErrorModel:
         samples: Its samples.
         multistep: Steps -> coefficients (steps, order) of the base level on so many steps; empty for one-step methods.
         disagreement: Ratio of what two halves of the samples say of the size of all responses, at least 1.
+        other_grids: Steps -> another grid, on which single levels were run too.
+        other_multistep: As `multistep`, on those grids.
     """
 
     costs: tuple[float, ...]
@@ -80,6 +82,8 @@ class ErrorModel:
     samples: int
     multistep: Mapping[int, Tensor] = field(default_factory=dict)
     disagreement: float = 1.0
+    other_grids: Mapping[int, Tensor] = field(default_factory=dict)
+    other_multistep: Mapping[int, Tensor] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -248,12 +252,12 @@ class ErrorModel:
         top, multistep = self.levels - 1, bool(self.multistep)
         return self.single_mean(self.single_error(top, steps, multistep), top, multistep)
 
-    def single_error(self, level: int, steps: float, multistep: bool) -> float:
+    def single_error(self, level: int, steps: float, multistep: bool, elsewhere: bool = False) -> float:
         """Typical squared error of a level alone, interpolated in the logarithm of the number of steps.
 
         Between the last number that errs and the finest grid, whose path is the target, it falls as (1/n - 1/F)^2.
         """
-        known = {n: error for n, error in self.measured_alone(level, multistep).items() if error > 0}
+        known = {n: error for n, error in self.measured_alone(level, multistep, elsewhere).items() if error > 0}
         if not known:
             return 0.0
         last, finest = max(known), len(self.fine_times) - 1
@@ -261,15 +265,19 @@ class ErrorModel:
             return known[last] * ((1 / steps - 1 / finest) / (1 / last - 1 / finest)) ** 2
         return float(np.exp(np.interp(math.log(steps), np.log(list(known)), np.log(list(known.values())))))
 
-    def single_mean(self, error: float, level: int, multistep: bool) -> float:
+    def single_mean(self, error: float, level: int, multistep: bool, elsewhere: bool = False) -> float:
         """The mean squared error of a level alone whose typical one is this."""
-        runs = [one for one in self.singles if (one.level, one.multistep) == (level, multistep)]
+        runs = self._runs_alone(level, multistep, elsewhere)
         return calibrated(error, [(one.error, one.error * one.tail) for one in runs])
 
-    def measured_alone(self, level: int, multistep: bool) -> dict[int, float]:
+    def measured_alone(self, level: int, multistep: bool, elsewhere: bool = False) -> dict[int, float]:
         """Steps -> typical squared error of a level alone, as it was measured, in the order of steps."""
-        found = {one.steps: one.error for one in self.singles if (one.level, one.multistep) == (level, multistep)}
+        found = {one.steps: one.error for one in self._runs_alone(level, multistep, elsewhere)}
         return dict(sorted(found.items()))
+
+    def _runs_alone(self, level: int, multistep: bool, elsewhere: bool) -> list[Single]:
+        wanted = (level, multistep, elsewhere)
+        return [one for one in self.singles if (one.level, one.multistep, one.elsewhere) == wanted]
 
     def step_error_of(self, rows: int, form: Form) -> float:
         """Typical step error on the grid of a plan: that of the top level by the method of the plan's base.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -46,18 +46,19 @@ class Finals:
         trial: The problem.
         fine: The finest grid.
         grid: The candidates.
+        others: Steps -> other grids for single levels.
     """
 
-    def __init__(self, trial: Trial, fine: Tensor, grid: Tensor):
-        self.trial, self.fine, self.grid = trial, fine, grid
-        self.known: dict[tuple[int, int, bool], Tensor] = {}
+    def __init__(self, trial: Trial, fine: Tensor, grid: Tensor, others: Mapping[int, Tensor] | None = None):
+        self.trial, self.fine, self.grid, self.others = trial, fine, grid, others or {}
+        self.known: dict[tuple[int, int, bool, bool], Tensor] = {}
 
-    def of(self, level: int, steps: int, *, one_step: bool = False) -> Tensor:
+    def of(self, level: int, steps: int, *, one_step: bool = False, elsewhere: bool = False) -> Tensor:
         """The final states of a level with so many steps."""
         one_step = one_step and self.trial.coefficients is not None
-        place = (level, steps, one_step)
+        place = (level, steps, one_step, elsewhere)
         if place not in self.known:
-            grid = refined(self.fine, self.grid, steps)
+            grid = self.others[steps] if elsewhere else refined(self.fine, self.grid, steps)
             self.known[place] = self.trial.run(grid, self.trial.alone(grid, level, one_step=one_step))
         return self.known[place]
 
@@ -121,18 +122,24 @@ def single_steps(ladder: Ladder, level: int, finest: int, candidates: int, multi
 def single_runs(finals: Finals, target: Tensor) -> Iterator[tuple[Single, Tensor]]:
     """Run every level alone, by the pilot's method and one step at a time; yield squared errors of all samples.
 
-    Numbers of steps with which a level diverges are left out, and so is the run from which the target was made.
+    On the other grids too, with numbers of steps for which there is one. Numbers of steps with which a level diverges
+    are left out, and so is the run from which the target was made.
     """
     ladder, finest, candidates = finals.trial.ladder, len(finals.fine) - 1, len(finals.grid) - 1
     for level in range(len(ladder)):
         for steps, one_step in single_steps(ladder, level, finest, candidates, finals.trial.coefficients is not None):
-            if level == len(ladder) - 1 and candidates < steps < finest:
-                continue
-            try:
-                errors = squared(finals.of(level, steps, one_step=one_step), target)
-            except NonFiniteError:
-                continue  # too few steps for this level
-            yield Single(level, steps, not one_step, 0.0, 1.0), errors
+            for elsewhere in (False, True):
+                if (
+                    steps not in finals.others
+                    if elsewhere
+                    else level == len(ladder) - 1 and candidates < steps < finest
+                ):
+                    continue
+                try:
+                    errors = squared(finals.of(level, steps, one_step=one_step, elsewhere=elsewhere), target)
+                except NonFiniteError:
+                    continue  # too few steps for this level
+                yield Single(level, steps, not one_step, 0.0, 1.0, elsewhere), errors
 
 
 def grids_of_plans(steps: int, coarse: bool) -> list[int]:

@@ -128,9 +128,9 @@ class Pilot(ErrorModel):
 
     @cached_property
     def _alone(self) -> list[Alone]:
-        """Every level alone, by every method that was measured."""
-        measured = sorted({(one.level, one.multistep) for one in self.singles})
-        return [Alone(self, level, by_multistep) for level, by_multistep in measured]
+        """Every level alone, by every method and on every kind of grid that was measured."""
+        measured = sorted({(one.level, one.multistep, one.elsewhere) for one in self.singles})
+        return [Alone(self, *which) for which in measured]
 
     def memory(self, steps: int | None = None) -> Callable[[int, int, int], float]:
         """Return c(level, n, h), the best coefficient of a stored correction, for :func:`multilevel_sde.remember`.
@@ -228,12 +228,21 @@ class Pilot(ErrorModel):
         single = self.single(budget=budget) if paid else best
         em, cost = self.em_cost(best.predicted.mse), self.single_cost(best.predicted.mse)
         pays = len(best.levels) > 1 and best.predicted.cost < _PAYS * cost
-        text = words_for(best, single, cost, self.unit) if pays else words_against(single, self.unit)
+        text = (
+            words_for(best, single, cost, self.unit)
+            if pays
+            else words_against(single, self.unit, self._is_elsewhere(single))
+        )
         if best.predicted.step_mse > 0.5 * best.predicted.mse and best.plan.steps >= self.rows < self._finest_rows:
             text += (
                 f" More candidates would help: plans have at most {self.steps} steps, which are most of their error."
             )
         return Advice(pays, text, best, single, em, cost, max(1, int(budget / self.costs[-1] * (1 + 1e-9))))
+
+    def _is_elsewhere(self, single: PilotPlan) -> bool:
+        """Whether a single level's grid is one of the other ones."""
+        other = self.other_grids.get(len(single.times) - 1)
+        return other is not None and torch.equal(other, single.times)
 
     @property
     def _finest_rows(self) -> int:

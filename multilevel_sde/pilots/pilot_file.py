@@ -19,9 +19,10 @@ from multilevel_sde.pilots.answers import Calibration, Form, Single
 
 __all__ = ["decode", "encode", "read_origin"]
 
-_VERSION = 4
+_VERSION = 5
 _TENSORS = ("times", "fine_times", "coefficients", "gram", "variances")
 _TUPLES = ("costs", "seconds", "kurtosis", "random_levels")
+_MAPPINGS = ("multistep", "other_multistep", "other_grids")  # of steps to tensors
 _SCALARS = ("unit", "cost", "samples", "disagreement")
 
 
@@ -39,7 +40,8 @@ def encode(fields: Mapping[str, Any], made_for: Mapping[str, Any] | None = None)
 
     tensors: dict[str, Tensor] = {name: fields[name].cpu().contiguous() for name in _TENSORS}
     tensors["gram"] = tensors["gram"].float()
-    tensors |= {f"multistep_{steps}": table.cpu().contiguous() for steps, table in fields["multistep"].items()}
+    for name in _MAPPINGS:
+        tensors |= {f"{name}_{steps}": table.cpu().contiguous() for steps, table in fields[name].items()}
     values = {name: fields[name] for name in (*_TUPLES, *_SCALARS, "singles")}
     values["calibration"] = [[one.steps, one.form.value, *one[2:]] for one in fields["calibration"]]
     written = json.dumps(values)
@@ -67,10 +69,12 @@ def decode(path: str | os.PathLike[str]) -> dict[str, Any]:
         values = json.loads(metadata["values"])
         fields: dict[str, Any] = {name: tensors[name].double() for name in _TENSORS}
         fields |= {name: tuple(values[name]) for name in _TUPLES} | {name: values[name] for name in _SCALARS}
-        tables = {name: value for name, value in tensors.items() if name.startswith("multistep_")}
-        fields["multistep"] = {int(name.removeprefix("multistep_")): table.double() for name, table in tables.items()}
+        for kind in _MAPPINGS:
+            tables = {name: value for name, value in tensors.items() if name.startswith(f"{kind}_")}
+            fields[kind] = {int(name.removeprefix(f"{kind}_")): table.double() for name, table in tables.items()}
         fields["singles"] = tuple(
-            Single(int(k), int(n), bool(m), float(e), float(tail)) for k, n, m, e, tail in values["singles"]
+            Single(int(k), int(n), bool(m), float(e), float(tail), bool(other))
+            for k, n, m, e, tail, other in values["singles"]
         )
         fields["calibration"] = tuple(
             Calibration(int(steps), Form(form), *map(float, rest)) for steps, form, *rest in values["calibration"]
@@ -110,9 +114,10 @@ def _check(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
     }
     wrong = [name for name, shape in shapes.items() if tuple(fields[name].shape) != shape]
     wrong += [
-        "multistep"
-        for size, table in fields["multistep"].items()
-        if len(table) != size or not bool(torch.isfinite(table).all())
+        name
+        for name, times in zip(_MAPPINGS, (0, 0, 1), strict=True)
+        for size, table in fields[name].items()
+        if len(table) != size + times or not bool(torch.isfinite(table).all())
     ]
     wrong += ["times"] if part or not whole else []
     wrong += [name for name in _TENSORS if not bool(torch.isfinite(fields[name]).all())]

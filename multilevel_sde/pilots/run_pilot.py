@@ -24,7 +24,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -76,6 +76,7 @@ def pilot(
     multistep: Multistep | None = None,
     samples: int = 32,
     candidates: int | Tensor = 100,
+    other_grid: Callable[[int], Tensor] | None = None,
     limit: float | None = None,
     batch: int | None = None,
     progress: bool | None = None,
@@ -96,6 +97,8 @@ def pilot(
         samples: How many of the samples of y0 to use.
         candidates: Number M of candidate steps, thinned from the grid, or a grid of M + 1 of its times; also the
             largest number of steps of a plan.
+        other_grid: A function of a number of steps that gives another grid of so many steps, made of times of `times`.
+            Single levels are run there too, as plans should be compared with the best of them.
         limit: Largest total cost in the ladder's unit; fewer candidates are taken to meet it. The pilot is meant to be
             reused: its cost is `pilot.cost`, and `pilot.share(n, budget)` is its part of a run of n samples.
         batch: Largest number of rows in one call of the cheapest drift on perturbed copies; by default as many as need
@@ -126,7 +129,7 @@ def pilot(
     """
     fine = as_times(times).double()
     given = as_conditions(conditions, check_problem(ladder, y0, diffusion, brownian))
-    _check(ladder, y0, as_integer("samples", samples), step, multistep)
+    _check(ladder, y0, as_integer("samples", samples), step, multistep, other_grid)
     limit = None if limit is None else as_number("limit", limit)
     if batch is not None and as_integer("batch", batch) < 1:
         raise ValueError(f'"batch" must be at least 1 row, got {batch}; leave it out to measure what fits')
@@ -134,8 +137,9 @@ def pilot(
     with naming_conditions(given, OTHER_ROWS):
         trial.try_once(fine)
     copies = chunk_for(trial, batch)
-    grid = _candidate_grid(trial, fine, candidates, limit, copies)
-    count, expected = len(grid) - 1, _expected_cost(trial, fine, len(grid) - 1, copies)
+    grid = _candidate_grid(trial, fine, candidates, limit, copies, other_grid is not None)
+    count, expected = len(grid) - 1, _expected_cost(trial, fine, len(grid) - 1, copies, other_grid is not None)
+    others = {} if other_grid is None else {n: _other(fine, other_grid, n) for n in range(2, count + 1)}
     delay = 0 if progress else 2
     name = f"pilot, about {expected / ladder.costs[-1]:.3g} evaluations of the top level a sample"
     total, silent = expected / ladder.costs[-1], progress is False
@@ -155,8 +159,8 @@ def pilot(
             )
         if float(torch.diag(gram).max()) == 0:
             raise ValueError('"ladder" has levels that are equal along the path; there is nothing to correct')
-        finals = Finals(trial, fine, grid)
-        finals.known[len(ladder) - 1, count, False] = track.final
+        finals = Finals(trial, fine, grid, others)
+        finals.known[len(ladder) - 1, count, False, False] = track.final
         target = finals.target()
         singles = list(single_runs(finals, target))
         runs = list(kept_out_runs(trial, grid, track, grams, target))
@@ -187,11 +191,15 @@ def pilot(
         cost=trial.cost,
         samples=len(trial),
         multistep={n: trial.base(refined(fine, grid, n)) for n in known},
+        other_grids=others,
+        other_multistep={n: trial.base(times) for n, times in others.items()} if multistep else {},
         disagreement=disagreement(track.responses),
     )
 
 
-def _check(ladder: Ladder, y0: Tensor, samples: int, step: Step | StepRule, multistep: Multistep | None) -> None:
+def _check(
+    ladder: Ladder, y0: Tensor, samples: int, step: Step | StepRule, multistep: Multistep | None, other_grid: object
+) -> None:
     if len(ladder) < 2:
         raise ValueError('"ladder" has one level; a pilot needs at least 2, one of them cheaper')
     if y0.dim() == 0 or min(len(y0), samples) < 2:
@@ -204,6 +212,11 @@ def _check(ladder: Ladder, y0: Tensor, samples: int, step: Step | StepRule, mult
             f'"multistep" must be a function of a grid that gives coefficients (N, order), got '
             f"{type(multistep).__name__}; for example functools.partial(mls.adams_bashforth_weights, order=2)"
         )
+    if not (other_grid is None or callable(other_grid)):
+        raise TypeError(
+            f'"other_grid" must be a function of a number of steps that gives a grid, got {type(other_grid).__name__}; '
+            "for example lambda n: times[index_of(n)]"
+        )
     if isinstance(step, NoiseRule):
         raise ValueError(
             f'"step" must be given its noise by the pilot, got {type(step).__name__}, which asks for it; pilot with '
@@ -213,32 +226,48 @@ def _check(ladder: Ladder, y0: Tensor, samples: int, step: Step | StepRule, mult
         raise ValueError('"multistep" belongs to steps with one estimate, got a StepRule as "step"; leave out one')
 
 
-def _candidate_grid(trial: Trial, fine: Tensor, candidates: int | Tensor, limit: float | None, copies: int) -> Tensor:
+def _other(fine: Tensor, other_grid: Callable[[int], Tensor], steps: int) -> Tensor:
+    grid = as_times(other_grid(steps)).double()
+    if (
+        len(grid) != steps + 1
+        or not bool(torch.isin(grid, fine).all())
+        or not torch.equal(grid[[0, -1]], fine[[0, -1]])
+    ):
+        raise ValueError(
+            f'"other_grid" must give {steps} steps of "times" from its first to its last, got {len(grid) - 1} from '
+            f"{float(grid[0]):.6g} to {float(grid[-1]):.6g}; return times[index]"
+        )
+    return grid
+
+
+def _candidate_grid(
+    trial: Trial, fine: Tensor, candidates: int | Tensor, limit: float | None, copies: int, twice: bool
+) -> Tensor:
     if not isinstance(candidates, Tensor):
         count = min(as_integer("candidates", candidates), len(fine) - 1)
         if candidates < 1:
             raise ValueError(f'"candidates" must be at least 1, got {candidates}')
-        return fine[thinned(len(fine) - 1, _within(trial, fine, count, limit, copies))]
+        return fine[thinned(len(fine) - 1, _within(trial, fine, count, limit, copies, twice))]
     grid = as_times(candidates).double()
     if not bool(torch.isin(grid, fine).all()) or not torch.equal(grid[[0, -1]], fine[[0, -1]]):
         raise ValueError(
             '"candidates" must be a number, or a grid made of times of "times" with its first and its last; got '
             f"{len(grid) - 1} steps from {float(grid[0]):.6g} to {float(grid[-1]):.6g}"
         )
-    if _within(trial, fine, len(grid) - 1, limit, copies) < len(grid) - 1:
+    if _within(trial, fine, len(grid) - 1, limit, copies, twice) < len(grid) - 1:
         raise ValueError(
             f'"limit" is {limit:g}, too little for the {len(grid) - 1} steps of "candidates"; give a number'
         )
     return grid
 
 
-def _within(trial: Trial, fine: Tensor, count: int, limit: float | None, copies: int) -> int:
+def _within(trial: Trial, fine: Tensor, count: int, limit: float | None, copies: int, twice: bool) -> int:
     """The largest number of candidates, at most the given one, whose pilot costs at most the limit."""
     if limit is None:
         return count
     if not limit > 0:
         raise ValueError(f'"limit" must be a positive cost, got {limit}; leave it out for no limit')
-    cost = lambda count: len(trial) * _expected_cost(trial, fine, count, copies)  # noqa: E731
+    cost = lambda count: len(trial) * _expected_cost(trial, fine, count, copies, twice)  # noqa: E731
     while count > 8 and cost(count) > limit:
         count -= 1
     if cost(count) > limit:
@@ -249,8 +278,8 @@ def _within(trial: Trial, fine: Tensor, count: int, limit: float | None, copies:
     return count
 
 
-def _expected_cost(trial: Trial, fine: Tensor, count: int, copies: int) -> float:
-    """What a pilot costs at most, for one sample in the ladder's unit."""
+def _expected_cost(trial: Trial, fine: Tensor, count: int, copies: int, twice: bool) -> float:
+    """What a pilot costs at most, for one sample in the ladder's unit; `twice`: with single levels elsewhere too."""
     ladder, finest = trial.ladder, len(fine) - 1
     costs, levels = ladder.costs, len(ladder)
     a_step = len(plan_rows(trial.step, fine[thinned(finest, count)])) // count
@@ -258,7 +287,7 @@ def _expected_cost(trial: Trial, fine: Tensor, count: int, copies: int) -> float
     walked += copies_cost(a_step * count, levels, copies, isinstance(trial.step, StepRule)) * costs[0]
     methods = 1 if trial.coefficients is None else 2
     alone = sum(
-        a_step * costs[level] * steps
+        a_step * costs[level] * steps * (2 if twice and 2 <= steps <= count else 1)
         for level in range(levels)
         for steps, _ in single_steps(ladder, level, finest, count, methods > 1)
     )

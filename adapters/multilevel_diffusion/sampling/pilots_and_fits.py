@@ -56,7 +56,8 @@ def run_pilot(
     """Measure a ladder of networks.
 
     The base level of its plans is integrated by SA-Solver's predictor and corrector of order 2 for the ODE, on a grid
-    about uniform in log-SNR, and by its predictor of order 2 for the SDE, on one uniform in time.
+    about uniform in log-SNR, and by its predictor of order 2 for the SDE, on one uniform in time. For the SDE single
+    networks are tried on grids about uniform in log-SNR too.
 
     Arguments:
         images: The ladder, one of networks or an `OwnLadder`.
@@ -93,6 +94,7 @@ def run_pilot(
         samples=samples,
         candidates=process.log_snr_grid(count) if process.tau == 0 and 8 <= count < steps else min(count, steps),
         multistep=lambda times: base_coefficients(process, times),
+        other_grid=process.log_snr_grid if process.tau > 0 and 8 <= count <= steps // 2 else None,
         progress=progress,
         conditions=told or None,
         **process.arguments(seeds),
