@@ -28,6 +28,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from benchmarks.devices.gpu_setup import DEFAULT, TINY, Deadline, Leaves, Settings, train_level
+from benchmarks.devices.gpu_short import SHORT, TINY_SHORT, run_short
 from benchmarks.devices.gpu_speed import measure_levels, measure_solves
 from benchmarks.devices.gpu_tables import measure_samplers, write_report, write_strip
 from multilevel_diffusion import Process, load_ladder, uniform
@@ -203,15 +204,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; kept between calls")
     parser.add_argument("--piece", help="run this piece only, such as train:0; by default what is next")
-    parser.add_argument("--minutes", type=float, default=9.0, help="when to stop [%(default)s]")
+    parser.add_argument("--short", action="store_true", help="a ladder in seconds, in eight minutes (gpu_short.py)")
+    parser.add_argument("--data", default="deadleaves", help="with --short: as in `train` [%(default)s]")
+    parser.add_argument("--minutes", type=float, help="when to stop [9, with --short 8]")
     parser.add_argument("--tiny", action="store_true", help="8x8 images and a few steps of everything")
     parser.add_argument("--training", type=float, default=1.0, help="share of the training steps [%(default)s]")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
     options = parser.parse_args(arguments)
-    device, deadline = torch.device(options.device), Deadline(options.minutes)
+    minutes = options.minutes if options.minutes is not None else 8.0 if options.short else 9.0
+    device, deadline = torch.device(options.device), Deadline(minutes)
     if device.type == "cpu":
         torch.set_num_threads(1)  # one thread gives the same numbers on every run
     torch.backends.cudnn.allow_tf32 = False
+    if options.short:
+        settings_of = TINY_SHORT if options.tiny else SHORT
+        following = run_short(settings_of, options.data, options.out, device, deadline)
+        print(f"next: {following}" if following else f"all done: {options.out / 'results' / 'short.md'}")
+        return 0
     settings = (TINY if options.tiny else DEFAULT).trained_for(options.training)
     try:
         benchmark = Benchmark(settings, options.out, device)

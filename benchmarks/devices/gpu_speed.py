@@ -25,7 +25,7 @@ from multilevel_diffusion.cheap_levels import half_weights
 from multilevel_diffusion.networks import DiffusionLadder
 from multilevel_diffusion.process import MODES
 
-__all__ = ["Rows", "measure_levels", "measure_solves", "timed"]
+__all__ = ["Rows", "measure_levels", "measure_solves", "timed", "variants"]
 
 _ROUNDS = 5  # timed solves of each kind
 
@@ -86,24 +86,23 @@ def _tf32(drift: mls.Drift) -> mls.Drift:
     return call
 
 
-def _variants(drift: Any, settings: Settings, batch: int, device: torch.device) -> dict[str, Callable[[], mls.Drift]]:
-    """Return how a level is evaluated in each way: name -> what makes the drift."""
+def variants(drift: Any, compiler: str | None, device: torch.device) -> dict[str, Callable[[], mls.Drift]]:
+    """Return how a level is evaluated in each way, compiled too with that backend: name -> what makes the drift."""
     ways: dict[str, Callable[[], mls.Drift]] = {
         "float32": lambda: drift,
         "bfloat16 autocast": lambda: mls.Autocast(drift),
         "bfloat16 weights": lambda: half_weights(drift),
     }
-    compiled = batch == settings.batches[len(settings.batches) // 2]
-    if compiled:
-        ways["compiled"] = lambda: replace(drift, net=mls.compiled(drift.net, backend=settings.compiler))
+    if compiler is not None:
+        ways["compiled"] = lambda: replace(drift, net=mls.compiled(drift.net, backend=compiler))
     if device.type == "cuda":
         ways["TF32"] = lambda: _tf32(drift)
         ways["CUDA graph"] = lambda: mls.CudaGraph(drift)
         ways["CUDA graph, bfloat16 weights"] = lambda: mls.CudaGraph(half_weights(drift))
-        if compiled:
+        if compiler is not None:
             half = half_weights(drift)
             ways["CUDA graph, compiled, bfloat16 weights"] = lambda: mls.CudaGraph(
-                replace(half, net=mls.compiled(half.net, backend=settings.compiler))
+                replace(half, net=mls.compiled(half.net, backend=compiler))
             )
     return ways
 
@@ -119,7 +118,8 @@ def measure_levels(
         for level, drift in enumerate(images.denoisers):
             for batch in settings.batches:
                 x = mls.seeded_normal(range(batch), images.image_shape, device=device)
-                for way, make in _variants(drift, settings, batch, device).items():
+                compiler = settings.compiler if batch == settings.batches[len(settings.batches) // 2] else None
+                for way, make in variants(drift, compiler, device).items():
 
                     def measure(drift=drift, x=x, make=make) -> dict:
                         other = make()

@@ -42,7 +42,7 @@ import multilevel_sde as mls
 from benchmarks.common import machine, parser_of, publish, write_json
 from benchmarks.samplers.sampler_tables import DRAWN, FITTED, PILOT, markdown, plot
 from multilevel_diffusion import ForwardValue, Process, SASolver, load_ladder, shipped_ladder, stored_pilot, uniform
-from multilevel_diffusion.networks import DiffusionLadder
+from multilevel_diffusion.networks.image_ladders import ImageLadder
 from multilevel_diffusion.process import MODES
 from multilevel_diffusion.sampling import stored_plan
 from multilevel_sde.pilots.trial import typical
@@ -72,7 +72,7 @@ class Row:
 class Bench:
     """A process on a ladder with its pilot and the images' seeds."""
 
-    stored: DiffusionLadder
+    stored: ImageLadder
     process: Process
     pilot: mls.Pilot
     images: int

@@ -112,9 +112,12 @@ def markdown(result: dict) -> str:
         f"### {result['ladder']}, {result['mode'].upper()}",
         "",
         f"Levels' {unit} in those of the largest: {shares}.",
-        f"The largest takes {1e3 * result['prices'][-1]:.3g} ms an image, in batches of {result['batch']}.",
         "",
     ]
+    if unit == "seconds":
+        lines.insert(
+            3, f"The largest takes {1e3 * result['prices'][-1]:.3g} ms an image, in batches of {result['batch']}."
+        )
     body = []
     for row in (row for row in rows if row["method"] in (PLAN, FIT)):
         cells = [row["method"], f"{row['budget']:g}", f"{row['mse']:.2g}", f"{1e3 * row['seconds']:.3g}"]

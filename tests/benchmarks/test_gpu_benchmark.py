@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import warnings
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +21,7 @@ from places import BENCHMARKS
 from safetensors.torch import load_file
 
 import multilevel_sde as mls
+from multilevel_diffusion import load_ladder
 from multilevel_diffusion.networks.data import DeadLeaves
 from multilevel_diffusion.networks.unet import UNet
 
@@ -232,3 +235,59 @@ def test_on_a_gpu_the_smallest_run_ends(tmp_path):
     assert {row["name"]["way"] for row in found["levels"]} >= {"CUDA graph", "TF32", "bfloat16 weights", "compiled"}
     assert all(row["error"] < 0.05 for row in found["levels"])
     assert {row["seconds"] > 0 for row in found["levels"] + found["solves"]} == {True}
+
+
+# -- the short run ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """A short run at its smallest that was stopped after every step, and its folder."""
+    folder, gpu = tmp_path_factory.mktemp("short"), module("gpu_short")
+    calls = 0
+    with warnings.catch_warnings(action="ignore"):  # a busy clock, budgets that no plan meets
+        while gpu.run_short(gpu.TINY_SHORT, "deadleaves", folder, CPU, After(calls % 2)) is not None:
+            calls += 1
+    return folder
+
+
+def test_a_short_run_writes_every_figure(short):
+    results = short / "results"
+    assert sorted(path.name for path in results.iterdir()) == [
+        "ladder.tar",
+        "short.json",
+        "short.md",
+        "strip_ddim.png",
+        "strip_ddpm.png",
+    ]
+    found, gpu = json.loads((results / "short.json").read_bytes()), module("gpu_short")
+    assert set(found["tables"]) == {f"rows_{mode}_{batch}" for mode in ("ddim", "ddpm") for batch in (1, 2)}
+    for place, table in found["tables"].items():
+        methods = {row["method"] for row in table["rows"]}
+        assert {"EM, uniform", "DPM++ 2M, log-SNR", "SA-Solver 2/2, uniform", gpu.PLAN, gpu.CHOSEN} <= methods
+        assert (gpu.ALONE in methods) == place.endswith("_2")
+        assert all(row["seconds"] > 0 for row in table["rows"])
+    assert {row["way"] for row in found["facts"]["level rows"]} >= {"float32", "bfloat16 weights", "compiled"}
+    assert found["facts"]["waits"] == "not run: no GPU here"
+    with tarfile.open(results / "ladder.tar") as archive:
+        archive.extractall(short / "again", filter="data")
+    again = load_ladder(short / "again")
+    assert len(again.ladder) == 3
+    assert "batch 2, DDPM" in (results / "short.md").read_text()
+
+
+def test_levels_of_a_gpu_run_are_nearly_those_that_were_trained(short):
+    images = load_ladder(short / "ladder")
+    halves = module("gpu_short").in_halves(images, short / "ladder", graphs=False)
+    x = mls.seeded_normal(range(2), images.image_shape)
+    for own, fast in zip(images.ladder.drifts, halves.ladder.drifts, strict=True):
+        torch.testing.assert_close(own(x, torch.tensor(0.5)), fast(x, torch.tensor(0.5)), rtol=0.05, atol=0.05)
+
+
+def test_the_short_ladder_is_small_enough_to_keep_and_wide():
+    configs = module("gpu_short").SHORT.configs
+    networks = [config.build() for config in configs]
+    assert sum(2 * value.numel() for network in networks for value in network.parameters()) < 10 * 2**20
+    costs = mls.FlopCost(torch.zeros(1, 3, 64, 64))(networks)
+    assert costs == sorted(costs)
+    assert costs[-1] / costs[0] > 100

@@ -72,7 +72,8 @@ def test_a_multistep_method_has_its_coefficients_there(tmp_path):
 
     measured = mls.pilot(LADDER, STATES, FINE, candidates=64, other_grid=early, multistep=order_2)
     measured.save(tmp_path / "pilot.safetensors")
-    target = mls.solve(LADDER, STATES, FINE, mls.em_plan(LADDER, FINE)).y
+    finest = mls.multistep(mls.em_plan(LADDER, FINE), order_2(FINE))
+    target = mls.solve(LADDER, STATES, FINE, finest).y
     for pilot in (measured, mls.Pilot.load(tmp_path / "pilot.safetensors")):
         best = Alone(pilot, 1, True, True).within(BUDGET)
         times = early(len(best.times) - 1)
