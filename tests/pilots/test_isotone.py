@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+import multilevel_sde as mls
+from multilevel_sde.pilots import run_pilot
 from multilevel_sde.pilots.isotone import calibrated, tails
 from multilevel_sde.pilots.trial import typical
 
@@ -65,3 +67,21 @@ def test_means_do_not_fall_as_typical_errors_grow():
     assert calibrated(0.5, [(1.0, 8.0), (4.0, 2.0)]) == pytest.approx(2.0)
     assert calibrated(0.0, [(1.0, 8.0)]) == 0.0
     assert calibrated(3.0, [(1.0, 0.0), (0.0, 1.0)]) == 3.0
+
+
+def test_every_run_of_a_pilot_gets_its_own(monkeypatch):
+    """Single levels come first, then the plans on samples kept out; each with the errors of all samples."""
+    asked = []
+
+    def counted(runs):
+        asked.extend(runs)
+        return [float(place) for place in range(len(runs))]
+
+    monkeypatch.setattr(run_pilot, "tails", counted)
+    ladder = mls.Ladder([lambda y, t: -y, lambda y, t: -torch.sin(y)], [1.0, 30.0])
+    y0, times = torch.linspace(0.2, 2.0, 8, dtype=torch.float64)[:, None], torch.linspace(0, 1, 65)
+    pilot = mls.pilot(ladder, y0, times, candidates=16)
+    found = [*pilot.singles, *pilot.calibration]
+    assert [one.tail for one in found] == list(range(len(found)))
+    errors = [one.error for one in pilot.singles] + [one.measured for one in pilot.calibration]
+    assert errors == [typical(run) for run in asked]

@@ -275,7 +275,6 @@ def test_calibrations_are_runs_of_plans_on_samples_kept_out(base, form):
         assert run.promised == pytest.approx(promises, rel=1e-6)
         assert run.first_order == pytest.approx(expected, rel=1e-5, abs=1e-14)
         assert run.measured == pytest.approx(typical(found), rel=1e-6)
-        assert run.tail == pytest.approx(float(found.mean()) / typical(found), rel=1e-6)
 
 
 def test_calibrations_reach_from_few_corrections_to_many():
