@@ -6,6 +6,7 @@ hits, and :func:`multilevel_sde.fit_plan` fits the coefficients to the path of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,11 +20,13 @@ from multilevel_diffusion.process.multistep import corrected_weights, multistep_
 from multilevel_diffusion.process.reverse_process import MODES, Process
 from multilevel_diffusion.sampling.samples import batch_for
 from multilevel_sde.conditions import Conditions, some_rows
+from multilevel_sde.pilots.trial import squared, typical
 
 __all__ = ["base_coefficients", "expected_seconds", "fit", "reference", "run_pilot"]
 
 FIRST_SEED = 1_000_000  # far from the seeds that anyone samples
 _MEASURED = 16  # trajectories of the pilot of a fit
+_TRIED = 8  # trajectories by which the SDE's grid is chosen
 
 
 def base_coefficients(process: Process, times: Tensor) -> Tensor:
@@ -56,8 +59,9 @@ def run_pilot(
     """Measure a ladder of networks.
 
     The base level of its plans is integrated by SA-Solver's predictor and corrector of order 2 for the ODE, on a grid
-    about uniform in log-SNR, and by its predictor of order 2 for the SDE, on one uniform in time. For the SDE single
-    networks are tried on grids about uniform in log-SNR too.
+    about uniform in log-SNR, and by its predictor of order 2 for the SDE. The SDE's grid is uniform in time or about
+    uniform in log-SNR, whichever brings the cheapest network nearer to its own finest path in an eighth of the
+    candidates. Single networks are tried on grids of the other kind too.
 
     Arguments:
         images: The ladder, one of networks or an `OwnLadder`.
@@ -87,18 +91,43 @@ def run_pilot(
     seeds = range(FIRST_SEED, FIRST_SEED + max(0, samples))
     start = process.start(seeds, images.image_shape, dtype=images.dtype, device=device or images.device)
     told = labels_in_turn(images, len(seeds)) if conditions is None else conditions
+    grid, other = process.log_snr_grid, None
+    if process.tau > 0 and 8 <= count < steps and len(seeds) > 1:
+        tried = start[:_TRIED], seeds[:_TRIED], some_rows(told, slice(_TRIED))
+        grid, other = sorted(
+            (process.grid, process.log_snr_grid), key=lambda kind: _error(images, process, kind, count // 8, *tried)
+        )
     return mls.pilot(
         images.ladder,
         start,
         process.fine_times,
         samples=samples,
-        candidates=process.log_snr_grid(count) if process.tau == 0 and 8 <= count < steps else min(count, steps),
+        candidates=grid(count) if 8 <= count < steps else min(count, steps),
         multistep=lambda times: base_coefficients(process, times),
-        other_grid=process.log_snr_grid if process.tau > 0 and 8 <= count <= steps // 2 else None,
+        other_grid=other if 8 <= count <= steps // 2 else None,
         progress=progress,
         conditions=told or None,
         **process.arguments(seeds),
     )
+
+
+def _error(
+    images: ImageLadder,
+    process: Process,
+    grid: Callable[[int], Tensor],
+    steps: int,
+    start: Tensor,
+    seeds: range,
+    told: Conditions,
+) -> float:
+    """Typical squared distance of the cheapest network in so many steps to its own finest path."""
+    ladder = mls.Ladder(images.ladder.drifts[:1], [1.0])
+    known: dict[str, Any] = process.arguments(seeds) | {"conditions": told or None, "gradients": False}
+    few, fine = (
+        mls.solve(ladder, start, times, mls.em_plan(ladder, times), **known).y
+        for times in (grid(max(2, steps)), process.fine_times)
+    )
+    return typical(squared(few, fine))
 
 
 def reference(
