@@ -274,14 +274,16 @@ def draw(path: Path, results: list[dict]) -> None:
     for pair, result in zip(axes, results, strict=True):
         for axis, unit in zip(pair, ("cost", "seconds"), strict=True):
             for method in dict.fromkeys(row["method"] for row in result["rows"]):
-                points = sorted((row[unit], row["mse"]) for row in result["rows"] if row["method"] == method)
-                x, y = zip(*points, strict=True)
+                points = sorted(
+                    (row["budget"], row[unit], row["mse"]) for row in result["rows"] if row["method"] == method
+                )
+                _, x, y = zip(*points, strict=True)
                 if method.startswith(EM):
                     axis.plot(x, y, ":", color="0.6", marker=f"${method.split()[-1]}$")
                 elif "best of" in method:
                     axis.plot(x, y, "*", color="k", label=method)
                 else:
-                    colour = next((styles[kind] for kind in styles if kind in method), "C0")
+                    colour = next((styles[kind] for kind in styles if f"{kind}," in method), "C0")
                     axis.plot(x, y, "--" if "independent" in method else "-", color=colour, marker=".", label=method)
             name = "evaluations of the largest network, FLOPs" if unit == "cost" else "seconds an image"
             axis.set(xscale="log", yscale="log", xlabel=name, ylabel="MSE to 1000 steps")
