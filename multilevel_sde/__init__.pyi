@@ -7,6 +7,7 @@ __version__: str
 from .cost import CostModel, Drift, FlopCost, GivenCost, SecondsCost
 from .devices import Autocast, CudaGraph, Offload, OffloadStats, OnDevice, compiled, place
 from .errors import NonFiniteError
+from .expectations import Expectation, expectation
 from .fitting import FittedPlan, fit_plan
 from .ladder import Ladder
 from .learning import BestPlan, DivergedError, LearnedSchedule, best_plan, central_difference, forward_mode, learn
@@ -89,6 +90,7 @@ __all__ = [
     "Drift",
     "Estimator",
     "EulerHeun",
+    "Expectation",
     "ExponentialEuler",
     "FittedPlan",
     "FixedSchedule",
@@ -139,6 +141,7 @@ __all__ = [
     "euler_maruyama",
     "even_arrivals",
     "exit_times",
+    "expectation",
     "expected_cost",
     "fit_plan",
     "forward_mode",
