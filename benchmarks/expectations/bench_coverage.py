@@ -20,6 +20,8 @@ from benchmarks.common import machine, parser_of, table
 from benchmarks.expectations.cases import Case, cases
 from multilevel_sde.files import write_atomically
 
+PARTS = (1.0, 0.1, 0.01, 0.001)  # of the largest tolerance
+
 
 def formula(found: mls.Expectation, tolerance: float) -> float:
     """Return what the optimal allocation of an estimate's own terms costs."""
@@ -45,21 +47,22 @@ def covered(name: str, case: Case, runs: int) -> list[str]:
 def exponents() -> list[list[str]]:
     """Return rows of (problem, theory, measured exponent) over three decades of the tolerance."""
     chosen = {
-        "ornstein_uhlenbeck": ("2, as beta = 2", (1.0, 0.1, 0.01, 0.001), 0.3),
-        "call": ("2, and log(e)^2 as beta = 1", (1.0, 0.1, 0.01, 0.001), 10.0),
-        "call, Milstein": ("2, as beta = 2", (1.0, 0.1, 0.01, 0.001), 10.0),
+        "ornstein_uhlenbeck": ("2, as beta = 2", 0.1, {}),
+        "call": ("2, times log(e)^2, as beta = 1", 3.0, {}),
+        "call, Milstein": ("2, as beta = 2", 3.0, {"step": mls.Milstein()}),
     }
     rows = []
-    for name, (theory, steps, largest) in chosen.items():
+    for name, (theory, largest, more) in chosen.items():
         case = cases()[name.split(",")[0]]
-        more = {"step": mls.Milstein()} if "Milstein" in name else {}
         costs = []
-        for part in steps:
-            found = [case.run(tolerance=largest * part, seed=seed, trial=64, **more) for seed in range(5)]
+        for part in PARTS:
+            found = [case.run(tolerance=largest * part, seed=seed, **more) for seed in range(5)]
             costs.append(statistics.median(one.cost - one.trial_cost for one in found))
-        x, y = [-math.log(part) for part in steps], [math.log(cost) for cost in costs]
+        x, y = [-math.log(part) for part in PARTS], [math.log(cost) for cost in costs]
         exponent = statistics.linear_regression(x, y).slope
-        rows.append([name.replace("_", " "), theory, *(f"{cost:.3g}" for cost in costs), f"{exponent:.2f}"])
+        rows.append(
+            [name.replace("_", " "), theory, f"{largest:g}", *(f"{cost:.3g}" for cost in costs), f"{exponent:.2f}"]
+        )
         print(*rows[-1], sep=" | ", flush=True)
     return rows
 
@@ -74,7 +77,7 @@ def main() -> None:
     lines = table(head, [covered(name, case, options.runs) for name, case in cases().items()])
     lines += ["", f"{options.runs} estimates each, seeds from 0; {machine()['cpu']}, one thread.", ""]
     write_atomically(options.out / "coverage.md", "\n".join(lines).encode())
-    head = ["problem", "theory", *(f"cost at e = {part:g}" for part in (1.0, 0.1, 0.01, 0.001)), "exponent"]
+    head = ["problem", "theory", "e", "cost at e", *(f"at {part:g} e" for part in PARTS[1:]), "exponent"]
     write_atomically(options.out / "exponents.md", "\n".join([*table(head, exponents()), ""]).encode())
 
 

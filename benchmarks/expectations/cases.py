@@ -162,7 +162,7 @@ def _particles() -> Case:
     truth = sigma**2 / count * (1 - centre) / 2 + spread / count
     ladder = mls.Ladder([attraction(0.15), attraction(0.7), whole], costs=[16.0, 80.0, 256.0])
     phi, times = (lambda x: x.square().mean(1)), _unit(256)
-    return Case(truth, 0.001, phi, ladder, lambda s: begin.expand(len(s), count).clone(), times, {"diffusion": sigma})
+    return Case(truth, 0.0005, phi, ladder, lambda s: begin.expand(len(s), count).clone(), times, {"diffusion": sigma})
 
 
 @cache
@@ -170,7 +170,7 @@ def cases() -> dict[str, Case]:
     """Return the cases by name."""
     square = Case(
         math.exp(-2.0) + (1 - math.exp(-2.0)) / 8,
-        0.01,
+        0.004,
         lambda y: y[:, 0].square(),
         mls.Ladder([lambda y, t: -y], costs=[1.0]),
         lambda seeds: torch.ones(len(seeds), 1, dtype=torch.float64),

@@ -1,8 +1,8 @@
 r"""What the steps still leave of a bias: E[P] - E[P_n] = c n^-alpha for n steps, fitted to measured differences.
 
 A difference of n_j and n_i steps has the expectation c (n_i^-alpha - n_j^-alpha). Each is trusted to its standard
-error and, as coarse grids are not asymptotic yet, to a share of itself: a quarter at the finest grid, and more where
-the steps are larger, in proportion. Where noise hides alpha it is taken as near 1, the weak order of Euler-Maruyama: as
+error and, as coarse grids are not asymptotic yet, to a share of itself: a tenth at the finest grid, and more where the
+steps are larger, in proportion. Where noise hides alpha it is taken as near 1, the weak order of Euler-Maruyama: as
 if it had been measured as 1 with a standard error of 0.3. What is reported is a bound: the largest bias, one standard
 error of c included, of all alpha within one standard error.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 __all__ = ["Decay", "Difference", "Slope", "half_width", "slope"]
 
 _ORDERS = torch.arange(0.25, 3.001, 0.05, dtype=torch.float64)
-_TRUST = 0.25
+_TRUST = 0.1
 _PRIOR, _PRIOR_ERROR = 1.0, 0.3
 
 

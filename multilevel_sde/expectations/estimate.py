@@ -35,7 +35,7 @@ from multilevel_sde.steps.rules import Step, StepRule, euler_maruyama
 __all__ = ["expectation"]
 
 _GRIDS = 4  # that the trial measures if there are as many
-_TRIAL_SHARE = 0.1  # of the work, that one more grid of the trial may cost
+_TRIAL_SHARE = 0.05  # of the work, that one more grid of the trial may cost
 _MORE_SHARE, _MOST_MORE = 0.05, 16  # of the work, up to which the trial gets more paths, and how many times as many
 _BUDGET_SHARE = 0.3  # of a budget, for the whole trial
 

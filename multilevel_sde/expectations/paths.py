@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, distributed
 
 from multilevel_sde.arguments import required_arguments
+from multilevel_sde.errors import NonFiniteError
 from multilevel_sde.expectations.grids import Grids
 from multilevel_sde.expectations.terms import Index, Term
 from multilevel_sde.ladder import Ladder
@@ -24,6 +25,7 @@ from multilevel_sde.steps.rules import Step, StepRule
 
 __all__ = ["Paths", "seeds_of"]
 
+_HUGE = 1e30  # a state that is as good as infinite
 _ELEMENTS = 1 << 18  # numbers of the states of a batch, unless the batch is given
 
 
@@ -140,6 +142,9 @@ class Paths:
         solution = solve(ladder, y0, times, plan, gradients=False, **given)
         states = solution.y if kept is False else solution.ys
         value = self.phi(*(states, solution.times, seeds)[: self._takes])
+        largest = float(states.abs().max()) if states.numel() else 0.0
+        if largest > _HUGE and isinstance(value, Tensor) and not bool(value.isfinite().all()):
+            raise NonFiniteError(len(times) - 2, float(times[-2]), None, [])  # the path is to blame, not phi
         return self._checked(value, index, seeds)
 
     def _checked(self, value: Any, index: Index, seeds: range) -> Tensor:

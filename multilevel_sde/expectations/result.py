@@ -96,7 +96,7 @@ class Expectation:
         tolerance: What was asked for, or None.
         seconds: Wall-clock time.
         unit: Of costs.
-        unstable: Steps of the grids on which paths became infinite, and which were left out.
+        unstable: Steps of the grids on which paths became infinite or huge, and which were left out.
     """
 
     value: Number
@@ -169,7 +169,9 @@ class Expectation:
         if idle:
             found.append(f"{'level' if len(idle) == 1 else 'levels'} {', '.join(map(str, idle))} did not pay: not used")
         if self.unstable:
-            found.append(f"paths became infinite with {', '.join(map(str, self.unstable))} steps, which were left out")
+            found.append(
+                f"paths became infinite or huge with {', '.join(map(str, self.unstable))} steps, which were left out"
+            )
         if self.tolerance is not None and float(torch.as_tensor(self.bias).max()) > 0.7 * self.tolerance:
             found.append(
                 f"the bias of {top.steps} steps takes most of the tolerance: give finer times, or a larger tolerance"
@@ -233,7 +235,7 @@ def expectation_of(run: Run, facts: Facts) -> Expectation:
         facts.tolerance,
         facts.seconds,
         run.paths.ladder.unit,
-        tuple(grids.steps(grid) for grid in trial.unstable),
+        tuple(sorted(map(grids.steps, trial.unstable))),
     )
 
 

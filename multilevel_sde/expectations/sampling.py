@@ -3,7 +3,7 @@ r"""How many samples each term gets: N ~ sqrt(V / C), until the error is what wa
 A tolerance e is a root mean squared error, as in pymlmc: bias^2 + sum V / N <= e^2. The bias is to be at most 0.6 e;
 what it leaves of e^2 is spent on the variance. Half of the samples that the trial predicts come first, then variances
 and bias are those of the samples so far, a finer grid is added where the bias is too large, and so on until nothing is
-missing.
+missing. A finer grid comes before the samples that a large bias would ask for, so that none are wasted.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ __all__ = ["BIAS_SHARE", "LEAST", "Run", "optimal_samples"]
 
 BIAS_SHARE = 0.5  # of the tolerance that the trial plans for the bias
 _MOST_BIAS = 0.6  # of the tolerance, beyond which a finer grid is added
+_LAST_BIAS = 0.85  # of the tolerance, that samples make up for where there is no finer grid
 _PORTION = 1 << 18  # samples in memory, a multiple of the blocks of Moments
 LEAST = 5  # samples of a term, at the least
 
@@ -111,15 +112,38 @@ class Run:
 
     def until(self, tolerance: float) -> None:
         """Sample until bias and variance are within a tolerance."""
-        predicted = self.wanted(tolerance)
-        self.sample([max(LEAST, n // 2) for n in predicted])
+        self.sample([max(LEAST, n // 2) for n in self.wanted(tolerance**2)])
+        bias = 0.0
         while True:
             counts = [moments.count for moments in self.moments]
-            missing = [max(LEAST, n) - have for n, have in zip(self.wanted(tolerance), counts, strict=True)]
+            wanted = self.wanted(tolerance**2 - bias**2)
+            missing = [max(LEAST, n) - have for n, have in zip(wanted, counts, strict=True)]
             if any(more > 0.01 * have for more, have in zip(missing, counts, strict=True)):
                 self.sample(missing)
-            elif float(self.bias().max()) <= _MOST_BIAS * tolerance or not self.refine():
+                continue
+            finest, found = self.grid == len(self.paths.grids) - 1, float(self.bias().max())
+            most = (_LAST_BIAS if finest else _MOST_BIAS) * tolerance
+            if not finest and (found > (1.1 if bias else 1.0) * most or self._refining_pays(tolerance, bias, found)):
+                self.refine()
+                bias = 0.0
+            elif found <= 1.01 * bias or bias == most:
                 return
+            else:
+                bias = min(found, most)
+
+    def _refining_pays(self, tolerance: float, paid: float, bias: float) -> bool:
+        """Whether the samples that make up for a bias would cost more than twice a term that makes it smaller.
+
+        Arguments:
+            tolerance: Of bias and error together.
+            paid: The bias that was made up for already.
+            bias: As it is known now.
+        """
+        work = sum(math.sqrt(v * c) for v, c in zip(self.variances(), self.costs, strict=True)) ** 2
+        square = tolerance**2
+        samples = work / (square - min(bias, _MOST_BIAS * tolerance) ** 2) - work / (square - paid**2)
+        finer = self.trial.further(self.terms, self.grid)
+        return samples > 2 * max(LEAST * finer.costs[0], math.sqrt(finer.variances[0] * finer.costs[0] * work) / square)
 
     def within(self, budget: float) -> None:
         """Spend a budget, half of it before the variances are known from more than the trial."""
@@ -136,10 +160,9 @@ class Run:
             self.sample([int(n) if first else math.floor(n * scale) for n in missing])
         return None
 
-    def wanted(self, tolerance: float) -> list[int]:
-        """Return the numbers of samples that a tolerance takes, for what is known."""
-        bias = min(float(self.bias().max()), _MOST_BIAS * tolerance)
-        return optimal_samples(self.variances(), self.costs, tolerance**2 - bias**2)
+    def wanted(self, variance: float) -> list[int]:
+        """Return the numbers of samples that a variance takes, for what is known."""
+        return optimal_samples(self.variances(), self.costs, variance)
 
     def sample(self, more: Sequence[int]) -> None:
         """Take so many more samples of each term."""
@@ -150,10 +173,8 @@ class Run:
                 seeds = seeds_of(self.seed, number + 1, begin + first, min(_PORTION, count - first))
                 moments.add(self.paths.of_term(self.terms[number], seeds))
 
-    def refine(self) -> bool:
-        """Add a term to the next grid, unless there is none."""
-        if self.grid == len(self.paths.grids) - 1:
-            return False
+    def refine(self) -> None:
+        """Add a term to the next grid."""
         finer = self.trial.further(self.terms, self.grid)
         term = finer.terms[0]
         assert term.refines is not None
@@ -164,7 +185,6 @@ class Run:
         self.kurtoses.append(self.kurtoses[-1])
         self.moments.append(Moments(self._shift(term)))
         self.sample([0] * (len(self.terms) - 1) + [LEAST])
-        return True
 
     def _steps(self) -> int:
         return self.paths.grids.steps(self.grid)

@@ -23,6 +23,7 @@ from multilevel_sde.expectations.terms import Index, Term, cheapest_chain, cheap
 __all__ = ["EXPECTED", "Scheme", "Trial", "kurtosis_of"]
 
 _FULL, _LEAST = 3, 32  # grids with all samples; samples of the finest ones
+_HUGE = 1e4  # times the largest phi of a finer grid: an unstable path
 EXPECTED = 4.0  # what an expected variance counts, over its relative variance
 
 
@@ -51,7 +52,7 @@ class Trial:
         samples: How many paths the coarse grids have.
         values: By index.
         cost: What it took.
-        unstable: Grids whose paths became infinite, and which are not used.
+        unstable: Grids whose paths became infinite or huge, and which are not used.
     """
 
     paths: Paths
@@ -98,7 +99,17 @@ class Trial:
             self.unstable.append(grid)
             return
         self.values.update(zip(indices, found, strict=True))
+        self._drop(float(torch.stack([values.abs().max() for values in found]).max()))
         self._forget()
+
+    def _drop(self, largest: float) -> None:
+        """Leave out coarser grids on which phi is out of all proportion to its largest value on the newest one."""
+        for grid in self.top_grids[:-1]:
+            indices = [(level, grid) for level in range(self.levels)]
+            if max(float(self.values[index].abs().max()) for index in indices) > _HUGE * largest > 0:
+                self.unstable.append(grid)
+                for index in indices:
+                    del self.values[index]
 
     def enlarge(self, factor: int) -> None:
         """Measure so many times as many paths on every grid."""
@@ -169,16 +180,17 @@ class Trial:
     def variance_order(self) -> Slope:
         """Return beta: differences of neighbouring grids have a variance of order steps^-beta.
 
-        Near 1 where few samples tell little: as if it had been measured as 1 with a standard error of a half.
+        Near 1 where few samples tell little: as if it had been measured as 1 with a standard error of a half. Coarse
+        grids count less, as they are not asymptotic yet.
         """
-        x, y, errors = [], [], []
+        x, y, errors, steps = [], [], [], self.paths.grids.steps
         for i, j in pairwise(self.top_grids):
-            values = self.samples_of(self._top(j, i))
+            values, rough = self.samples_of(self._top(j, i)), 0.1 * steps(self.top_grids[-1]) / steps(j)
             v = float(values.var(0).max())
             if v > 0:
-                x.append(-math.log(self.paths.grids.steps(j)))
+                x.append(-math.log(steps(j)))
                 y.append(math.log(v))
-                errors.append(math.sqrt(max(1.0, kurtosis_of(values) - 1) / len(values)))
+                errors.append(math.hypot(rough, math.sqrt(max(1.0, kurtosis_of(values) - 1) / len(values))))
         return slope(x, y, errors, prior=(1.0, 0.5))
 
     def scheme(self, grid: int) -> Scheme:
