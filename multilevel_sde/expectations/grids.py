@@ -78,6 +78,11 @@ class Grids:
         """Return the number of steps of a grid."""
         return len(self.times[grid]) - 1
 
+    def saved(self, grid: int) -> int:
+        """Return how many states are saved on a grid."""
+        kept = self.kept[grid]
+        return (len(self.times[grid]) if kept else 1) if isinstance(kept, bool) else len(kept)
+
     def cost(self, ladder: Ladder, level: int, grid: int) -> float:
         """Return the cost of one path of a level on a grid."""
         return self.rows[grid] * ladder.costs[level]

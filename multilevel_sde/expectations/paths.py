@@ -26,7 +26,7 @@ from multilevel_sde.steps.rules import Step, StepRule
 __all__ = ["Paths", "seeds_of"]
 
 _HUGE = 1e30  # a state that is as good as infinite
-_ELEMENTS = 1 << 18  # numbers of the states of a batch, unless the batch is given
+_ELEMENTS, _SAVED = 1 << 18, 1 << 22  # numbers of the states of a batch, and of all its saved states
 
 
 def seeds_of(seed: int, stream: int, first: int, count: int) -> range:
@@ -73,6 +73,7 @@ class Paths:
     outputs: int = 0
     _plans: dict[Index, tuple[Ladder, Plan]] = field(default_factory=dict)
     _takes: int = 0
+    _numel: int | None = None
 
     def __post_init__(self) -> None:
         self._takes = required_arguments(self.phi) or 1
@@ -109,16 +110,21 @@ class Paths:
         found: list[list[Tensor]] = [[] for _ in indices]
         first = 0
         while first < len(seeds):
-            size = self.batch or 256  # the first batch shows how large a state is
-            some = seeds[first : first + size]
+            some = seeds[first : first + self._size(indices)]
             y0 = self._states(some)
-            if self.batch is None:
-                self.batch = max(1, min(1 << 16, _ELEMENTS // max(1, y0[0].numel())))
+            self._numel = max(1, y0[0].numel())
             noise = None if self.brownian_source is None else self.brownian_source(some)
             for values, index in zip(found, indices, strict=True):
                 values.append(self._value(index, y0, noise, some))
-            first += size
+            first += len(some)
         return [torch.cat(values) for values in found] if len(seeds) else []
+
+    def _size(self, indices: Sequence[Index]) -> int:
+        """Return how many samples to take at a time, once a first batch has shown how large a state is."""
+        if self.batch is not None or self._numel is None:
+            return self.batch or 256
+        kept = max(self.grids.saved(grid) for _, grid in indices)
+        return max(1, min(1 << 16, _ELEMENTS // self._numel, _SAVED // (self._numel * kept)))
 
     def _states(self, seeds: range) -> Tensor:
         y0 = self.start(seeds)

@@ -23,7 +23,8 @@ from multilevel_sde.expectations.terms import Index, Term, cheapest_chain, cheap
 __all__ = ["EXPECTED", "Scheme", "Trial", "kurtosis_of"]
 
 _FULL, _LEAST = 3, 32  # grids with all samples; samples of the finest ones
-_HUGE = 1e4  # times the largest phi of a finer grid: an unstable path
+_HUGE = 20.0  # times the largest phi of a finer grid on the same paths: coarse steps are unstable
+_MOST = 8.0  # times the measured variance that is expected at most
 EXPECTED = 4.0  # what an expected variance counts, over its relative variance
 
 
@@ -151,7 +152,8 @@ class Trial:
         order = 1.0 if math.isnan(order) else min(max(order, 0.25), 4.0)
         for i, j in pairwise(self.top_grids):
             values = self.samples_of(self._top(j, i))
-            variance, tails = float(values.var(0).max()), max(tails, kurtosis_of(values))
+            variance, own = float(values.var(0).max()), kurtosis_of(values)
+            tails = own if variance > 0 else tails  # zeros say nothing of what they miss
             if before is not None:
                 expected = before[0] * (steps(before[1]) / steps(j)) ** order
                 variance = max(variance, _likely(variance, expected, len(values), tails))
@@ -277,4 +279,6 @@ def kurtosis_of(values: Tensor) -> float:
 
 def _likely(measured: float, expected: float, samples: int, kurtosis: float) -> float:
     weight = samples / max(1.0, kurtosis - 1)
+    if measured > 0:  # what was seen is not far below the truth, whatever coarse grids do
+        expected = min(expected, _MOST * measured)
     return (weight * measured + EXPECTED * expected) / (weight + EXPECTED)
