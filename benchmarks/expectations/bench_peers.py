@@ -1,13 +1,13 @@
 """What do pymlmc, QMCPy and plain Monte Carlo take for the same error?
 
-pymlmc's own test problem `opre_gbm`: European, Asian, lookback (with its correction of the minimum by sqrt(h)) and digital
-calls of geometric Brownian motion, by Euler-Maruyama with grids of 4^l steps, l = 0 ... 6, at its root mean squared
-errors e. `mls.expectation` is given the payoffs and the finest grid as `tolerance=e` and chooses its grids itself. Plain
-Monte Carlo and QMCPy (digital nets with the Brownian bridge of a PCA) run on the grid on which `mls.expectation` ended.
-Costs are steps of all paths, coarse ones and trials included. Seeds 0, 1, 2; one thread; both in turn.
+pymlmc's own test problem `opre_gbm`: European, Asian, lookback (with its correction of the minimum by sqrt(h)) and
+digital calls of geometric Brownian motion, by Euler-Maruyama with grids of 4^l steps, l = 0 ... 6, at root mean squared
+errors e. `mls.expectation` is given payoff, finest grid and `tolerance=e`, and chooses its grids itself. Plain Monte
+Carlo and QMCPy (digital nets, PCA of the path) run on the grid on which `mls.expectation` ended. Costs are steps of all
+paths, coarse ones and trials included. One thread, in turn.
 
-pymlmc is not on the registry here: the column is of an installed `pymlmc` (its function `mlmc`), and is left out without
-one. So is that of QMCPy. `python -m benchmarks.expectations.bench_peers` takes ten minutes and writes `results/peers.md`.
+pymlmc and QMCPy are used where they are installed (of pymlmc its function `mlmc`), else their columns say nan.
+`python -m benchmarks.expectations.bench_peers` takes ten minutes and writes `results/peers.md`.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def sampler(name: str, generator: np.random.Generator) -> Callable:
         def value(self) -> np.ndarray:
             return payoff(self.s, self.total - self.s / 2, self.least, self.h)
 
-    def level(l: int, count: int) -> tuple[np.ndarray, float]:
-        fine_steps, sums = FACTOR**l, np.zeros(6)
+    def level(number: int, count: int) -> tuple[np.ndarray, float]:
+        fine_steps, sums = FACTOR**number, np.zeros(6)
         h = 1 / fine_steps
         for first in range(0, count, 10000):
             size = min(10000, count - first)
@@ -105,13 +105,13 @@ def sampler(name: str, generator: np.random.Generator) -> Callable:
                 dw = math.sqrt(h) * generator.standard_normal(size)
                 fine.step(dw)
                 whole += dw
-                if l and n % FACTOR == 0:
+                if number and n % FACTOR == 0:
                     coarse.step(whole)
                     whole = np.zeros(size)
             p = fine.value()
-            y = p - coarse.value() if l else p
+            y = p - coarse.value() if number else p
             sums += [y.sum(), (y**2).sum(), (y**3).sum(), (y**4).sum(), p.sum(), (p**2).sum()]
-        return sums, count * (fine_steps + (fine_steps / FACTOR if l else 0))
+        return sums, count * (fine_steps + (fine_steps / FACTOR if number else 0))
 
     return level
 
