@@ -92,7 +92,8 @@ class Decay:
         near, found = (misfits <= misfits.min() + width for width in (3.84, 1.0))
         order = Slope(float(_ORDERS[misfits.argmin()]), float(_ORDERS[near][0]), float(_ORDERS[near][-1]))
         likely = misfits.argsort()[: int(found.sum())]
-        return cls(order, _ORDERS[likely], constants[likely], information[likely].rsqrt())
+        errors = information[likely].rsqrt()
+        return cls(order, _ORDERS[likely], constants[likely], torch.where(errors < 1e-100, 0.0, errors))
 
     def likely_beyond(self, steps: int) -> Tensor:
         """Return how far it is at the best order, one standard error of c included, (m,)."""

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 from torch import distributed as processes
 
-from multilevel_sde.arguments import as_integer, as_number
+from multilevel_sde.arguments import as_integer, as_number, required_arguments
 from multilevel_sde.expectations.grids import Grids
 from multilevel_sde.expectations.paths import Paths
 from multilevel_sde.expectations.result import Expectation, Facts, expectation_of
@@ -106,7 +106,7 @@ def expectation(
         True
     """
     began = time.perf_counter()
-    _check(phi, ladder, start, distributed)
+    _check(phi, ladder, start, brownian_source, distributed)
     goal, price = _goal(tolerance, budget)
     confidence = as_number("confidence", confidence)
     if not 0 < confidence < 1:
@@ -197,15 +197,23 @@ def _check_bias(trial: Trial, goal: float) -> None:
         )
 
 
-def _check(phi: object, ladder: object, start: object, shared: bool) -> None:
+def _check(phi: object, ladder: object, start: object, brownian_source: object, shared: bool) -> None:
     if not isinstance(ladder, Ladder):
         raise TypeError(f'"ladder" must be a multilevel_sde.Ladder, got {type(ladder).__name__}')
     if not callable(phi):
         raise TypeError(f'"phi" must be a function of states, got {type(phi).__name__}; for example lambda y: y[:, 0]')
+    needed = required_arguments(phi) or 1
+    if needed > 3:
+        raise TypeError(f'"phi" must take states, and may take times and seeds, got a function of {needed} arguments')
     if not callable(start):
         raise TypeError(
             f'"start" must be a function of seeds, got {type(start).__name__}; for example '
             "lambda seeds: torch.ones(len(seeds), 2)"
+        )
+    if brownian_source is not None and (not callable(brownian_source) or isinstance(brownian_source, BrownianPath)):
+        raise TypeError(
+            f'"brownian_source" must be a function of seeds, got {type(brownian_source).__name__}; for example '
+            "lambda seeds: BrownianPath(seeds, grid=times)"
         )
     if shared and not processes.is_initialized():
         raise ValueError('"distributed" needs torch.distributed.init_process_group first')

@@ -134,6 +134,8 @@ class Paths:
                 f'"start" must return a Tensor with one state for each of {len(seeds)} seeds, got {got}; for example '
                 "lambda seeds: torch.ones(len(seeds), 2)"
             )
+        if not y0.is_floating_point():
+            raise TypeError(f'"start" must return floating-point states, got {y0.dtype}; for example with .double()')
         return y0
 
     @torch.no_grad()
@@ -158,6 +160,7 @@ class Paths:
         good = isinstance(value, Tensor) and not value.is_complex() and value.dim() in (1, 2) and len(value) == n
         if not good or (value.dim() == 2 and not value.shape[1]):
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            got = "complex numbers" if isinstance(value, Tensor) and value.is_complex() else got
             raise ValueError(
                 f'"phi" must return a real Tensor of shape ({n},) or ({n}, m) for {n} samples, got {got}; reduce what '
                 "belongs to one sample, such as y.flatten(1).sum(1)"

@@ -96,6 +96,7 @@ class Expectation:
         tolerance: What was asked for, or None.
         seconds: Wall-clock time.
         unit: Of costs.
+        noisy: Whether there was a diffusion.
         unstable: Steps of the grids on which paths became infinite or huge, and which were left out.
     """
 
@@ -115,6 +116,7 @@ class Expectation:
     tolerance: float | None
     seconds: float
     unit: str
+    noisy: bool
     unstable: tuple[int, ...] = ()
 
     def __str__(self) -> str:
@@ -168,6 +170,10 @@ class Expectation:
         idle = [level + 1 for level in range(len(self.plain)) if level not in used]
         if idle:
             found.append(f"{'level' if len(idle) == 1 else 'levels'} {', '.join(map(str, idle))} did not pay: not used")
+        if math.isnan(self.alpha.value):
+            found.append(f"there is one grid: the interval is that of {top.steps} steps, and their bias is not known")
+        if self.noisy and all(_first(row.variance) == 0 for row in self.rows):
+            found.append("phi had one value on all paths: if it is for a rare event, take a larger trial")
         if self.unstable:
             found.append(
                 f"paths became infinite or huge with {', '.join(map(str, self.unstable))} steps, which were left out"
@@ -235,6 +241,7 @@ def expectation_of(run: Run, facts: Facts) -> Expectation:
         facts.tolerance,
         facts.seconds,
         run.paths.ladder.unit,
+        run.paths.diffusion is not None,
         tuple(sorted(map(grids.steps, trial.unstable))),
     )
 

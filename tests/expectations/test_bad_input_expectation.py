@@ -15,6 +15,8 @@ def test_phi_of_another_shape():
         estimate(phi=lambda y: y[:, None])
     with refused("got float"):
         estimate(phi=lambda y: 1.0)
+    with refused("got complex numbers"):
+        estimate(phi=lambda y: y[:, 0] * 1j)
 
 
 def test_phi_that_changes_its_shape():
@@ -51,6 +53,8 @@ def test_a_start_that_is_no_function():
         estimate(start=torch.ones(3, 1))
     with refused('"start" must return a Tensor with one state for each of 256 seeds, got shape'):
         estimate(start=lambda seeds: torch.ones(3, 1))
+    with refused('"start" must return floating-point states, got torch.int64', TypeError):
+        estimate(start=lambda seeds: torch.ones(len(seeds), 1, dtype=torch.long))
 
 
 def test_noise_of_another_dimension_than_declared():
@@ -91,6 +95,8 @@ def test_arguments_out_of_range(options, message):
     ("options", "message"),
     [
         ({"phi": 3}, '"phi" must be a function of states, got int'),
+        ({"phi": lambda a, b, c, d: a}, '"phi" must take states, .* got a function of 4 arguments'),
+        ({"brownian_source": mls.BrownianPath([1])}, '"brownian_source" must be a function of seeds, got BrownianPath'),
         ({"seed": 1.5}, '"seed" must be an integer, got float'),
         ({"tolerance": "small"}, '"tolerance" must be a number, got str'),
         ({"ladder": [1]}, '"ladder" must be a multilevel_sde.Ladder, got list'),

@@ -203,6 +203,14 @@ def test_advice_names_what_is_cheaper():
     assert "level 1 did not pay: not used" in estimate(ladder, tolerance=0.03).advise()
 
 
+def test_what_is_not_known_is_said():
+    assert "their bias is not known" in estimate(coarsest=256).advise()
+    never = estimate(phi=lambda y: (y[:, 0] > 9).double())
+    assert never.value == never.high == 0
+    assert "rare event" in never.advise()
+    assert "rare event" not in estimate(diffusion=None, tolerance=0.05).advise()
+
+
 def test_a_plot_is_written(tmp_path):
     pytest.importorskip("matplotlib")
     estimate().plot(tmp_path / "plot.png")
