@@ -22,7 +22,7 @@ from .noise import (
     running_maximum,
     seeded_normal,
 )
-from .pilots import Advice, PhasePlans, Pilot, PilotPlan, Prediction, Rates, phase_plans, pilot
+from .pilots import Advice, EqualErrors, PhasePlans, Pilot, PilotPlan, Prediction, Rates, phase_plans, pilot
 from .plans import (
     Draw,
     FixedSchedule,
@@ -88,6 +88,7 @@ __all__ = [
     "DivergedError",
     "Draw",
     "Drift",
+    "EqualErrors",
     "Estimator",
     "EulerHeun",
     "Expectation",

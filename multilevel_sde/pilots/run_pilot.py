@@ -24,7 +24,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ def pilot(
     conditions: Mapping[str, Tensor] | None = None,
     multistep: Multistep | None = None,
     samples: int = 32,
-    candidates: int | Tensor = 100,
+    candidates: int | Tensor | Callable[..., Tensor] = 100,
     limit: float | None = None,
     batch: int | None = None,
     progress: bool | None = None,
@@ -93,8 +93,8 @@ def pilot(
             with which base levels are integrated, as for :func:`multilevel_sde.multistep`; for Euler steps
             `functools.partial(mls.adams_bashforth_weights, order=2)`. By default each step uses its own value only.
         samples: How many of the samples of y0 to use.
-        candidates: Number M of candidate steps, thinned from the grid, or a grid of M + 1 of its times; also the
-            largest number of steps of a plan.
+        candidates: Number M of candidate steps, thinned from the grid, or a grid of M + 1 of its times; or a rule
+            that chooses one, such as :class:`EqualErrors`. Also the largest number of steps of a plan.
         limit: Largest total cost in the ladder's unit; fewer candidates are taken to meet it. The pilot is meant to be
             reused: its cost is `pilot.cost`, and `pilot.share(n, budget)` is its part of a run of n samples.
         batch: Largest number of rows in one call of the cheapest drift on perturbed copies; by default as many as need
@@ -211,7 +211,15 @@ def _tail(errors: Tensor) -> float:
     return float(errors.mean()) / usual if usual > 0 else 1.0
 
 
-def _candidate_grid(trial: Trial, fine: Tensor, candidates: int | Tensor, limit: float | None, copies: int) -> Tensor:
+def _candidate_grid(
+    trial: Trial,
+    fine: Tensor,
+    candidates: int | Tensor | Callable[..., Tensor],
+    limit: float | None,
+    copies: int,
+) -> Tensor:
+    if callable(candidates) and not isinstance(candidates, Tensor):
+        candidates = trial.chosen(candidates, fine)
     if not isinstance(candidates, Tensor):
         count = min(as_integer("candidates", candidates), len(fine) - 1)
         if candidates < 1:
