@@ -31,7 +31,7 @@ FACTOR, FINEST, FIRST, SHIFT = 4, 6, 1000, 0.5826
 ERRORS = {
     "European": (0.1, 0.05, 0.02),
     "Asian": (0.1, 0.05, 0.02),
-    "Lookback": (0.1, 0.05, 0.02),
+    "Lookback": (0.2, 0.1, 0.05),
     "Digital": (1.0, 0.5, 0.2),
 }
 TIMES = torch.linspace(0.0, 1.0, FACTOR**FINEST + 1, dtype=torch.float64)
