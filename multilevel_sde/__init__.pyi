@@ -7,6 +7,7 @@ __version__: str
 from .cost import CostModel, Drift, FlopCost, GivenCost, SecondsCost
 from .devices import Autocast, CudaGraph, Offload, OffloadStats, OnDevice, compiled, place
 from .errors import NonFiniteError
+from .expectations import Expectation, expectation
 from .fitting import FittedPlan, fit_plan
 from .ladder import Ladder
 from .learning import BestPlan, DivergedError, LearnedSchedule, best_plan, central_difference, forward_mode, learn
@@ -21,7 +22,7 @@ from .noise import (
     running_maximum,
     seeded_normal,
 )
-from .pilots import Advice, PhasePlans, Pilot, PilotPlan, Prediction, Rates, phase_plans, pilot
+from .pilots import Advice, EqualErrors, PhasePlans, Pilot, PilotPlan, Prediction, Rates, phase_plans, pilot
 from .plans import (
     Draw,
     FixedSchedule,
@@ -87,8 +88,10 @@ __all__ = [
     "DivergedError",
     "Draw",
     "Drift",
+    "EqualErrors",
     "Estimator",
     "EulerHeun",
+    "Expectation",
     "ExponentialEuler",
     "FittedPlan",
     "FixedSchedule",
@@ -139,6 +142,7 @@ __all__ = [
     "euler_maruyama",
     "even_arrivals",
     "exit_times",
+    "expectation",
     "expected_cost",
     "fit_plan",
     "forward_mode",

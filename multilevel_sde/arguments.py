@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Iterable
 from numbers import Real
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["as_integer", "as_items", "as_number", "as_tensor", "check_drift"]
+__all__ = ["as_integer", "as_items", "as_number", "as_tensor", "check_drift", "required_arguments"]
 
 
 def as_number(name: str, value: Any) -> float:
@@ -112,3 +113,23 @@ def check_drift(value: Any) -> None:
     """
     if not callable(value):
         raise TypeError(f'"drift" must be a callable f(x, t) -> Tensor, got {type(value).__name__}')
+
+
+def required_arguments(function: object) -> int | None:
+    """Return how many positional arguments a callable needs, or None where it does not say.
+
+    Example:
+        >>> required_arguments(lambda y, t, scale=1.0: y)
+        2
+    """
+    if not callable(function):
+        return None
+    try:  # a module's own signature says nothing, that of its forward does
+        called = function.forward if isinstance(function, torch.nn.Module) else function
+        parameters = inspect.signature(called).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return sum(p.default is p.empty for p in positional)

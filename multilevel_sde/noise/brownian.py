@@ -85,7 +85,9 @@ class BrownianPath:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
-        self.seeds = tuple(as_integer("seeds", seed) for seed in as_items("seeds", seeds, "integers"))
+        if not isinstance(seeds, range):  # of which a million takes no time
+            seeds = tuple(as_integer("seeds", seed) for seed in as_items("seeds", seeds, "integers"))
+        self.seeds: Sequence[int] = seeds
         unit = as_number("unit", unit)
         if not (math.isfinite(unit) and unit > 0):
             raise ValueError(f'"unit" must be a positive finite length of time, got {unit}')
@@ -98,7 +100,7 @@ class BrownianPath:
         if self.shape is not None and min(self.shape, default=0) < 0:
             raise ValueError(f'"shape" must not have negative sizes, got {self.shape}')
         self.dtype, self.device = dtype, torch.device(device)
-        self._keys = hash_seeds(list(self.seeds), self.device)
+        self._keys = hash_seeds(self.seeds, self.device)
         if self.grid is not None:
             self._times: Tensor = self.grid if self.grid[1] > self.grid[0] else self.grid.flip(0)
         self._tree: Tree = TickTree(unit) if self.grid is None else GridTree.of(self._times)

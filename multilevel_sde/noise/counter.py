@@ -42,8 +42,19 @@ def _mix_(z: Tensor) -> Tensor:
 
 
 def hash_seeds(seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Return one well-mixed 64-bit key per seed, int64 (B,); seeds are taken modulo 2^64."""
-    return _mix_(torch.tensor([_signed(seed + _GAMMA) for seed in seeds], dtype=torch.int64).to(device))
+    """Return one well-mixed 64-bit key per seed, int64 (B,); seeds are taken modulo 2^64.
+
+    A range takes no time per seed in Python.
+
+    Example:
+        >>> bool((hash_seeds(range(3, 9, 2)) == hash_seeds([3, 5, 7])).all())
+        True
+    """
+    if isinstance(seeds, range) and max(abs(seeds.start), abs(seeds.stop)) < 1 << 62:
+        counters = torch.arange(seeds.start, seeds.stop, seeds.step, dtype=torch.int64).add_(_signed(_GAMMA))
+    else:
+        counters = torch.tensor([_signed(seed + _GAMMA) for seed in seeds], dtype=torch.int64)
+    return _mix_(counters.to(device))
 
 
 class CounterNormals:

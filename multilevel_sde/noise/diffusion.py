@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multilevel_sde.arguments import as_integer, as_items, as_number
+from multilevel_sde.arguments import as_integer, as_items, as_number, required_arguments
 from multilevel_sde.steps.sums import transformed
 
 __all__ = ["Diffusion", "MatrixProduct", "NoiseTerm", "as_noise", "nature"]
@@ -132,7 +131,7 @@ def as_noise(diffusion: Diffusion) -> Callable[[Tensor, Tensor, Tensor], Tensor]
         scale = torch.tensor(number, dtype=torch.float64)
         single = scale.float()
         return lambda y, t, dW: dW * (single if dW.dtype is torch.float32 else scale)
-    arguments = _required_arguments(diffusion)
+    arguments = required_arguments(diffusion)
     if arguments == 1:
         return lambda y, t, dW: dW * diffusion(t)  # type: ignore[operator]
     if arguments == 2:
@@ -152,7 +151,7 @@ def nature(diffusion: Diffusion) -> NoiseTerm:
     """
     if isinstance(diffusion, NoiseTerm):
         return diffusion
-    return NoiseTerm(as_noise(diffusion), additive=_required_arguments(diffusion) != 2, diagonal=True)
+    return NoiseTerm(as_noise(diffusion), additive=required_arguments(diffusion) != 2, diagonal=True)
 
 
 def _by_tensor(scale: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -166,17 +165,3 @@ def _is_single(value: object) -> bool:
     if isinstance(value, Tensor):
         return value.numel() == 1 and not value.is_complex() and value.dtype is not torch.bool
     return isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "fiu"
-
-
-def _required_arguments(function: object) -> int | None:
-    if not callable(function):
-        return None
-    try:  # a module's own signature says nothing, that of its forward does
-        called = function.forward if isinstance(function, torch.nn.Module) else function
-        parameters = inspect.signature(called).parameters.values()
-    except (TypeError, ValueError):
-        return None
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return None
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return sum(p.default is p.empty for p in positional)

@@ -9,6 +9,7 @@ Rooms, in the order of use:
     trial               the problem on the pilot's samples: states, noise, conditions, runs.
     measure_responses   the walk along the path, and the responses of all corrections.
     measure_errors      single levels on any number of steps, and plans on samples kept out.
+    local_errors        EqualErrors: a grid from the errors of the top level's steps.
     grids, peak         grids of any number of steps; what a call needs of memory.
     responses           the Gram matrix of the responses, for any choice of levels and steps.
     error_model         the measurements as a class, and the error that they predict.
@@ -24,8 +25,9 @@ Rooms, in the order of use:
 """
 
 from multilevel_sde.pilots.answers import Advice, PilotPlan, Prediction, Rates
+from multilevel_sde.pilots.local_errors import EqualErrors
 from multilevel_sde.pilots.phases import PhasePlans, phase_plans
 from multilevel_sde.pilots.pilot_class import Pilot
 from multilevel_sde.pilots.run_pilot import pilot
 
-__all__ = ["Advice", "PhasePlans", "Pilot", "PilotPlan", "Prediction", "Rates", "phase_plans", "pilot"]
+__all__ = ["Advice", "EqualErrors", "PhasePlans", "Pilot", "PilotPlan", "Prediction", "Rates", "phase_plans", "pilot"]

@@ -75,7 +75,7 @@ def pilot(
     conditions: Mapping[str, Tensor] | None = None,
     multistep: Multistep | None = None,
     samples: int = 32,
-    candidates: int | Tensor = 100,
+    candidates: int | Tensor | Callable[..., Tensor] = 100,
     other_grid: Callable[[int], Tensor] | None = None,
     limit: float | None = None,
     batch: int | None = None,
@@ -95,8 +95,8 @@ def pilot(
             with which base levels are integrated, as for :func:`multilevel_sde.multistep`; for Euler steps
             `functools.partial(mls.adams_bashforth_weights, order=2)`. By default each step uses its own value only.
         samples: How many of the samples of y0 to use.
-        candidates: Number M of candidate steps, thinned from the grid, or a grid of M + 1 of its times; also the
-            largest number of steps of a plan.
+        candidates: Number M of candidate steps, thinned from the grid, or a grid of M + 1 of its times; or a rule
+            that chooses one, such as :class:`EqualErrors`. Also the largest number of steps of a plan.
         other_grid: A function of a number of steps that gives another grid of so many steps, made of times of `times`.
             Single levels are run there too, as plans should be compared with the best of them.
         limit: Largest total cost in the ladder's unit; fewer candidates are taken to meet it. The pilot is meant to be
@@ -241,8 +241,15 @@ def _other(fine: Tensor, other_grid: Callable[[int], Tensor], steps: int) -> Ten
 
 
 def _candidate_grid(
-    trial: Trial, fine: Tensor, candidates: int | Tensor, limit: float | None, copies: int, twice: bool
+    trial: Trial,
+    fine: Tensor,
+    candidates: int | Tensor | Callable[..., Tensor],
+    limit: float | None,
+    copies: int,
+    twice: bool,
 ) -> Tensor:
+    if callable(candidates) and not isinstance(candidates, Tensor):
+        candidates = trial.chosen(candidates, fine)
     if not isinstance(candidates, Tensor):
         count = min(as_integer("candidates", candidates), len(fine) - 1)
         if candidates < 1:

@@ -99,6 +99,16 @@ class Trial:
         for level in range(len(self.ladder)):
             self.run(fine[:2], self.alone(fine[:2], level, one_step=True))
 
+    def chosen(self, rule: Callable[..., Tensor], fine: Tensor) -> Tensor:
+        """The candidate grid that a rule chooses, which may run the top level once on the finest grid."""
+        self.charge(len(plan_rows(self.step, fine)) * self.ladder.costs[-1] * len(self))
+        noise = self.brownian
+        if noise is not None and self._everyone is not self.y0:
+            source = self.increments(fine)
+            noise = lambda t, s: next(source)  # noqa: E731 - asked in order
+        given = {"diffusion": self.diffusion, "brownian": noise, "conditions": self.conditions or None}
+        return as_tensor("candidates", rule(self.ladder, self.y0, fine, step=self.step, **given))
+
     def base(self, grid: Tensor) -> Tensor:
         """Coefficients of the pilot's multistep method on a grid, (N, order); ones for one-step methods."""
         if self.coefficients is None:

@@ -16,7 +16,7 @@ CORE = [
     {"noise"},
     {"plans"},
     {"solver", "devices"},
-    {"pilots", "learning", "rates"},
+    {"pilots", "learning", "rates", "expectations"},
     {"fitting", "testing"},
     {"cli", "commands", "__main__", "__init__"},
 ]

@@ -16,6 +16,7 @@ PAGES = [
         f"docs/{name}.md"
         for name in (
             *("index", "start", "choosing", "glossary", "stability", "api", "architecture", "testing"),
+            *("expectations", "from_torchsde", "from_diffrax", "from_pymlmc"),
             *("demo", "samplers", "diffusers", "edm", "one_model", "editing", "scale", "placement"),
             *(
                 "pilot",

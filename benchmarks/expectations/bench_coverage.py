@@ -1,0 +1,87 @@
+"""Do the intervals hold the truth as often as they say, and what do the estimates cost beside the formula?
+
+For every case of `cases.py`, 400 estimates with the seeds 0 ... 399 and 95% intervals: the share of the intervals that
+hold the truth, the root mean squared error over the tolerance, the median of the cost (the trial included) over that of
+the optimal allocation, (sum sqrt(V C))^2 / (tolerance^2 - bias^2), the share of the trial, and the median of what plain
+Monte Carlo on the top level would cost over what was paid. Then the exponent of the cost over three decades of the
+tolerance, for problems of which theory knows it. `python -m benchmarks.expectations.bench_coverage` takes half an hour
+and writes `results/coverage.md` and `results/exponents.md`, which docs/expectations.md shows.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import replace
+
+import torch
+
+import multilevel_sde as mls
+from benchmarks.common import machine, parser_of, table
+from benchmarks.expectations.cases import Case, cases
+from multilevel_sde.files import write_atomically
+
+PARTS = (1.0, 0.1, 0.01, 0.001)  # of the largest tolerance
+
+
+def formula(found: mls.Expectation, tolerance: float) -> float:
+    """Return what the optimal allocation of an estimate's own terms costs."""
+    length = sum(math.sqrt(row.variance * row.cost) for row in found.rows)
+    return length**2 / (tolerance**2 - min(found.bias, 0.6 * tolerance) ** 2)
+
+
+def covered(name: str, case: Case, runs: int) -> list[str]:
+    """Return the row of a case."""
+    found = [case.run(seed=seed) for seed in range(runs)]
+    inside = sum(one.low <= case.truth <= one.high for one in found)
+    error = math.sqrt(statistics.fmean((one.value - case.truth) ** 2 for one in found)) / case.tolerance
+    over = [one.cost / formula(one, case.tolerance) for one in found]
+    trial = statistics.fmean(one.trial_cost / one.cost for one in found)
+    seconds = statistics.fmean(one.seconds for one in found)
+    gain = statistics.median(one.plain[-1].cost / one.cost for one in found)
+    cells = [f"{case.truth:.6g}", f"{case.tolerance:g}", f"{inside / runs:.1%}", f"{error:.2f}"]
+    cells += [f"{statistics.median(over):.2f}", f"{trial:.0%}", f"{gain:.2g}x", f"{seconds:.2f}"]
+    print(name, *cells, sep=" | ", flush=True)
+    return [name.replace("_", " "), *cells]
+
+
+def exponents(seeds: int) -> list[list[str]]:
+    """Return rows of (problem, theory, costs, exponent) over three decades of the tolerance, trials not counted."""
+    chosen = {
+        "ornstein_uhlenbeck": ("2, as beta = 2", 0.1, {}),
+        "call": ("2, times log(e)^2, as beta = 1", 3.0, {}),
+        "call, Milstein": ("2, as beta = 2", 3.0, {"step": mls.Milstein()}),
+    }
+    rows = []
+    for name, (theory, largest, more) in chosen.items():
+        case = replace(cases()[name.split(",")[0]], times=torch.linspace(0.0, 1.0, 4097, dtype=torch.float64))
+        costs = []
+        for part in PARTS:
+            found = [case.run(tolerance=largest * part, seed=seed, **more) for seed in range(seeds)]
+            costs.append(statistics.median(one.cost - one.trial_cost for one in found))
+        x, y = [-math.log(part) for part in PARTS], [math.log(cost) for cost in costs]
+        exponent = statistics.linear_regression(x, y).slope
+        rows.append(
+            [name.replace("_", " "), theory, f"{largest:g}", *(f"{cost:.3g}" for cost in costs), f"{exponent:.2f}"]
+        )
+        print(*rows[-1], sep=" | ", flush=True)
+    return rows
+
+
+def main() -> None:
+    """Measure, print and write the tables."""
+    parser = parser_of(__file__, __doc__)
+    parser.add_argument("--runs", type=int, default=400, help="estimates of every case [400]")
+    parser.add_argument("--seeds", type=int, default=5, help="estimates for every cost of an exponent [5]")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    head = ["case", "truth", "tolerance", "covered", "error / tolerance", "cost / formula", "trial", "gain", "seconds"]
+    lines = table(head, [covered(name, case, options.runs) for name, case in cases().items()])
+    lines += ["", f"{options.runs} estimates each, seeds from 0; {machine()['cpu']}, one thread.", ""]
+    write_atomically(options.out / "coverage.md", "\n".join(lines).encode())
+    head = ["problem", "theory", "e", "cost at e", *(f"at {part:g} e" for part in PARTS[1:]), "exponent"]
+    write_atomically(options.out / "exponents.md", "\n".join([*table(head, exponents(options.seeds)), ""]).encode())
+
+
+if __name__ == "__main__":
+    main()
