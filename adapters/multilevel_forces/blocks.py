@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 import multilevel_sde as mls
-from multilevel_forces.force_ladder import ForceError
+from multilevel_forces.force_ladder import ForceError, Forces
 from multilevel_forces.systems import Systems
 from multilevel_sde.arguments import as_integer, as_items
 
@@ -133,7 +133,8 @@ class Estimates:
     def __init__(self, ladder: mls.Ladder, plan: mls.Plan, systems: Systems):
         self.ladder, self.plan, self.systems = ladder, plan, systems
         self.kept: dict[tuple[int, int], Tensor] = {}  # (row, level) -> value
-        self.energies = np.zeros((plan.levels, len(systems)))  # of the base, and each known difference to the one below
+        # Energy and stress of the base level, and each known difference to the level below; NaN where not given.
+        self.readings = np.zeros((plan.levels, len(systems), 7))
         self._rows = plan.coefficients.tolist()
         self._needed = [row.nonzero()[:, 0].tolist() for row in plan.needed]
         recall = plan.recall
@@ -162,7 +163,7 @@ class Estimates:
             if row == 0:
                 self.kept.clear()
             self.kept.update({(row, level): f for level, f in values.items() if self._remembered[row, level]})
-        self._note_energy(values)
+        self._note_readings(values)
         return total
 
     def _force(self, n: int, level: int, q: Tensor) -> Tensor:
@@ -180,12 +181,23 @@ class Estimates:
     @property
     def energy(self) -> np.ndarray:
         """Of the base level, eV (systems,), and the last known difference of each level above to the one below."""
-        return self.energies.sum(0)
+        return self.readings[..., 0].sum(0)
 
-    def _note_energy(self, values: dict[int, Tensor]) -> None:
+    @property
+    def stress(self) -> np.ndarray:
+        """The same for the stress, eV / Angstrom^3, (systems, 6) in ASE's order."""
+        return self.readings[..., 1:].sum(0)
+
+    def _note_readings(self, values: dict[int, Tensor]) -> None:
         levels = sorted(values)
-        known = [getattr(self.ladder.drifts[level], "energy", np.full(len(self.systems), np.nan)) for level in levels]
+        known = [self._reading(level) for level in levels]
         if levels[0] == self._base:
-            self.energies[self._base] = known[0]
-        for high, (low_energy, energy) in zip(levels[1:], pairwise(known), strict=True):
-            self.energies[high] = energy - low_energy
+            self.readings[self._base] = known[0]
+        for high, (below, here) in zip(levels[1:], pairwise(known), strict=True):
+            self.readings[high] = here - below
+
+    def _reading(self, level: int) -> np.ndarray:
+        drift = self.ladder.drifts[level]
+        if not isinstance(drift, Forces):
+            return np.full((len(self.systems), 7), np.nan)
+        return np.concatenate([drift.energy[:, None], drift.stress], 1)

@@ -57,9 +57,13 @@ class Systems:
                     f"and system 1 {given[0].get_chemical_formula()}; run them apart"
                 )
             if (one.get_masses() != given[0].get_masses()).any() or held != fixed[0]:
-                raise ValueError(f'"atoms" must share masses and fixed atoms, system {number} has its own; run it apart')
+                raise ValueError(
+                    f'"atoms" must share masses and fixed atoms, system {number} has its own; run it apart'
+                )
             if not (np.isfinite(one.positions).all() and np.isfinite(one.get_momenta()).all()):
-                raise ValueError(f'"atoms" must have finite positions and momenta, got NaN or infinity in system {number}')
+                raise ValueError(
+                    f'"atoms" must have finite positions and momenta, got NaN or infinity in system {number}'
+                )
         self.atoms = [one.copy() for one in given]
         for one in self.atoms:
             one.set_constraint()

@@ -147,8 +147,9 @@ class Walk:
     def state(self) -> dict[str, Tensor]:
         """Return all that the run goes on from, as tensors."""
         kept = {f"kept {row} {level}": value for (row, level), value in self.estimates.kept.items()}
-        energies = torch.from_numpy(self.estimates.energies.copy())
-        return {"q": self.q, "p": self.p, "force": self.begin(), "n": torch.tensor(self.n), "e": energies, **kept}
+        force, readings = self.begin(), torch.from_numpy(self.estimates.readings.copy())
+        n = torch.tensor(self.n)
+        return {"q": self.q, "p": self.p, "force": force, "n": n, "readings": readings, **kept}
 
     def go_on(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a stored state, to the same bits as if the run had not stopped.
@@ -156,10 +157,10 @@ class Walk:
         Raises:
             ValueError: It is of another run.
         """
-        if not {"q", "p", "force", "n", "e"} <= set(state) or state["q"].shape != self.q.shape:
+        if not {"q", "p", "force", "n", "readings"} <= set(state) or state["q"].shape != self.q.shape:
             raise ValueError('"state" must be of a walk of the same atoms; begin anew')
         self.q, self.p, self.force, self.n = state["q"], state["p"], state["force"], int(state["n"])
-        self.estimates.energies = state["e"].numpy().copy()
+        self.estimates.readings = state["readings"].numpy().copy()
         kept = [(name.split(), value) for name, value in state.items() if name.startswith("kept ")]
         self.estimates.kept = {(int(row), int(level)): value for (_, row, level), value in kept}
         self._restart()

@@ -146,7 +146,7 @@ def test_a_walk_knows_neither_where_it_is_nor_how_atoms_are_numbered():
     moved, mixed = atoms.copy(), atoms[order.tolist()]
     moved.positions += [3 * BOX_SIDE, 0.7, -11.0]
     there = walked(Walk(forces(CHEAP, TOP, atoms=moved), cold, impulses([1, 4]), seeds=[0]), 20).q
-    assert far(there - torch.tensor([3 * BOX_SIDE, 0.7, -11.0]).to(there), here) < 1e-9
+    assert far(there - torch.tensor([3 * BOX_SIDE, 0.7, -11.0], dtype=here.dtype), here) < 1e-9
     other = walked(Walk(forces(CHEAP, TOP, atoms=mixed), cold, impulses([1, 4]), seeds=[0]), 20).q
     assert far(other, here[:, order]) < 1e-9
 
