@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -10,10 +9,9 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.md.md import MolecularDynamics
-from torch import Tensor
 
 import multilevel_sde as mls
-from multilevel_forces.force_ladder import ladder
+from multilevel_forces.force_ladder import Levels, ladder
 from multilevel_forces.force_pilot import ForcePilot
 from multilevel_forces.langevin import Langevin, Overdamped
 from multilevel_forces.run_pilot import pilot
@@ -58,7 +56,7 @@ class MultilevelLangevin(MolecularDynamics):
     def __init__(
         self,
         atoms: Atoms,
-        levels: ForcePilot | mls.Ladder | Sequence[Calculator | Callable[[Tensor], Any]],
+        levels: ForcePilot | mls.Ladder | Levels,
         dynamics: Langevin | None = None,
         *,
         plan: mls.Plan | None = None,

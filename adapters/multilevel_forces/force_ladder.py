@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,10 @@ from torch import Tensor
 import multilevel_sde as mls
 from multilevel_forces.systems import Systems
 
-__all__ = ["ForceError", "Forces", "ladder", "levels_of", "measured_seconds"]
+__all__ = ["ForceError", "Forces", "Levels", "ladder", "levels_of", "measured_seconds"]
+
+Source = Calculator | Callable[[Tensor], Any]
+Levels = Sequence[Source] | Mapping[str, Source]
 
 _UNIT = "s"
 _APART = 1e-4  # Angstrom that atoms are moved between timed calls, or a calculator answers from its cache
@@ -38,6 +41,7 @@ class Forces:
             atoms, that returns forces in eV / Angstrom, a tensor or an array of that shape.
         systems: What it is for.
         level: Its number in messages, from 0.
+        name: What messages and tables call it; by default the function's name or the calculator's class.
 
     Attributes:
         energy: Of the last call in eV, float64 (systems,); NaN where the source gives none.
@@ -45,17 +49,12 @@ class Forces:
             gives none together with its forces.
     """
 
-    def __init__(self, source: Calculator | Callable[[Tensor], Any], systems: Systems, level: int):
+    def __init__(self, source: Source, systems: Systems, level: int, name: str | None = None):
         self.source, self.systems, self.level = source, systems, level
+        named = name or (None if isinstance(source, Calculator) else getattr(source, "__name__", None))
+        self.name = named if isinstance(named, str) else type(source).__name__
         self._boxes = [one.copy() for one in systems.atoms]
         self._nothing()
-
-    @property
-    def name(self) -> str:
-        """What messages and tables call it."""
-        source: Any = self.source
-        named = source if isinstance(source, Calculator) else getattr(source, "__name__", None)
-        return named if isinstance(named, str) else type(source).__name__
 
     def _nothing(self) -> None:
         self.energy = np.full(len(self.systems), np.nan)
@@ -112,7 +111,7 @@ class Forces:
 
 
 def ladder(
-    calculators: Sequence[Calculator | Callable[[Tensor], Any]],
+    calculators: Levels,
     atoms: Atoms | Sequence[Atoms] | Systems,
     prices: Sequence[float] | None = None,
 ) -> mls.Ladder:
@@ -123,7 +122,7 @@ def ladder(
 
     Arguments:
         calculators: ASE calculators, or functions of positions (systems, atoms, 3), a float64 tensor in Angstrom, that
-            return forces in eV / Angstrom. Cheapest first.
+            return forces in eV / Angstrom. Cheapest first; or {name: calculator}.
         atoms: One `ase.Atoms` or several of the same species; FixAtoms is honoured. Fixed atoms are no part of q.
         prices: Seconds of one force of all systems. By default they are measured here: the median of calls on this
             machine after a warm-up, every time at other positions.
@@ -141,7 +140,7 @@ def ladder(
         >>> copper = bulk("Cu", cubic=True)
         >>> levels = [MorsePotential(epsilon=0.35, r0=2.6, rho0=4.3), EMT()]
         >>> forces = ladder(levels, copper, prices=[0.001, 0.002])
-        >>> forces, forces.drifts[1](torch.zeros(1, 4, 3, dtype=torch.float64) + forces.drifts[1].systems.positions(), 0).shape
+        >>> forces, forces.drifts[1](torch.from_numpy(copper.positions[None]), 0.0).shape
         (Ladder(2 levels, costs=[0.001, 0.002] s), torch.Size([1, 4, 3]))
     """
     systems = atoms if isinstance(atoms, Systems) else Systems(atoms)
@@ -150,7 +149,7 @@ def ladder(
     return mls.Ladder(levels, mls.GivenCost(list(seconds), _UNIT))
 
 
-def levels_of(calculators: Sequence[Calculator | Callable[[Tensor], Any]], systems: Systems) -> list[Forces]:
+def levels_of(calculators: Levels, systems: Systems) -> list[Forces]:
     """Return the levels without their prices.
 
     Example:
@@ -159,19 +158,24 @@ def levels_of(calculators: Sequence[Calculator | Callable[[Tensor], Any]], syste
         ...
         TypeError: "calculators" must be a list of ASE calculators or functions of positions, cheapest first, got str
     """
-    if not isinstance(calculators, Sequence) or isinstance(calculators, str) or not len(calculators):
+    named: list[tuple[str | None, Any]] = []
+    if isinstance(calculators, Mapping):
+        named = list(calculators.items())
+    elif isinstance(calculators, Sequence) and not isinstance(calculators, str):
+        named = [(None, one) for one in calculators]
+    if not named:
         raise TypeError(
             '"calculators" must be a list of ASE calculators or functions of positions, cheapest first, got '
-            f"{'an empty one' if isinstance(calculators, list | tuple) else type(calculators).__name__}"
+            f"{'an empty one' if isinstance(calculators, list | tuple | dict) else type(calculators).__name__}"
         )
-    for level, one in enumerate(calculators):
+    for level, (_, one) in enumerate(named):
         if not isinstance(one, Calculator) and (not callable(one) or isinstance(one, type)):
             made = f"; make an object of it, {one.__name__}()" if isinstance(one, type) else ""
             raise TypeError(
                 f'"calculators[{level}]" must be an ASE calculator or a function of positions, got '
                 f"{'the class ' + one.__name__ if isinstance(one, type) else type(one).__name__}{made}"
             )
-    return [Forces(one, systems, level) for level, one in enumerate(calculators)]
+    return [Forces(one, systems, level, name) for level, (name, one) in enumerate(named)]
 
 
 def measured_seconds(level: Forces, calls: int = 5, warmup: int = 3) -> float:

@@ -7,7 +7,6 @@ spread of positions in vibrations, the energy drift without friction, and the fo
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import numpy as np
 import torch
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
-from torch import Tensor
 
 import multilevel_sde as mls
 from multilevel_forces.blocks import Estimates, check_block
-from multilevel_forces.force_ladder import ladder
+from multilevel_forces.force_ladder import Levels, ladder
 from multilevel_forces.systems import Systems
 
 __all__ = ["MultilevelCalculator"]
@@ -58,7 +54,7 @@ class MultilevelCalculator(Calculator):
 
     def __init__(
         self,
-        levels: Sequence[Calculator | Callable[[Tensor], Any]],
+        levels: Levels,
         atoms: Atoms,
         plan: mls.Plan,
         *,

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+import statistics
+import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import Calculator
-from torch import Tensor
 from tqdm.auto import tqdm
 
 import multilevel_sde as mls
 from multilevel_forces.blocks import impulses
-from multilevel_forces.force_ladder import Forces, levels_of, measured_seconds
+from multilevel_forces.force_ladder import Forces, Levels, levels_of
 from multilevel_forces.force_pilot import ForcePilot
 from multilevel_forces.langevin import Langevin, Overdamped
 from multilevel_forces.spectra import correlation_time, spectrum
@@ -30,7 +29,7 @@ _LEAST_STEPS = 32
 
 def pilot(
     atoms: Atoms | Sequence[Atoms],
-    calculators: Sequence[Calculator | Callable[[Tensor], Any]],
+    calculators: Levels,
     dynamics: Langevin,
     *,
     steps: int = 256,
@@ -48,7 +47,7 @@ def pilot(
             the top level, whose averages are wanted.
         dynamics: :class:`Langevin`: K, fs, 1/fs.
         steps: Of the run; a few periods of the slowest vibration are enough. It costs as many forces of each level.
-        prices: Seconds of one force of all systems; measured if not given.
+        prices: Seconds of one force of all systems; by default the medians of those of the run.
         tolerance: Relative error of temperature and spread that a plan may be expected to have.
         seed: Of momenta and noise.
         progress: Show a bar.
@@ -86,10 +85,10 @@ def pilot(
         raise ValueError(f'"tolerance" must be between 0 and 1, such as 0.01, got {tolerance}')
     systems = Systems(atoms)
     levels = levels_of(calculators, systems)
-    seconds = [measured_seconds(one) for one in levels] if prices is None else list(prices)
-    if len(seconds) != len(levels):
-        raise ValueError(f'"prices" has {len(seconds)} entries for {len(levels)} calculators; give one for each')
-    velocities, forces, history, temperature = _run(systems, levels, seconds, dynamics, count, seed, progress)
+    if prices is not None and len(prices) != len(levels):
+        raise ValueError(f'"prices" has {len(prices)} entries for {len(levels)} calculators; give one for each')
+    velocities, forces, history, temperature, taken = _run(systems, levels, dynamics, count, seed, progress)
+    seconds = taken if prices is None else [as_number("prices", price) for price in prices]
     errors = [float(np.sqrt(np.square(one - forces[-1]).mean())) for one in forces]
     kept, dropped = _worth(levels, seconds, errors)
     found = forces[kept]
@@ -112,30 +111,35 @@ def pilot(
 def _run(
     systems: Systems,
     levels: list[Forces],
-    seconds: list[float],
     dynamics: Langevin,
     steps: int,
     seed: int,
     progress: bool,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Velocities, forces of every level, positions, and the mean temperature over the second half."""
-    top = mls.Ladder(levels[-1:], mls.GivenCost(seconds[-1:], "s"))
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, list[float]]:
+    """Velocities, forces of every level, positions, the mean temperature of the second half, seconds of each level."""
+    top = mls.Ladder(levels[-1:], mls.GivenCost([1.0], "s"))
     walk = Walk(top, dynamics, impulses([1]), [seed + system for system in range(len(systems))])
     if not bool(walk.p.any()):
         normals = torch.randn(walk.p.shape, generator=torch.Generator().manual_seed(seed), dtype=walk.p.dtype)
         walk.p = normals * (systems.masses * dynamics.thermal).sqrt()
     velocities, history, temperatures = [], [], []
     forces: list[list[np.ndarray]] = [[] for _ in levels]
+    taken: list[list[float]] = [[] for _ in levels]
+    walk.begin()
     for _ in tqdm(range(steps), unit="step", disable=not progress, desc="pilot"):
+        begin = time.perf_counter()
         walk.step()
+        taken[-1].append(time.perf_counter() - begin)
         velocities.append((walk.p / systems.masses).numpy())
         history.append(walk.q.numpy())
         temperatures.append(float(walk.temperature().mean()))
         for level, one in enumerate(levels[:-1]):
+            begin = time.perf_counter()
             forces[level].append(one(walk.q).numpy())
+            taken[level].append(time.perf_counter() - begin)
         forces[-1].append(walk.begin().numpy())
-    mean = float(np.mean(temperatures[steps // 2 :]))
-    return np.stack(velocities), np.stack([np.stack(one) for one in forces]), np.stack(history), mean
+    mean, seconds = float(np.mean(temperatures[steps // 2 :])), [statistics.median(one) for one in taken]
+    return np.stack(velocities), np.stack([np.stack(one) for one in forces]), np.stack(history), mean, seconds
 
 
 def _worth(levels: list[Forces], seconds: list[float], errors: list[float]) -> tuple[list[int], list[str]]:

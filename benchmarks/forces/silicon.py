@@ -1,0 +1,226 @@
+"""Silicon by SevenNet-l3i5: plans, single levels, and two-level RESPA with periods chosen by hand.
+
+    python benchmarks/forces/silicon.py --work /tmp/silicon --kelvin 300 1200
+
+needs the packages sevenn and chgnet, whose wheels hold the checkpoints. Every row is the same run, with the same start
+and the same noise, by another plan; the pilot decides one of them. Rows are stored in --work as they are done, so that
+the command can be stopped and goes on. Seconds are those of the processor, one thread.
+
+Averages are compared pairwise: differences to l3i5 alone have their standard errors from blocks of the run, and as noise
+and start are shared these are smaller than those of the averages themselves.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase.build import bulk
+
+import multilevel_sde as mls
+
+sys.path[:0] = [str(Path(__file__).parents[2])]
+
+from benchmarks.common import machine, parser_of, table, write_json
+from benchmarks.forces.stillinger_weber import stillinger_weber
+from multilevel_forces import Langevin, Walk, impulses, ladder, pilot
+from multilevel_forces.observables import radial_distribution
+
+NAMES = ["SW", "CHGNet", "SevenNet-0", "SevenNet-l3i5"]
+BLOCKS = 8
+
+
+def silicon(repeat, kelvin):
+    """Cubic silicon with momenta of the temperature, the same for the same arguments."""
+    atoms = bulk("Si", cubic=True) * (repeat, repeat, repeat)
+    atoms.rattle(0.02, seed=0)
+    width = np.sqrt(atoms.get_masses() * kelvin * 8.617333e-5)[:, None]
+    atoms.set_momenta(np.random.default_rng(0).normal(size=(len(atoms), 3)) * width)
+    return atoms
+
+
+def calculators(atoms):
+    """The levels, cheapest first."""
+    from chgnet.model.dynamics import CHGNetCalculator
+    from sevenn.calculator import SevenNetCalculator
+
+    found = [stillinger_weber(atoms), CHGNetCalculator(use_device="cpu")]
+    found += [SevenNetCalculator(name, device="cpu") for name in ("7net-0", "7net-l3i5")]
+    return dict(zip(NAMES, found, strict=True))
+
+
+def rows(best):
+    """Name, levels, periods, hold, and the factor of the step."""
+    yield "SevenNet-l3i5 alone", [3], [1], False, 1
+    yield "the pilot's plan", list(best["levels"]), list(best["periods"]), False, 1
+    for period in (2, 4, 8):
+        yield f"RESPA on SevenNet-0, {period}", [2, 3], [1, period], False, 1
+    yield "SevenNet-0 alone", [2], [1], False, 1
+    yield "CHGNet alone", [1], [1], False, 1
+    yield "SW alone", [0], [1], False, 1
+    for period in (2, 4, 8):
+        yield f"RESPA on CHGNet, {period}", [1, 3], [1, period], False, 1
+    yield "SevenNet-l3i5 alone, twice the step", [3], [1], False, 2
+    for period in (2, 4, 8):
+        yield f"held on CHGNet, {period}", [1, 3], [1, period], True, 1
+
+
+def done(path, make):
+    """Make a result once, as JSON."""
+    if not path.exists():
+        print(time.strftime("%H:%M:%S"), path.name, flush=True)
+        write_json(path, make())
+    return json.loads(path.read_text())
+
+
+def processor_seconds(levels, atoms):
+    """The median seconds of the processor for a force of each level."""
+    found = []
+    for level in ladder(levels, atoms, prices=range(1, len(levels) + 1)).drifts:
+        q, taken = level.systems.positions(), []
+        for shift in 1e-3 * torch.randn(12, *q.shape, generator=torch.Generator().manual_seed(0), dtype=q.dtype):
+            begin = time.process_time()
+            level(q + shift)
+            taken.append(time.process_time() - begin)
+        found.append(float(np.median(taken[4:])))
+    return found
+
+
+def measured_pilot(levels, atoms, dynamics, steps):
+    """What the pilot says, also about the plans by hand."""
+    found = pilot(atoms, levels, dynamics, steps=steps, prices=processor_seconds(levels, atoms))
+    print(found.text, flush=True)
+    kept = [NAMES.index(name) for name in found.names]
+    by_hand = {}
+    for low, period, hold in itertools.product((1, 2), (2, 4, 8), (False, True)):
+        if low in kept:
+            said = found.expect((1, period), (kept.index(low), len(kept) - 1), hold)
+            by_hand[f"{'held' if hold else 'RESPA'} on {NAMES[low]}, {period}"] = [said.temperature, said.spread]
+    best = found.best
+    return {
+        "text": found.text,
+        "levels": [kept[level] for level in best.levels],
+        "periods": best.periods,
+        "expected": {"the pilot's plan": [best.temperature, best.spread], **by_hand},
+        "spectrum": {name: value.tolist() for name, value in vars(found.spectrum).items()},
+    }
+
+
+def one_run(levels, atoms, dynamics, steps, chosen, periods, hold, factor):
+    """A run of one row."""
+    ours = replace(dynamics, timestep=factor * dynamics.timestep)
+    forces = ladder({NAMES[k]: levels[NAMES[k]] for k in chosen}, atoms, prices=range(1, len(chosen) + 1))
+    block = impulses(periods)
+    if hold:
+        block = mls.hold(block, torch.arange(block.steps + 1.0))
+    walk = Walk(forces, ours, block, seeds=[0])
+    temperatures, places, taken = [], [], 0.0
+    for n in range(steps // factor):
+        begin = time.process_time()
+        walk.step()
+        taken += time.process_time() - begin
+        temperatures.append(float(walk.temperature()[0]))
+        if temperatures[-1] > 1e5:
+            return {"blew_up": n, "seconds": taken / (n + 1)}
+        if n % 4 == 3:
+            places.append(walk.q[0].numpy().round(5).tolist())
+    return {"seconds": taken / (steps // factor), "temperatures": temperatures, "positions": places, "factor": factor}
+
+
+def averages(run, atoms, burn):
+    """Temperatures, squared displacements in blocks, and g(r)."""
+    share = burn
+    temperature = np.array(run["temperatures"])
+    places = np.array(run["positions"])
+    temperature, places = temperature[int(share * len(temperature)) :], places[int(share * len(places)) :]
+    moved = places - places.mean(1, keepdims=True)
+    squares = np.square(moved - moved.mean(0)).sum(2).mean(1)
+    g = [radial_distribution(atoms, part, 6.0, 60)[1] for part in np.array_split(places, BLOCKS)]
+    return [
+        np.array([part.mean() for part in np.array_split(one, BLOCKS)]) for one in (temperature, squares)
+    ], np.array(g)
+
+
+def compared(run, top, atoms, burn):
+    """Averages of a run with their differences to the top level's."""
+    if "blew_up" in run:
+        return None
+    (temperature, square), g = averages(run, atoms, burn)
+    (temperature_top, square_top), g_top = averages(top, atoms, burn)
+    error = BLOCKS**-0.5
+    off = np.abs((g - g_top).mean(0))
+    worst = int(off.argmax())
+    return {
+        "seconds": run["seconds"] / run["factor"],
+        "temperature": [temperature.mean(), temperature.std(ddof=1) * error],
+        "temperature_off": [
+            (temperature - temperature_top).mean(),
+            (temperature - temperature_top).std(ddof=1) * error,
+        ],
+        "square": [square.mean(), square.std(ddof=1) * error],
+        "square_off": [(square - square_top).mean(), (square - square_top).std(ddof=1) * error],
+        "g_off": [off[worst], (g - g_top)[:, worst].std(ddof=1) * error],
+        "g": g.mean(0).round(4).tolist(),
+    }
+
+
+def main():
+    parser = parser_of(__file__, __doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder of runs, which a stopped command goes on from")
+    parser.add_argument("--kelvin", type=int, nargs="+", default=[300, 1200])
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--pilot-steps", type=int, default=160)
+    parser.add_argument("--repeat", type=int, default=1, help="cubic cells a side: 1 is 8 atoms, 2 is 64")
+    parser.add_argument("--timestep", type=float, default=2.0, help="fs")
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    levels = calculators(silicon(given.repeat, 300))
+    for kelvin in given.kelvin:
+        atoms = silicon(given.repeat, kelvin)
+        dynamics = Langevin(temperature=kelvin, friction=0.01, timestep=given.timestep)
+        place = f"{len(atoms)}-{kelvin}"
+        best = done(
+            given.work / f"{place}-pilot.json", lambda: measured_pilot(levels, atoms, dynamics, given.pilot_steps)
+        )
+        runs = {}
+        for name, *row in rows(best):
+            path = given.work / f"{place}-{name.replace(' ', '-')}.json"
+            runs[name] = done(path, lambda: one_run(levels, atoms, dynamics, given.steps, *row))
+            top = runs["SevenNet-l3i5 alone"]
+            found = {key: compared(run, top, atoms, 0.2) for key, run in runs.items()}
+            write_json(given.out / f"silicon-{place}.json", {"machine": machine(), "pilot": best, "rows": found})
+    report(given.out)
+
+
+def report(out):
+    """The tables of all results."""
+    text = []
+    for path in sorted(out.glob("silicon-*.json")):
+        found = json.loads(path.read_text())
+        top = found["rows"]["SevenNet-l3i5 alone"]["seconds"]
+        lines = []
+        for name, row in found["rows"].items():
+            if row is None:
+                lines.append([name, "blew up", "", "", "", ""])
+                continue
+            lines.append([name, f"{row['seconds']:.3f}", f"{top / row['seconds']:.1f}x",
+                          "{:+.1f} ± {:.1f}".format(*row["temperature_off"]),
+                          "{:+.5f} ± {:.5f}".format(*row["square_off"]), "{:.2f} ± {:.2f}".format(*row["g_off"])])  # fmt: skip
+        base = found["rows"]["SevenNet-l3i5 alone"]
+        text += [f"## {path.stem}", "", f"SevenNet-l3i5 alone: {base['temperature'][0]:.0f} ± {base['temperature'][1]:.0f} K, "
+                 f"mean squared displacement {base['square'][0]:.5f} ± {base['square'][1]:.5f} A^2.", "",
+                 *table(["run", "CPU s a step", "speed-up", "temperature - l3i5's, K", "squared displacement - l3i5's, A^2",
+                        "greatest |g - l3i5's|"], lines), "", "```text", found["pilot"]["text"], "```", ""]  # fmt: skip
+    (out / "silicon.md").write_text("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()
