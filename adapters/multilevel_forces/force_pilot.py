@@ -10,19 +10,23 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 import multilevel_sde as mls
 from multilevel_forces.blocks import impulses
 from multilevel_forces.langevin import Langevin
+from multilevel_forces.observables import radial_distribution
 from multilevel_forces.spectra import Spectrum
+from multilevel_forces.walk import systems_of
 
 __all__ = ["Expected", "ForcePilot"]
 
 _PERIODS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 _PAYS = 0.9  # of the best single level's seconds is the most that a plan may take and be said to pay
 _DAY = 86_400.0
+_REACH = 6.0  # of g(r), Angstrom
 
 
 @dataclass(frozen=True)
@@ -230,3 +234,17 @@ class ForcePilot:
 
     def __str__(self) -> str:
         return self.text
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what a report needs: words, names, prices, what is expected, g(r) of the run of the top level."""
+        atoms = systems_of(self.levels).atoms[0]
+        r, g = radial_distribution(atoms, self.history[len(self.history) // 4 :, 0], _REACH)
+        return {
+            "text": self.text,
+            "names": list(self.names),
+            "seconds": list(self.levels.costs),
+            "temperature": self.best.temperature,
+            "spread": self.best.spread,
+            "r": r.round(4).tolist(),
+            "g": g.round(4).tolist(),
+        }

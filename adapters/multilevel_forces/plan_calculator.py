@@ -90,8 +90,8 @@ class MultilevelCalculator(Calculator):
         square = float((v * v).sum())
         if square == 0:
             raise RuntimeError(
-                "atoms were moved without momenta, as a relaxation does; a plan answers molecular dynamics with a fixed "
-                "step, so give a relaxation the top calculator itself"
+                "atoms were moved without momenta, as a relaxation does; a plan answers molecular dynamics with a "
+                "fixed step, so give a relaxation the top calculator itself"
             )
         step = float(((atoms.positions - self._last) * v).sum()) / square
         if self._step is None and step > 0:
@@ -100,7 +100,7 @@ class MultilevelCalculator(Calculator):
             before = "forward" if self._step is None else f"{self._step / units.fs:.3g} fs"
             raise RuntimeError(
                 f"position {self.positions_seen + 1} is {step / units.fs:.3g} fs along the momenta from the one before, "
-                f"expected {before}: a plan needs one force a step, in order, and the same step throughout; make a new "
+                f"expected {before}: a plan needs one force a step, in order, and one and the same step; make a new "
                 "calculator for another step or start"
             )
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from ase import Atoms
 from tqdm.auto import tqdm
 
@@ -62,6 +61,7 @@ def pilot(
         ForceError: A calculator failed, or the run blew up.
 
     Example:
+        >>> import torch
         >>> from ase.build import bulk
         >>> copper = bulk("Cu", cubic=True) * (2, 1, 1)
         >>> copper.rattle(0.05, seed=0)
@@ -119,9 +119,7 @@ def _run(
     """Velocities, forces of every level, positions, the mean temperature of the second half, seconds of each level."""
     top = mls.Ladder(levels[-1:], mls.GivenCost([1.0], "s"))
     walk = Walk(top, dynamics, impulses([1]), [seed + system for system in range(len(systems))])
-    if not bool(walk.p.any()):
-        normals = torch.randn(walk.p.shape, generator=torch.Generator().manual_seed(seed), dtype=walk.p.dtype)
-        walk.p = normals * (systems.masses * dynamics.thermal).sqrt()
+    walk.thermalize(seed)
     velocities, history, temperatures = [], [], []
     forces: list[list[np.ndarray]] = [[] for _ in levels]
     taken: list[list[float]] = [[] for _ in levels]

@@ -7,9 +7,9 @@ of windowed pieces over all atoms, systems and directions, each frequency has
     share      s_k = Re <D_k a*> / <|a|^2>, how much of the top's force correction k is
     deviation  sqrt(<|D_k|^2> / <|a|^2> - s_k^2), by how much that differs among modes of this frequency
 
-The frequency that a mode has where it is seen at the frequency W is w = sqrt(W |a| / |v|): noise of the thermostat
-drives modes beside their own frequency too, where |a| / |v| = w^2 / W. And :mod:`.harmonic` says what a plan does to modes of share s_k and s_k -+ sqrt(3) deviations (Gauss-Hermite of three
-points a correction).
+The frequency of modes that are seen at the frequency W is w = sqrt(W |a| / |v|): noise of the thermostat drives modes
+beside their own frequency too, where |a| / |v| = w^2 / W. :mod:`.harmonic` says what a plan does to modes of shares s_k
+and s_k -+ sqrt(3) deviations (Gauss-Hermite with three points a correction).
 """
 
 from __future__ import annotations

@@ -139,6 +139,12 @@ class Walk:
             self._drawn = first, list(self._path.increments(grid))
         return StepNoise(self._drawn[1][n - first], _plain, float, diagonal=True, additive=True)  # type: ignore[arg-type]
 
+    def thermalize(self, seed: int) -> None:
+        """Draw momenta of the temperature, where a system has none: normals of variance m k_B T."""
+        normals = torch.randn(self.p.shape, generator=torch.Generator().manual_seed(seed), dtype=self.p.dtype)
+        still = ~self.p.flatten(1).any(1)[:, None, None]
+        self.p = torch.where(still, normals * (self.systems.masses * self.dynamics.thermal).sqrt(), self.p)
+
     def temperature(self) -> np.ndarray:
         """Return the kinetic temperature of each system in K, sum p^2 / m over 3 k_B times the free atoms."""
         twice = (self.p.square() / self.systems.masses).sum((1, 2)).numpy()
