@@ -12,7 +12,7 @@ __all__ = ["NAMES", "calculator_named"]
 
 def _sevenn(checkpoint: str) -> Callable[..., Any]:
     def make(device: str = "cpu", **options: Any) -> Any:
-        from sevenn.calculator import SevenNetCalculator
+        from sevenn.calculator import SevenNetCalculator  # pyright: ignore[reportMissingImports]
 
         return SevenNetCalculator(checkpoint, device=device, **options)
 
@@ -20,7 +20,7 @@ def _sevenn(checkpoint: str) -> Callable[..., Any]:
 
 
 def _chgnet(device: str = "cpu", **options: Any) -> Any:
-    from chgnet.model.dynamics import CHGNetCalculator
+    from chgnet.model.dynamics import CHGNetCalculator  # pyright: ignore[reportMissingImports]
 
     return CHGNetCalculator(use_device=device, verbose=False, **options)
 

@@ -99,7 +99,7 @@ class MultilevelCalculator(Calculator):
         if self._step is None or abs(step / self._step - 1) > _VARIES:
             before = "forward" if self._step is None else f"{self._step / units.fs:.3g} fs"
             raise RuntimeError(
-                f"position {self.positions_seen + 1} is {step / units.fs:.3g} fs along the momenta from the one before, "
+                f"position {self.positions_seen + 1} is {step / units.fs:.3g} fs along the momenta from the last one, "
                 f"expected {before}: a plan needs one force a step, in order, and one and the same step; make a new "
                 "calculator for another step or start"
             )

@@ -131,7 +131,7 @@ def _pieces(series: np.ndarray, size: int) -> np.ndarray:
 
 
 def _mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (a * b.conj()).real.mean((0, 2))
+    return np.real(a * b.conj()).mean((0, 2))
 
 
 def correlation_time(series: np.ndarray, h: float) -> float:

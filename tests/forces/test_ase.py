@@ -152,7 +152,7 @@ def begun():
 
 
 def test_a_foreign_integrator_that_varies_its_step_is_refused():
-    with pytest.raises(RuntimeError, match="position 5 is 1 fs along the momenta .* expected 4 fs"):
+    with pytest.raises(RuntimeError, match=r"position 5 is 1 fs along the momenta .* expected 4 fs"):
         VelocityVerlet(begun(), 1 * units.fs).run(1)
 
 

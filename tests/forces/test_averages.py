@@ -72,7 +72,7 @@ def test_independent_draws_heat_by_the_formula_and_are_refused():
     dynamics, share, p, mass = Langevin(temperature=300, friction=0.02, timestep=2.0), 0.15, 0.25, 63.546
     table = torch.tensor([1.0, p]).expand(199, 2)
     plan = mls.draw_plan(table, mls.independent, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match="uneven places .* heats the system"):
+    with pytest.raises(ValueError, match=r"uneven places .* heats the system"):
         Walk(wells(share), dynamics, plan, range(8))
     temperature, _ = averaged(Walk(wells(share), dynamics, plan, range(8), allow_heating=True), 4000, 1000)
     w = math.sqrt(STIFF / mass) * units.fs

@@ -119,7 +119,7 @@ def blows(q):
 
 
 @pytest.mark.parametrize(("change", "kind", "says"), [
-    ({"dynamics": Overdamped(temperature=300, friction=0.1)}, TypeError, "for overdamped runs take multilevel_sde.pilot"),
+    ({"dynamics": Overdamped(temperature=300, friction=0.1)}, TypeError, "take multilevel_sde.pilot"),
     ({"dynamics": None}, TypeError, '"dynamics" must be Langevin'),
     ({"steps": 8}, ValueError, '"steps" must be at least 32'),
     ({"tolerance": 0}, ValueError, '"tolerance" must be between 0 and 1'),
