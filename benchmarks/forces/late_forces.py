@@ -19,7 +19,7 @@ from benchmarks.common import machine, parser_of, table, write_json
 from multilevel_forces import Langevin, Walk, impulses, ladder, pilot
 
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "forces"))
-from pairs import CHEAP, COPPER, MIDDLE, TOP  # noqa: E402 - beside the tests
+from pairs import CHEAP, COPPER, MIDDLE, TOP
 
 DYNAMICS = Langevin(temperature=600, friction=0.005, timestep=4.0)
 PERIODS = (2, 3, 4, 6, 8)

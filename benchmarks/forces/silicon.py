@@ -6,8 +6,8 @@ needs the packages sevenn and chgnet, whose wheels hold the checkpoints. Every r
 and the same noise, by another plan; the pilot decides one of them. Rows are stored in --work as they are done, so that
 the command can be stopped and goes on. Seconds are those of the processor, one thread.
 
-Averages are compared pairwise: differences to l3i5 alone have their standard errors from blocks of the run, and as noise
-and start are shared these are smaller than those of the averages themselves.
+Averages are compared pairwise: differences to l3i5 alone have their standard errors from blocks of the run, and as
+noise and start are shared these are smaller than those of the averages themselves.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import torch
 from ase.build import bulk
 
 import multilevel_sde as mls
-
 from benchmarks.common import machine, parser_of, table, write_json
 from benchmarks.forces.stillinger_weber import stillinger_weber
 from multilevel_forces import Langevin, Walk, impulses, ladder, pilot
@@ -158,12 +157,9 @@ def compared(run, top, atoms, burn):
     return {
         "seconds": run["seconds"] / run["factor"],
         "temperature": mean_and_error(temperature),
-        "temperature_off": [
-            (temperature - temperature_top).mean(),
-            (temperature - temperature_top).std(ddof=1) * error,
-        ],
-        "square": [square.mean(), square.std(ddof=1) * error],
-        "square_off": [(square - square_top).mean(), (square - square_top).std(ddof=1) * error],
+        "temperature_off": mean_and_error(temperature - temperature_top),
+        "square": mean_and_error(square),
+        "square_off": mean_and_error(square - square_top),
         "g_off": [float(off[worst]), mean_and_error((g - g_top)[:, worst])[1]],
         "g": g.mean(0).round(4).tolist(),
     }
