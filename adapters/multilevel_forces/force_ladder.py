@@ -6,6 +6,7 @@ eV / Angstrom of the same shape. The time is not used.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +20,9 @@ from torch import Tensor
 
 import multilevel_sde as mls
 from multilevel_forces.systems import Systems
+from multilevel_sde.arguments import as_items, as_number
 
-__all__ = ["ForceError", "Forces", "Levels", "ladder", "levels_of", "measured_seconds"]
+__all__ = ["ForceError", "Forces", "Levels", "as_prices", "ladder", "levels_of", "measured_seconds"]
 
 Source = Calculator | Callable[[Tensor], Any]
 Levels = Sequence[Source] | Mapping[str, Source]
@@ -145,8 +147,8 @@ def ladder(
     """
     systems = atoms if isinstance(atoms, Systems) else Systems(atoms)
     levels = levels_of(calculators, systems)
-    seconds = [measured_seconds(level) for level in levels] if prices is None else prices
-    return mls.Ladder(levels, mls.GivenCost(list(seconds), _UNIT))
+    seconds = [measured_seconds(level) for level in levels] if prices is None else as_prices(prices, len(levels))
+    return mls.Ladder(levels, mls.GivenCost(seconds, _UNIT))
 
 
 def levels_of(calculators: Levels, systems: Systems) -> list[Forces]:
@@ -176,6 +178,23 @@ def levels_of(calculators: Levels, systems: Systems) -> list[Forces]:
                 f"{'the class ' + one.__name__ if isinstance(one, type) else type(one).__name__}{made}"
             )
     return [Forces(one, systems, level, name) for level, (name, one) in enumerate(named)]
+
+
+def as_prices(prices: Sequence[float], count: int) -> list[float]:
+    """Return prices as numbers above 0, one a level.
+
+    Example:
+        >>> as_prices([0.1, float("nan")], 2)
+        Traceback (most recent call last):
+        ...
+        ValueError: "prices" must be 2 finite numbers above 0, seconds of one force of each level, got [0.1, nan]
+    """
+    found = [as_number("prices", price) for price in as_items("prices", prices, "numbers")]
+    if len(found) != count or not all(math.isfinite(price) and price > 0 for price in found):
+        raise ValueError(
+            f'"prices" must be {count} finite numbers above 0, seconds of one force of each level, got {found}'
+        )
+    return found
 
 
 def measured_seconds(level: Forces, calls: int = 5, warmup: int = 3) -> float:

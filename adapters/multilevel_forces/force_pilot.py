@@ -25,6 +25,7 @@ __all__ = ["Expected", "ForcePilot"]
 
 _PERIODS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 _PAYS = 0.9  # of the best single level's seconds is the most that a plan may take and be said to pay
+_ODD = 0.3  # relative difference of the run's temperature to the bath's that is said
 _DAY = 86_400.0
 _REACH = 6.0  # of g(r), Angstrom
 
@@ -203,14 +204,24 @@ class ForcePilot:
     def text(self) -> str:
         """The table and the advice, as people read them."""
         lines = [f"{self.steps} steps of {self.dynamics.timestep:g} fs with all levels, {self.temperature:.0f} K"]
-        lines.append(f"{'level':<24}{'s a force':>11}{'force error':>13}{'corr. time':>12}{'resonates at':>14}")
+        lines.append(f"{'level':<24}{'s a force':>11}{'force error':>16}{'corr. time':>14}{'resonates at':>14}")
         for k, name in enumerate(self.names):
-            late = "" if k == 0 else f"{self.correlation_times[k - 1]:.0f} fs"
+            late = "" if k == 0 else _fs(self.correlation_times[k - 1], self.steps * self.dynamics.timestep / 2)
             period = None if k == 0 else self.resonates(k)
             when = "" if k == 0 else "above 64" if period is None else f"{period} steps"
-            error = f"{self.force_errors[k]:.3g} eV/A"
-            lines.append(f"{k + 1} {name[:21]:<22}{self.levels.costs[k]:>11.3g}{error:>13}{late:>12}{when:>14}")
-        return "\n".join([*lines, *self.dropped, self.advice])
+            error = f"{self.force_errors[k]:.2g} eV/A"
+            lines.append(f"{k + 1} {name[:21]:<22}{self.levels.costs[k]:>11.3g}{error:>16}{late:>14}{when:>14}")
+        return "\n".join([*lines, *self.dropped, *self._caution(), self.advice])
+
+    def _caution(self) -> list[str]:
+        """What is odd about the run."""
+        wanted = self.dynamics.temperature
+        if wanted == 0 or abs(self.temperature / wanted - 1) < _ODD:
+            return []
+        why = "give a structure that was equilibrated, or more steps"
+        if self.temperature > wanted:
+            why = "the structure is far from equilibrium, or the step is too long even for the top level"
+        return [f"Caution: the run was at {self.temperature:.3g} K, not {wanted:g}: {why}."]
 
     @property
     def advice(self) -> str:
@@ -248,3 +259,7 @@ class ForcePilot:
             "r": r.round(4).tolist(),
             "g": g.round(4).tolist(),
         }
+
+
+def _fs(time: float, longest: float) -> str:
+    return f"{time:.0f} fs" if time < longest else f"above {longest:.0f} fs"

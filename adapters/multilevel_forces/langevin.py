@@ -64,8 +64,8 @@ class Langevin:
             raise ValueError('"timestep" must be above 0 fs, got 0')
         if self.timestep > 100:
             raise ValueError(
-                f'"timestep" is {self.timestep:g} fs, far above any vibration; steps are in femtoseconds, so do not '
-                "multiply by ase.units.fs"
+                f'"timestep" must be at most 100 fs, got {self.timestep:g}, far above any vibration; give femtoseconds '
+                "as a plain number, such as 2.0"
             )
 
     @property

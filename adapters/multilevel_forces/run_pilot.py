@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 import multilevel_sde as mls
 from multilevel_forces.blocks import impulses
-from multilevel_forces.force_ladder import Forces, Levels, levels_of
+from multilevel_forces.force_ladder import Forces, Levels, as_prices, levels_of
 from multilevel_forces.force_pilot import ForcePilot
 from multilevel_forces.langevin import Langevin, Overdamped
 from multilevel_forces.spectra import correlation_time, spectrum
@@ -85,10 +85,9 @@ def pilot(
         raise ValueError(f'"tolerance" must be between 0 and 1, such as 0.01, got {tolerance}')
     systems = Systems(atoms)
     levels = levels_of(calculators, systems)
-    if prices is not None and len(prices) != len(levels):
-        raise ValueError(f'"prices" has {len(prices)} entries for {len(levels)} calculators; give one for each')
+    given = None if prices is None else as_prices(prices, len(levels))
     velocities, forces, history, temperature, taken = _run(systems, levels, dynamics, count, seed, progress)
-    seconds = taken if prices is None else [as_number("prices", price) for price in prices]
+    seconds = taken if given is None else given
     errors = [float(np.sqrt(np.square(one - forces[-1]).mean())) for one in forces]
     kept, dropped = _worth(levels, seconds, errors)
     found = forces[kept]

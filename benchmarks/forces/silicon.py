@@ -57,13 +57,13 @@ def rows(best):
     """Name, levels, periods, hold, and the factor of the step."""
     yield "SevenNet-l3i5 alone", [3], [1], False, 1
     yield "the pilot's plan", list(best["levels"]), list(best["periods"]), False, 1
-    for period in (2, 4, 8):
-        yield f"RESPA on CHGNet, {period}", [1, 3], [1, period], False, 1
-    yield "SevenNet-0 alone", [2], [1], False, 1
-    yield "CHGNet alone", [1], [1], False, 1
-    yield "SW alone", [0], [1], False, 1
-    for period in (2, 4, 8):
-        yield f"held on CHGNet, {period}", [1, 3], [1, period], True, 1
+    by_hand = [(f"{words} on CHGNet, {period}", [1, 3], [1, period], words == "held", 1)
+               for period, words in itertools.product((4, 8, 2), ("RESPA", "held"))]  # fmt: skip
+    yield by_hand[0]
+    yield by_hand[2]
+    for level in (1, 2, 0):
+        yield f"{NAMES[level]} alone", [level], [1], False, 1
+    yield from (one for place, one in enumerate(by_hand) if place not in (0, 2))
     yield "SevenNet-l3i5 alone, twice the step", [3], [1], False, 2
 
 

@@ -105,6 +105,13 @@ def test_levels_that_cost_more_and_know_less_are_dropped_and_said():
     assert "Left out: slow (2 s a force), no cheaper than cheap (1 s)" in pilots.text
 
 
+def test_a_run_that_was_not_at_its_temperature_is_cautioned():
+    cold = pilot(COPPER, [CHEAP, TOP], Langevin(temperature=600, friction=0.0, timestep=4.0), steps=64, prices=[1, 9])
+    assert cold.temperature < 450  # half of it went into the bonds
+    assert "Caution: the run was at" in cold.text
+    assert "Caution" not in pilot(COPPER, [CHEAP, TOP], WARM, steps=64, prices=[1, 9]).text or cold.temperature < 450
+
+
 def test_measured_prices_rise_with_the_work():
     def slow(q):
         return sum(TOP(q) for _ in range(6)) / 6
@@ -123,7 +130,7 @@ def blows(q):
     ({"dynamics": None}, TypeError, '"dynamics" must be Langevin'),
     ({"steps": 8}, ValueError, '"steps" must be at least 32'),
     ({"tolerance": 0}, ValueError, '"tolerance" must be between 0 and 1'),
-    ({"prices": [1.0]}, ValueError, '"prices" has 1 entries for 2'),
+    ({"prices": [1.0]}, ValueError, r'"prices" must be 2 finite numbers above 0, .* got \[1.0\]'),
     ({"calculators": [CHEAP, blows]}, ForceError, r"level 1 \(blows\) was not finite at step 0"),
     ({"calculators": {}}, TypeError, "an empty one"),
     ({"atoms": Atoms()}, ValueError, "at least one system"),
