@@ -129,6 +129,26 @@ def test_systems_of_a_batch_are_those_run_alone():
     assert far(both.q[1:], alone.q) < 1e-10
 
 
+@pytest.mark.parametrize(("places", "taken"), [([0, 3], True), ([0, 2], False)])
+def test_corrections_may_be_one_step_from_even_and_no_more(places, taken):
+    """In a block of 7 steps, with the weight of the steps until the next: 3 and 4, or 2 and 5."""
+    weights = torch.tensor([[1.0, 0.0]] * 7, dtype=torch.float64)
+    weights[places, 1] = torch.tensor([places[1], 7.0 - places[1]], dtype=torch.float64)
+    plan = mls.Plan(weights != 0, weights)
+    if taken:
+        walked(Walk(forces(CHEAP, TOP), WARM, plan, [0]), 3)
+        return
+    with pytest.raises(ValueError, match=r"uneven places \(2 to 5 steps apart\)"):
+        Walk(forces(CHEAP, TOP), WARM, plan, [0])
+    Walk(forces(CHEAP, TOP), WARM, plan, [0], allow_heating=True)
+
+
+def test_a_plan_that_leaves_out_the_top_is_refused():
+    plan = mls.Plan(torch.tensor([[True, False]]), torch.tensor([[1.0, 0.0]]))
+    with pytest.raises(ValueError, match="correction of level 2 0 times in the mean"):
+        Walk(forces(CHEAP, TOP), WARM, plan, [0])
+
+
 @pytest.mark.parametrize("periods", [[1, 4], [1, 1]])
 def test_momentum_is_conserved_without_friction(periods):
     walk = Walk(forces(CHEAP, TOP), Langevin(temperature=0, friction=0, timestep=4.0), impulses(periods), seeds=[0])
