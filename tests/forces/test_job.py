@@ -150,7 +150,7 @@ def test_calculators_by_name():
 
 @pytest.mark.slow
 def test_twenty_kills_lose_nothing(tmp_path):
-    """SIGKILL soon after a frame, and at every third time after a checkpoint: the files are those of a run left alone."""
+    """SIGKILL soon after a frame, every third time after a checkpoint: the files are those of a run left alone."""
     atoms = COPPER[:4]
     atoms.cell = [3.61] * 3
     atoms.write(tmp_path / "copper.extxyz")
