@@ -73,6 +73,7 @@ class ForcePilot:
         steps: Steps of the run.
         dropped: What was left out before, one sentence each.
         history: Positions of the run of the top level, (steps, systems, atoms, 3), Angstrom.
+        forces: Of each level along it, (levels, steps, systems, atoms, 3), eV / Angstrom.
     """
 
     levels: mls.Ladder
@@ -87,6 +88,7 @@ class ForcePilot:
     steps: int
     dropped: tuple[str, ...]
     history: np.ndarray
+    forces: np.ndarray
 
     def expect(self, periods: tuple[int, ...], levels: tuple[int, ...] | None = None, hold: bool = False) -> Expected:
         """Return what is expected of a plan.
@@ -119,6 +121,22 @@ class ForcePilot:
         )
         own, own_spread = self._top
         return Expected(levels, periods, temperature / own, spread / own_spread, 1000 * growth, seconds)
+
+    def force_error(self, plan: mls.Plan, levels: tuple[int, ...]) -> float:
+        """Return the root mean square force error of a plan, averaged over each block of the pilot's run, eV / Angstrom.
+
+        Infinite where the run was shorter than a block.
+        """
+        blocks = self.steps // plan.steps
+        if blocks == 0:
+            return np.inf
+        counts = plan.coefficients.numpy().copy()  # of the value of level k at row m, over the whole block
+        for _, level, source, value in () if plan.recall is None else plan.recall.entries:
+            counts[source, level] += value
+        counts[:, -1] -= 1.0
+        used = self.forces[list(levels), : blocks * plan.steps]
+        rows = used.reshape(len(levels), blocks, plan.steps, -1)
+        return float(np.sqrt(np.square(np.einsum("mk,kbmx->bx", counts, rows) / plan.steps).mean()))
 
     @cached_property
     def _top(self) -> tuple[float, float]:
@@ -239,8 +257,9 @@ class ForcePilot:
         return (
             f"Run {each}: {best.seconds:.3g} s a step, {self.ns_per_day(best.seconds):.3g} ns/day, "
             f"{seconds / best.seconds:.1f}x faster than {words}. Expected: temperature {best.temperature - 1:+.2%}, "
-            f"spread {best.spread - 1:+.2%} against the top level, energy drift without friction "
-            f"{best.drift:.1g} of itself a ps."
+            f"spread {best.spread - 1:+.2%} against the top level, a force error of "
+            f"{self.force_error(self.plan, best.levels):.2g} eV/A averaged over a block, energy drift without friction "
+            f"{max(best.drift, 0.0):.1g} of itself a ps."
         )
 
     def __str__(self) -> str:

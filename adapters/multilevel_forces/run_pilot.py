@@ -104,6 +104,7 @@ def pilot(
         count,
         tuple(dropped),
         history,
+        found,
     )
 
 

@@ -25,13 +25,14 @@ import torch
 from ase.build import bulk
 
 import multilevel_sde as mls
-from benchmarks.common import machine, parser_of, table, write_json
+from benchmarks.common import machine, parser_of, table, write_figure, write_json
 from benchmarks.forces.stillinger_weber import stillinger_weber
 from multilevel_forces import Langevin, Walk, impulses, ladder, pilot
 from multilevel_forces.observables import radial_distribution
 
 NAMES = ["SW", "CHGNet", "SevenNet-0", "SevenNet-l3i5"]
 BLOCKS = 8
+REACH = 6.0  # of g(r), Angstrom
 
 
 def silicon(repeat, kelvin):
@@ -135,7 +136,7 @@ def averages(run, atoms, burn):
     temperature, places = temperature[int(burn * len(temperature)) :], places[int(burn * len(places)) :]
     moved = places - places.mean(1, keepdims=True)
     squares = np.square(moved - moved.mean(0)).sum(2).mean(1)
-    g = [radial_distribution(atoms, part, 6.0, 60)[1] for part in np.array_split(places, BLOCKS)]
+    g = [radial_distribution(atoms, part, REACH, 60)[1] for part in np.array_split(places, BLOCKS)]
     return [
         np.array([part.mean() for part in np.array_split(one, BLOCKS)]) for one in (temperature, squares)
     ], np.array(g)
@@ -167,7 +168,9 @@ def compared(run, top, atoms, burn):
 
 def main():
     parser = parser_of(__file__, __doc__)
-    parser.add_argument("--work", type=Path, required=True, help="folder of runs, which a stopped command goes on from")
+    parser.add_argument(
+        "--work", type=Path, help="folder of runs, which a stopped command goes on from; none: tables only"
+    )
     parser.add_argument("--kelvin", type=int, nargs="+", default=[300, 1200])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--pilot-steps", type=int, default=160)
@@ -176,10 +179,11 @@ def main():
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    levels = calculators(silicon(given.repeat, 300))
-    for kelvin in given.kelvin:
+    levels = {} if given.work is None else calculators(silicon(given.repeat, 300))
+    for kelvin in given.kelvin if levels else ():
         measure(levels, silicon(given.repeat, kelvin), kelvin, given)
     report(given.out)
+    draw(given.out)
 
 
 def measure(levels, atoms, kelvin, given):
@@ -217,6 +221,32 @@ def report(out):
         text += ["mean squared displacement {:.5f} ± {:.5f} square Angstrom.".format(*top["square"]), ""]
         text += [*table(head, lines), "", "```text", found["pilot"]["text"], "```", ""]
     (out / "silicon.md").write_text("\n".join(text))
+
+
+def draw(out):
+    """The figure: g(r) of some rows at each temperature, and their seconds."""
+    from matplotlib.figure import Figure
+
+    shown = {"SevenNet-l3i5 alone": "#222222", "the pilot's plan": "#1b6ca8", "CHGNet alone": "#e07a1f"}
+    paths = sorted(out.glob("silicon-*.json"), key=lambda path: int(path.stem.split("-")[-1]))
+    figure = Figure(figsize=(4.2 * len(paths) + 3.2, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(paths) + 1)
+    for place, path in enumerate(paths):
+        rows = json.loads(path.read_text())["rows"]
+        for name, colour in shown.items():
+            g = rows[name]["g"]
+            r = (np.arange(len(g)) + 0.5) * REACH / len(g)
+            style = {"linestyle": "--", "zorder": 3} if "plan" in name else {}
+            axes[place].plot(r, g, color=colour, label=name, linewidth=1.6, **style)
+        axes[place].set(title=f"silicon, {path.stem.split('-')[-1]} K", xlabel="r, Angstrom", ylabel="g(r)")
+        axes[place].legend(frameon=False, fontsize=8)
+    for place, (name, colour) in enumerate(shown.items()):
+        axes[-1].barh(-place, rows[name]["seconds"], color=colour)
+        axes[-1].text(0.0, -place - 0.55, f" {name}", fontsize=8, va="center")
+    axes[-1].set(title="CPU seconds a step", yticks=[], ylim=(-len(shown) + 0.3, 0.6))
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+    write_figure(out / "silicon.png", figure, 130)
 
 
 if __name__ == "__main__":

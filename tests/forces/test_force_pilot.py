@@ -50,6 +50,17 @@ def test_seconds_of_a_plan_are_the_prices_over_the_periods(found):
         found.expect((1, 2), (0, 1))
 
 
+def test_the_force_error_of_a_plan_is_that_of_its_block_means(found):
+    """By hand for impulses of period 2: half of D(0) - D(1) in the mean over a block; the top alone has none."""
+    corrections = found.forces[2] - found.forces[0]
+    by_hand = float(np.sqrt(np.square((corrections[::2] - corrections[1::2]) / 2).mean()))
+    assert found.force_error(impulses([1, 2]), (0, 2)) == pytest.approx(by_hand)
+    held = mls.hold(impulses([1, 2]), torch.arange(3.0))
+    assert found.force_error(held, (0, 2)) == pytest.approx(by_hand)
+    assert found.force_error(impulses([1]), (2,)) == 0
+    assert found.force_error(impulses([1, 512]), (0, 2)) == np.inf
+
+
 def temperature(levels, plan, steps=1000):
     walk = Walk(ladder(levels, [copper(one) for one in range(4)], prices=[1, 2]), WARM, plan, range(4))
     walk.thermalize(0)
