@@ -123,7 +123,7 @@ class ForcePilot:
         return Expected(levels, periods, temperature / own, spread / own_spread, 1000 * growth, seconds)
 
     def force_error(self, plan: mls.Plan, levels: tuple[int, ...]) -> float:
-        """Return the root mean square force error of a plan, averaged over each block of the pilot's run, eV / Angstrom.
+        """Return the root mean square force error of a plan, averaged over blocks of the pilot's run, eV / Angstrom.
 
         Infinite where the run was shorter than a block.
         """
