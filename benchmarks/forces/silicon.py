@@ -32,6 +32,8 @@ from multilevel_forces.observables import radial_distribution
 
 NAMES = ["SW", "CHGNet", "SevenNet-0", "SevenNet-l3i5"]
 BLOCKS = 8
+BURN = 80  # steps that averages leave out
+KEPT = 4  # steps between positions that are kept
 REACH = 6.0  # of g(r), Angstrom
 
 
@@ -125,21 +127,21 @@ def one_run(levels, atoms, dynamics, steps, chosen, periods, hold, factor):
         temperatures.append(float(walk.temperature()[0]))
         if temperatures[-1] > 1e5:
             return {"blew_up": n, "seconds": taken / (n + 1)}
-        if n % 4 == 3:
+        if n % KEPT == KEPT - 1:
             places.append(walk.q[0].numpy().round(5).tolist())
     return {"seconds": taken / (steps // factor), "temperatures": temperatures, "positions": places, "factor": factor}
 
 
-def averages(run, atoms, burn):
-    """Temperatures, squared displacements in blocks, and g(r)."""
-    temperature, places = (np.array(run[name]) for name in ("temperatures", "positions"))
-    temperature, places = temperature[int(burn * len(temperature)) :], places[int(burn * len(places)) :]
+def averages(run, atoms, burn, last):
+    """Temperatures, squared displacements in blocks, and g(r), between two steps of the finest run."""
+    first, last = burn // run["factor"], last // run["factor"]
+    temperature = np.array(run["temperatures"][first:last])
+    places = np.array(run["positions"][first // KEPT : last // KEPT])
     moved = places - places.mean(1, keepdims=True)
     squares = np.square(moved - moved.mean(0)).sum(2).mean(1)
     g = [radial_distribution(atoms, part, REACH, 60)[1] for part in np.array_split(places, BLOCKS)]
-    return [
-        np.array([part.mean() for part in np.array_split(one, BLOCKS)]) for one in (temperature, squares)
-    ], np.array(g)
+    means = [np.array([part.mean() for part in np.array_split(one, BLOCKS)]) for one in (temperature, squares)]
+    return means, np.array(g)
 
 
 def mean_and_error(blocks):
@@ -148,15 +150,17 @@ def mean_and_error(blocks):
 
 
 def compared(run, top, atoms, burn):
-    """Averages of a run with their differences to the top level's."""
+    """Averages of a run with their differences to the top level's over the same steps."""
     if "blew_up" in run:
         return None
-    (temperature, square), g = averages(run, atoms, burn)
-    (temperature_top, square_top), g_top = averages(top, atoms, burn)
+    last = run["factor"] * len(run["temperatures"])
+    (temperature, square), g = averages(run, atoms, burn, last)
+    (temperature_top, square_top), g_top = averages(top, atoms, burn, last)
     off = np.abs((g - g_top).mean(0))
     worst = int(off.argmax())
     return {
         "seconds": run["seconds"] / run["factor"],
+        "steps": last,
         "temperature": mean_and_error(temperature),
         "temperature_off": mean_and_error(temperature - temperature_top),
         "square": mean_and_error(square),
@@ -173,6 +177,7 @@ def main():
     )
     parser.add_argument("--kelvin", type=int, nargs="+", default=[300, 1200])
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--rows", nargs="+", help="only these rows, beside the top level; default: all")
     parser.add_argument("--pilot-steps", type=int, default=160)
     parser.add_argument("--repeat", type=int, default=1, help="cubic cells a side: 1 is 8 atoms, 2 is 64")
     parser.add_argument("--timestep", type=float, default=2.0, help="fs")
@@ -192,27 +197,39 @@ def measure(levels, atoms, kelvin, given):
     place, runs = f"{len(atoms)}-{kelvin}", {}
     best = done(given.work / f"{place}-pilot.json", lambda: measured_pilot(levels, atoms, dynamics, given.pilot_steps))
     for name, *row in rows(best):
+        if given.rows and name not in ("SevenNet-l3i5 alone", *given.rows):
+            continue
         path = given.work / f"{place}-{name.replace(' ', '-')}.json"
         runs[name] = done(path, partial(one_run, levels, atoms, dynamics, given.steps, *row))
         top = runs["SevenNet-l3i5 alone"]
-        found = {key: compared(run, top, atoms, 0.2) for key, run in runs.items()}
+        found = {key: compared(run, top, atoms, BURN) for key, run in runs.items()}
         write_json(given.out / f"silicon-{place}.json", {"machine": machine(), "pilot": best, "rows": found})
 
 
 def report(out):
     """The tables of all results."""
-    head = ["run", "CPU s a step", "speed-up", "temperature off, K", "squared displacement off", "greatest error of g"]
+    head = [
+        "run",
+        "steps",
+        "CPU s a step",
+        "speed-up",
+        "temperature off, K",
+        "squared displacement off",
+        "greatest error of g",
+    ]
     text = []
     for path in sorted(out.glob("silicon-*.json")):
         found = json.loads(path.read_text())
         top, lines = found["rows"]["SevenNet-l3i5 alone"], []
+        said, kelvin = found["pilot"]["expected"], int(path.stem.split("-")[-1])
         for name, row in found["rows"].items():
             if row is None:
-                lines.append([name, "blew up", "", "", "", ""])
+                lines.append([name, "blew up", *[""] * 6])
                 continue
             lines.append([
-                name, f"{row['seconds']:.3f}", f"{top['seconds'] / row['seconds']:.1f}x",
+                name, str(row["steps"]), f"{row['seconds']:.3f}", f"{top['seconds'] / row['seconds']:.1f}x",
                 "{:+.1f} ± {:.1f}".format(*row["temperature_off"]),
+                f"{(said[name][0] - 1) * kelvin:+.1f}" if name in said else "",
                 "{:+.1%} ± {:.1%}".format(*(one / top["square"][0] for one in row["square_off"])),
                 "{:.2f} ± {:.2f}".format(*row["g_off"]),
             ])  # fmt: skip
