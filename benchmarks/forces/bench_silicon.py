@@ -1,6 +1,6 @@
 """Silicon by SevenNet-l3i5: plans, single levels, and two-level RESPA with periods chosen by hand.
 
-    python -m benchmarks.forces.silicon --work /tmp/silicon --kelvin 300 1200
+    python -m benchmarks.forces.bench_silicon --work /tmp/silicon --kelvin 300 1200
 
 needs the packages sevenn and chgnet, whose wheels hold the checkpoints. Every row is the same run, with the same start
 and the same noise, by another plan; the pilot decides one of them. Rows are stored in --work as they are done, so that

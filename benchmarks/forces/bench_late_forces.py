@@ -1,6 +1,6 @@
 """What the temperature of copper is under impulses, held and extrapolated corrections, measured and expected.
 
-    python -m benchmarks.forces.late_forces
+    python -m benchmarks.forces.bench_late_forces
 
 Morse potentials of the tests: the cheap one is a third off, the middle one a tenth. Every run has the same start and
 noise as the top level's, with which it is compared; four systems, friction 0.005 / fs, steps of 4 fs, 600 K.
