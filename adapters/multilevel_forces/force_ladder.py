@@ -75,6 +75,11 @@ class Forces:
             found = self._of_function(placed)
         return torch.from_numpy(found[:, self.systems.free].astype(np.float64)).to(q)
 
+    def forget(self) -> None:
+        """Make the source forget former calls: lists of neighbours that it keeps change the last bits of its forces."""
+        if isinstance(self.source, Calculator):
+            self.source.reset()
+
     def _of_system(self, number: int, positions: np.ndarray) -> np.ndarray:
         box, source = self._boxes[number], self.source
         box.positions = positions

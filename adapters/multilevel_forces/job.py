@@ -5,7 +5,9 @@
     trajectory.extxyz   frames: unwrapped positions, momenta, forces by the plan, energy, step and time
     log.csv             step, time in fs, temperature in K, energy in eV
 
-What was written after the last checkpoint is cut off when the run goes on, and written again.
+What was written after the last checkpoint is cut off when the run goes on, and written again. Calculators that keep
+lists of neighbours give other last bits after other calls, so they forget at every tenth step, the only ones at which
+there are checkpoints.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ __all__ = ["LOG", "SETTINGS", "TRAJECTORY", "Job"]
 SETTINGS, STATE, TRAJECTORY, LOG = "run.json", "state.safetensors", "trajectory.extxyz", "log.csv"
 _FORMAT = 1
 _HEAD = "step,time_fs,temperature_K,energy_eV\n"
-_SECONDS = 5.0  # between checkpoints
+_CLEAN = 10  # steps after which calculators forget former calls
+_SECONDS = 5.0  # between checkpoints at least
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Job:
     def run(self, steps: int, tell: Callable[[Walk], None] | None = None) -> Walk:
         """Run, or go on, until so many steps are made in all; tell(walk) is called after each.
 
+        The steps after the last checkpoint, fewer than ten at the end of a run, are made again when it goes on.
+
         Raises:
             ValueError: The folder holds a state that is damaged or of other atoms.
             ForceError: See :class:`Walk`; what was written until the last checkpoint stays.
@@ -88,12 +93,14 @@ class Job:
                 walk.step()
                 if walk.n % self.every == 0:
                     self._write(walk, frames, log)
-                if time.monotonic() - last > _SECONDS:
-                    self._keep(walk, frames, log)
-                    last = time.monotonic()
+                if walk.n % _CLEAN == 0:
+                    for force in self.ladder.drifts:
+                        force.forget()  # type: ignore[attr-defined]
+                    if walk.n + _CLEAN > steps or time.monotonic() - last > _SECONDS:
+                        self._keep(walk, frames, log)
+                        last = time.monotonic()
                 if tell is not None:
                     tell(walk)
-            self._keep(walk, frames, log)
         return walk
 
     def _write(self, walk: Walk, frames: IO[bytes], log: IO[bytes]) -> None:

@@ -28,36 +28,44 @@ FILES = ("trajectory.extxyz", "log.csv")
 LEVELS = ["lj(epsilon=0.3,sigma=2.3)", "emt"]
 
 
-def job(folder):
-    levels = ladder([CHEAP, TOP], COPPER, prices=[1, 2])
-    return Job(folder, levels, Langevin(temperature=600, timestep=4.0), impulses([1, 4]), seed=3, every=5)
+def job(folder, of_ase=False):
+    """By functions, or by ASE's potentials, whose lists of neighbours depend on where atoms were before."""
+    atoms = COPPER
+    if of_ase:
+        atoms = COPPER[:4]
+        atoms.cell = [3.61] * 3
+    levels = [calculator_named(name) for name in LEVELS] if of_ase else [CHEAP, TOP]
+    warm = Langevin(temperature=1200 if of_ase else 600, timestep=4.0)
+    return Job(folder, ladder(levels, atoms, prices=[1, 2]), warm, impulses([1, 4]), seed=3, every=5)
 
 
 def contents(folder):
     return [(folder / name).read_bytes() for name in FILES]
 
 
-def test_a_run_that_was_cut_anywhere_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
-    """Checkpoints fall at every step here; the run stops after 1, 13, 20 and 22 steps, and rubbish lies behind."""
-    job(tmp_path / "whole").run(40)
+@pytest.mark.parametrize("of_ase", [False, True])
+def test_a_run_that_was_cut_anywhere_goes_on_to_the_same_bytes(tmp_path, monkeypatch, of_ase):
+    """Checkpoints fall at every tenth step here; the run stops at some steps, and rubbish lies behind."""
+    steps, stops = (400, (1, 93, 140, 222)) if of_ase else (60, (1, 13, 20, 42))
+    job(tmp_path / "whole", of_ase).run(steps)
     monkeypatch.setattr(job_room, "_SECONDS", -1.0)
-    for stop in (1, 13, 20, 22):
+    for stop in stops:
 
         def tell(walk, stop=stop):
             if walk.n == stop:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            job(tmp_path / "cut").run(40, tell)
+            job(tmp_path / "cut", of_ase).run(steps, tell)
         for name in FILES:
             with open(tmp_path / "cut" / name, "ab") as file:
                 file.write(b"half a frame of what came after")
-    job(tmp_path / "cut").run(40)
+    job(tmp_path / "cut", of_ase).run(steps)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
     frames = ase.io.read(tmp_path / "cut" / "trajectory.extxyz", ":")
-    assert [frame.info["step"] for frame in frames] == list(range(0, 41, 5))
-    job(tmp_path / "cut").run(60)
-    job(tmp_path / "long").run(60)
+    assert [frame.info["step"] for frame in frames] == list(range(0, steps + 1, 5))
+    job(tmp_path / "cut", of_ase).run(steps + 25)
+    job(tmp_path / "long", of_ase).run(steps + 25)
     assert contents(tmp_path / "cut") == contents(tmp_path / "long")
 
 
