@@ -1,9 +1,9 @@
 """Pair potentials in torch, quick enough for long runs: what the tests of forces share."""
 
+import pytest
 import torch
-from ase.build import bulk
 
-COPPER = bulk("Cu", cubic=True) * (2, 2, 2)  # 32 atoms
+COPPER = pytest.importorskip("ase.build").bulk("Cu", cubic=True) * (2, 2, 2)  # 32 atoms
 
 
 def pair_force(derivative, box):
