@@ -19,7 +19,6 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -32,7 +31,7 @@ from multilevel_forces.force_ladder import ForceError, Forces
 from multilevel_forces.systems import Systems
 from multilevel_sde.arguments import as_integer, as_items
 
-__all__ = ["Estimates", "check_block", "impulses", "period_of"]
+__all__ = ["Estimates", "check_block", "impulses"]
 
 
 def impulses(periods: Sequence[int]) -> mls.Plan:
@@ -109,16 +108,6 @@ def check_block(plan: mls.Plan, levels: int, allow_heating: bool = False) -> mls
             "expected once, or averages are those of no level; take impulses([...]) or a pilot's plan"
         )
     return plan
-
-
-def period_of(plan: mls.Plan) -> list[float]:
-    """Return how many steps lie between two forces of each level, infinite where there is none.
-
-    Example:
-        >>> period_of(impulses([1, 2, 4]))
-        [1.0, 2.0, 4.0]
-    """
-    return [plan.steps / count if count else math.inf for count in plan.evaluations.tolist()]
 
 
 class Estimates:

@@ -66,6 +66,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from multilevel_forces.langevin import Langevin
     from multilevel_forces.report import write_report
 
+    if len(set(arguments.calculators)) < len(arguments.calculators):
+        raise ValueError(f'"--calculators" names one twice, got {" ".join(arguments.calculators)}')
     settings = _settings(arguments)
     before = Job.settings(arguments.out)
     _check_same(settings, before, arguments.out)

@@ -81,6 +81,7 @@ class Job:
         """
         walk = Walk(self.ladder, self.dynamics, self.plan, [self.seed])
         walk.thermalize(self.seed)
+        self._forget()
         lengths = self._go_on(walk)
         self.folder.mkdir(parents=True, exist_ok=True)
         with _cut(self.folder / TRAJECTORY, lengths[0]) as frames, _cut(self.folder / LOG, lengths[1]) as log:
@@ -94,14 +95,17 @@ class Job:
                 if walk.n % self.every == 0:
                     self._write(walk, frames, log)
                 if walk.n % _CLEAN == 0:
-                    for force in self.ladder.drifts:
-                        force.forget()  # type: ignore[attr-defined]
+                    self._forget()
                     if walk.n + _CLEAN > steps or time.monotonic() - last > _SECONDS:
                         self._keep(walk, frames, log)
                         last = time.monotonic()
                 if tell is not None:
                     tell(walk)
         return walk
+
+    def _forget(self) -> None:
+        for force in self.ladder.drifts:
+            force.forget()  # type: ignore[attr-defined]
 
     def _write(self, walk: Walk, frames: IO[bytes], log: IO[bytes]) -> None:
         when, energy = walk.n * self.dynamics.timestep, float(walk.estimates.energy[0])

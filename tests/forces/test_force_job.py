@@ -60,7 +60,9 @@ def test_a_run_that_was_cut_anywhere_goes_on_to_the_same_bytes(tmp_path, monkeyp
         for name in FILES:
             with open(tmp_path / "cut" / name, "ab") as file:
                 file.write(b"half a frame of what came after")
-    job(tmp_path / "cut", of_ase).run(steps)
+    used = job(tmp_path / "cut", of_ase)
+    used.ladder.drifts[0](used.ladder.drifts[0].systems.positions() + 1.0)  # as a pilot does before
+    used.run(steps)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
     frames = ase.io.read(tmp_path / "cut" / "trajectory.extxyz", ":")
     assert [frame.info["step"] for frame in frames] == list(range(0, steps + 1, 5))
@@ -123,6 +125,7 @@ def test_the_command_takes_the_pilots_plan(tmp_path, capsys):
     (["--periods", "1", "3", "4"], ValueError, '"periods" must begin with 1'),
     (["--structure", "nowhere.cif"], FileNotFoundError, "there is no such file"),
     (["--structure", __file__], ValueError, "which ase cannot read"),
+    (["--calculators", "emt", "emt"], ValueError, "names one twice"),
     (["--calculators", "emtt"], ValueError, "has 'emtt', expected one of emt, morse"),
     (["--calculators", "lj(sigma)"], ValueError, "expected NAME\\(key=value"),
     (["--calculators", "emt(colour=2)", "--periods", "1"], ValueError, "takes asap_cutoff, not colour"),
