@@ -104,6 +104,15 @@ def test_fixed_atoms_stay():
     assert (atoms.get_momenta()[3] == 0).all()
 
 
+def test_momenta_that_were_changed_between_steps_are_taken():
+    cold, atoms = Langevin(temperature=0, friction=0, timestep=4.0), copper()
+    run = MultilevelLangevin(atoms, [CHEAP, TOP], cold, plan=impulses([1, 2]))
+    run.run(2)
+    atoms.set_momenta(np.zeros((32, 3)))
+    run.run(1)
+    assert atoms.get_temperature() < 60  # of 600: what one step's forces bring
+
+
 def test_atoms_that_were_moved_are_refused():
     atoms = copper()
     run = MultilevelLangevin(atoms, [CHEAP, TOP], WARM, plan=impulses([1, 2]))

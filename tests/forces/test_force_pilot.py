@@ -11,6 +11,7 @@ pytest.importorskip("ase")
 from ase import Atoms
 
 from multilevel_forces import ForceError, ForcePilot, Langevin, Overdamped, Walk, impulses, ladder, pilot
+from multilevel_forces.spectra import Spectrum
 
 WARM = Langevin(temperature=600, friction=0.005, timestep=4.0)
 
@@ -106,6 +107,13 @@ def test_a_level_that_is_as_good_alone_is_said_to_be():
     almost = pilot(copper(), {"almost": lambda q: 0.999 * TOP(q), "top": TOP}, WARM, prices=[50.0, 100.0], steps=64)
     assert almost.single[0] == "almost alone"
     assert not almost.pays
+
+
+def test_a_softer_level_alone_spreads_more():
+    """Without a fifth of the stiffness, 1 / 0.8 of the spread; the top itself has its own."""
+    one = Spectrum(np.array([0.03]), np.array([1.0]), np.array([[0.2]]), np.array([[0.0]]))
+    assert one.alone(0) == pytest.approx(1.25)
+    assert one.alone(1) == 1.0
 
 
 def test_levels_that_cost_more_and_know_less_are_dropped_and_said():
