@@ -167,6 +167,7 @@ def compared(run, top, atoms, burn):
         "square_off": mean_and_error(square - square_top),
         "g_off": [float(off[worst]), mean_and_error((g - g_top)[:, worst])[1]],
         "g": g.mean(0).round(4).tolist(),
+        "g_difference": (g - g_top).mean(0).round(4).tolist(),
     }
 
 
@@ -208,29 +209,25 @@ def measure(levels, atoms, kelvin, given):
 
 def report(out):
     """The tables of all results."""
-    head = [
-        "run",
-        "steps",
-        "CPU s a step",
-        "speed-up",
-        "temperature off, K",
-        "squared displacement off",
-        "greatest error of g",
-    ]
+    head = ["run", "steps", "CPU s a step", "speed-up", "temperature", "expected", "squared displacement", "expected"]
+    head += ["greatest error of g"]
     text = []
     for path in sorted(out.glob("silicon-*.json")):
         found = json.loads(path.read_text())
         top, lines = found["rows"]["SevenNet-l3i5 alone"], []
-        said, kelvin = found["pilot"]["expected"], int(path.stem.split("-")[-1])
+        said = found["pilot"]["expected"]
         for name, row in found["rows"].items():
             if row is None:
-                lines.append([name, "blew up", *[""] * 6])
+                lines.append([name, "blew up", *[""] * 7])
                 continue
+            own = row["temperature"][0] - row["temperature_off"][0]  # of the top level over the same steps
+            square = row["square"][0] - row["square_off"][0]
             lines.append([
                 name, str(row["steps"]), f"{row['seconds']:.3f}", f"{top['seconds'] / row['seconds']:.1f}x",
-                "{:+.1f} ± {:.1f}".format(*row["temperature_off"]),
-                f"{(said[name][0] - 1) * kelvin:+.1f}" if name in said else "",
-                "{:+.1%} ± {:.1%}".format(*(one / top["square"][0] for one in row["square_off"])),
+                "{:+.1%} ± {:.1%}".format(*(one / own for one in row["temperature_off"])),
+                f"{said[name][0] - 1:+.1%}".replace("+inf%", "hot") if name in said else "",
+                "{:+.1%} ± {:.1%}".format(*(one / square for one in row["square_off"])),
+                f"{said[name][1] - 1:+.1%}".replace("+inf%", "hot") if name in said else "",
                 "{:.2f} ± {:.2f}".format(*row["g_off"]),
             ])  # fmt: skip
         text += [f"## {path.stem}", ""]
@@ -241,29 +238,30 @@ def report(out):
 
 
 def draw(out):
-    """The figure: g(r) of some rows at each temperature, and their seconds."""
+    """The figure: g(r) of the top level and of the plan, differences to the top's, and seconds."""
     from matplotlib.figure import Figure
 
     shown = {"SevenNet-l3i5 alone": "#222222", "the pilot's plan": "#1b6ca8", "CHGNet alone": "#e07a1f"}
     paths = sorted(out.glob("silicon-*.json"), key=lambda path: int(path.stem.split("-")[-1]))
-    figure = Figure(figsize=(4.2 * len(paths) + 3.2, 3.4), layout="constrained")
-    axes = figure.subplots(1, len(paths) + 1)
-    for place, path in enumerate(paths):
-        rows = json.loads(path.read_text())["rows"]
-        for name, colour in shown.items():
-            g = rows[name]["g"]
-            r = (np.arange(len(g)) + 0.5) * REACH / len(g)
-            style = {"linestyle": "--", "zorder": 3} if "plan" in name else {}
-            axes[place].plot(r, g, color=colour, label=name, linewidth=1.6, **style)
-        axes[place].set(title=f"silicon, {path.stem.split('-')[-1]} K", xlabel="r, Angstrom", ylabel="g(r)")
-        axes[place].legend(frameon=False, fontsize=8)
-    for place, (name, colour) in enumerate(shown.items()):
-        axes[-1].barh(-place, rows[name]["seconds"], color=colour)
-        axes[-1].text(0.0, -place - 0.55, f" {name}", fontsize=8, va="center")
-    axes[-1].set(title="CPU seconds a step", yticks=[], ylim=(-len(shown) + 0.3, 0.6))
-    for one in axes:
-        one.spines[["top", "right"]].set_visible(False)
-    write_figure(out / "silicon.png", figure, 130)
+    figure = Figure(figsize=(10.5, 3.2 * len(paths)), layout="constrained")
+    for axes, path in zip(figure.subplots(len(paths), 3, squeeze=False), paths, strict=True):
+        found = json.loads(path.read_text())["rows"]
+        rows = {name: found[name] for name in shown if found.get(name)}
+        for place, (name, row) in enumerate(rows.items()):
+            r = (np.arange(len(row["g"])) + 0.5) * REACH / len(row["g"])
+            if name != "CHGNet alone":
+                axes[0].plot(r, row["g"], "--" if place else "-", color=shown[name], label=name)
+            axes[1].plot(r, row["g_difference"], color=shown[name], label=name, linewidth=1.2)
+            axes[2].barh(-place, row["seconds"], 0.45, color=shown[name])
+            axes[2].text(0.0, -place + 0.34, name, fontsize=8, va="center")
+        axes[0].legend(frameon=False, fontsize=8)
+        axes[0].set(title=f"silicon, {path.stem.split('-')[-1]} K", xlabel="r, Angstrom", ylabel="g(r)")
+        axes[1].set(title="g(r) less the top level's, same steps", xlabel="r, Angstrom")
+        axes[1].legend(frameon=False, fontsize=8)
+        axes[2].set(title="CPU seconds a step", yticks=[], ylim=(-len(rows) + 0.6, 0.6))
+        for one in axes:
+            one.spines[["top", "right"]].set_visible(False)
+    write_figure(out / "silicon.png", figure, 110)
 
 
 if __name__ == "__main__":
