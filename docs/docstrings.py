@@ -15,6 +15,7 @@ _DOORS = (
     "multilevel_diffusion.quality",
     "multilevel_diffusion.cheap_levels",
     "multilevel_diffusion.sparse",
+    "multilevel_forces",
 )
 _MATH = re.compile(r"(:math:`[^`]*`)")
 

@@ -64,5 +64,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _sentence(error: Exception) -> str:
     """What a person reads: torch's errors go on for many lines after the first."""
     if isinstance(error, ModuleNotFoundError):
-        return f"needs the package {error.name!r}; install multilevel-sde[plot,diffusion]"
+        return f"needs the package {error.name!r}; install multilevel-sde[plot,diffusion,forces]"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

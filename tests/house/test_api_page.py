@@ -17,6 +17,7 @@ DOORS = {
     "multilevel_diffusion.quality": ROOT / "adapters" / "multilevel_diffusion" / "quality",
     "multilevel_diffusion.cheap_levels": ROOT / "adapters" / "multilevel_diffusion" / "cheap_levels",
     "multilevel_diffusion.sparse": ROOT / "adapters" / "multilevel_diffusion" / "sparse",
+    "multilevel_forces": ROOT / "adapters" / "multilevel_forces",
 }
 MODULES = {"problems": "multilevel_sde.rates.problems", "rates": "multilevel_sde.rates"}  # modules that are names
 GROUND = {"ladder", "cost", "errors"}  # share one table
@@ -31,7 +32,7 @@ def wings():
             for node in ast.parse(stub.read_text(encoding="utf-8")).body:
                 if isinstance(node, ast.ImportFrom):
                     for alias in node.names:
-                        wing = (node.module or alias.name).split(".")[0]
+                        wing = "forces" if door == "multilevel_forces" else (node.module or alias.name).split(".")[0]
                         path = MODULES.get(alias.name, f"{door}.{alias.name}")
                         found[path] = "ladder" if wing in GROUND else wing
         else:
@@ -85,8 +86,8 @@ def test_a_line_has_one_mark_and_one_sentence(row):
 
 @pytest.mark.parametrize("door", DOORS)
 def test_the_stub_is_what_the_package_gives(door):
-    if door.endswith("diffusers"):
-        pytest.importorskip("diffusers")
+    if door.endswith(("diffusers", "forces")):
+        pytest.importorskip("diffusers" if door.endswith("diffusers") else "ase")
     given = {MODULES.get(name, f"{door}.{name}") for name in importlib.import_module(door).__all__}
     assert given == {path for path in WINGS if path.rpartition(".")[0] == door or path in given}
 

@@ -27,9 +27,23 @@ ADAPTER = [
     {"diffusers"},
     {"commands", "__init__"},
 ]
-PACKAGES = {"multilevel_sde": (ROOT, CORE), "multilevel_diffusion": (ROOT / "adapters", ADAPTER)}
+FORCES = [  # rooms without wings
+    {"systems", "langevin", "observables", "harmonic", "calculator_names"},
+    {"force_ladder", "spectra"},
+    {"blocks"},
+    {"walk"},
+    {"force_pilot", "job", "plan_calculator"},
+    {"run_pilot", "report"},
+    {"ase_dynamics"},
+    {"commands", "__init__"},
+]
+PACKAGES = {
+    "multilevel_sde": (ROOT, CORE),
+    "multilevel_diffusion": (ROOT / "adapters", ADAPTER),
+    "multilevel_forces": (ROOT / "adapters", FORCES),
+}
 FLOORS = {
-    f"{package}.{wing}": (package == "multilevel_diffusion", floor)
+    f"{package}.{wing}": (package != "multilevel_sde", floor)
     for package, (_, floors) in PACKAGES.items()
     for floor, wings in enumerate(floors)
     for wing in wings
@@ -38,7 +52,7 @@ LOOSE = CORE[0] | CORE[-1]  # modules, not wings: among those of one floor only 
 
 
 def modules():
-    """Every module of both packages and its file."""
+    """Every module of all packages and its file."""
     for package, (folder, _) in PACKAGES.items():
         for file in sorted((folder / package).rglob("*.py")):
             parts = file.relative_to(folder).with_suffix("").parts
@@ -54,7 +68,7 @@ def wing(module):
 
 
 def imported(file, *, top_level=False):
-    """The modules of both packages that a file imports, at its top level or anywhere."""
+    """The modules of our packages that a file imports, at its top level or anywhere."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in tree.body if top_level else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -68,8 +82,10 @@ def imported(file, *, top_level=False):
 
 
 def goes_down(source, target):
-    """Whether an import of `target` in `source` runs down or stays in its wing; the adapter may use the core's door."""
+    """Whether an import of `target` in `source` runs down or stays in its wing; adapters may use the core's door."""
     (adapter, floor), door = FLOORS[wing(source)], target == "multilevel_sde"
+    if target.split(".")[0] not in ("multilevel_sde", source.split(".")[0]):
+        return False  # an adapter knows no other
     if door:
         return adapter or floor == len(CORE) - 1
     if wing(target) not in FLOORS:
@@ -106,8 +122,9 @@ def test_every_module_is_in_one_wing_and_on_the_map():
 def test_no_two_things_share_a_name(package):
     """A name that a package gives is not also the name of one of its modules, which it would hide."""
     package = package.removesuffix(".__init__")
-    if package == "multilevel_diffusion.diffusers":
-        pytest.importorskip("diffusers")
+    optional = {"multilevel_diffusion.diffusers": "diffusers", "multilevel_forces": "ase"}
+    if package in optional:
+        pytest.importorskip(optional[package])
     module = importlib.import_module(package)
     rooms = {file.stem for file in NAMES.values() if file.parent == NAMES[f"{package}.__init__"].parent}
     rooms |= {name.split(".")[-2] for name in NAMES if name.endswith("__init__") and name.startswith(package + ".")}
@@ -126,6 +143,9 @@ def test_no_two_things_share_a_name(package):
     ("multilevel_diffusion.process.grids", "multilevel_sde.plans.plan", True),
     ("multilevel_diffusion.process.grids", "multilevel_diffusion.networks.unet", False),
     ("multilevel_diffusion.process.grids", "multilevel_sde", True),
+    ("multilevel_forces.walk", "multilevel_diffusion.process.grids", False),
+    ("multilevel_forces.walk", "multilevel_forces.blocks", True),
+    ("multilevel_forces.blocks", "multilevel_forces.walk", False),
 ])  # fmt: skip
 def test_the_rule_itself(source, target, right):
     assert goes_down(source, target) is right

@@ -17,7 +17,7 @@ PAGES = [
         for name in (
             *("index", "start", "choosing", "glossary", "stability", "api", "architecture", "testing"),
             *("expectations", "from_torchsde", "from_diffrax", "from_pymlmc"),
-            *("demo", "samplers", "diffusers", "edm", "one_model", "editing", "scale", "placement"),
+            *("demo", "samplers", "diffusers", "edm", "one_model", "editing", "scale", "placement", "forces"),
             *(
                 "pilot",
                 "training",
@@ -38,7 +38,7 @@ PAGES = [
 WRITTEN = [
     *(path for path in [ROOT / "README.md", *DOCS.rglob("*.md")] if path.name != "changelog.md"),
     *(path for top in (BENCHMARKS, EXAMPLES) for pattern in ("*.py", "*.md") for path in top.rglob(pattern)),
-    *(path for top in ("multilevel_sde", "adapters/multilevel_diffusion") for path in (ROOT / top).rglob("*.py")),
+    *(path for top in ("multilevel_sde", "adapters") for path in (ROOT / top).rglob("*.py")),
 ]
 DEAR = re.compile(r"\b(dear|dearer|dearest)\b", re.IGNORECASE)
 

@@ -1,0 +1,1 @@
+"""Force fields: what plans do to averages, and what they save on real checkpoints."""
