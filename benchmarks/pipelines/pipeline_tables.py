@@ -29,7 +29,7 @@ ROWS = ("mse", "psnr", "frechet", "told_apart", "seconds", "mib")
 TITLES = {
     "mse": "Mean squared error",
     "psnr": "PSNR to the target in decibels",
-    "frechet": "Fréchet distance, times 1000",
+    "frechet": "Fréchet distance",
     "told_apart": "How often told apart from images of many steps",
     "seconds": "CPU seconds an image",
     "mib": "Peak memory of a run of four images with its weights, MiB",
@@ -105,9 +105,7 @@ def _at_equal_error(rows: list[dict[str, Any]], singles: list[str], ones: list[s
 def _cell(value: float | None, key: str) -> str:
     if value is None:
         return ""
-    if key == "frechet":
-        return f"{1000 * value:.3g}"
-    return f"{value:.3g}" if key in ("psnr", "mib", "told_apart") else f"{value:.2g}"
+    return f"{value:.2g}" if key in ("mse", "seconds") else f"{value:.3g}"
 
 
 def publish(folder: Path) -> None:

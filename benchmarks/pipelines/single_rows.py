@@ -19,7 +19,7 @@ __all__ = ["parts"]
 Rows = Iterator[tuple[str, Callable[[], Row]]]
 
 SINGLE = (3, 5, 8, 10, 12, 15, 20, 28, 40)
-ONE = (5, 8, 12, 20, 28)
+ONE = (8, 12, 20, 28)
 KARRAS = {"use_karras_sigmas": True, **TRAILING}
 ODE: dict[str, tuple[str, dict[str, Any]]] = {
     "DDIM, trailing": ("DDIMScheduler", {"clip_sample": False, **TRAILING}),

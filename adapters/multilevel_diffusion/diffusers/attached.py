@@ -17,7 +17,7 @@ from torch import nn
 
 from multilevel_diffusion.diffusers.checks import check_levels, slot_of, uncompiled
 from multilevel_diffusion.diffusers.controls import Controls
-from multilevel_diffusion.diffusers.options import Options
+from multilevel_diffusion.diffusers.options import Options, check_options
 from multilevel_diffusion.diffusers.store import load_models
 
 __all__ = ["Attached", "attach"]
@@ -116,7 +116,7 @@ class Attached(Controls, ModelHook):
 
 def attach(
     pipe: Any,
-    lower: Sequence[str | os.PathLike[str] | nn.Module] = (),
+    lower: str | os.PathLike[str] | nn.Module | Sequence[str | os.PathLike[str] | nn.Module] = (),
     *,
     slot: str | None = None,
     **options: Unpack[Options],
@@ -125,8 +125,9 @@ def attach(
 
     Arguments:
         pipe: A diffusers pipeline.
-        lower: The cheaper models or their folders, cheapest first; folders are loaded like the pipeline's own model
-            (dtype, device). With none, the pipeline's model alone is given a multistep method by `calibrate`.
+        lower: The cheaper models or their folders, cheapest first, or a single one; folders are loaded like the
+            pipeline's own model (dtype, device). With none, the pipeline's model alone is given a multistep method by
+            `calibrate`.
         slot: The denoiser's name, such as "transformer_2"; by default the first that the pipeline has.
         options: budget_fraction (by default 0.3, of one model 1), probabilities, plan, schedule, draw, seed, costs
             as for :class:`.MultilevelUNet`.
@@ -150,6 +151,7 @@ def attach(
         >>> ladder.stats.trajectory.calls, type(pipe.unet).__name__
         (10, 'UNet2DModel')
     """
+    check_options(options)
     slot = slot_of(pipe) if slot is None else slot
     if getattr(pipe, slot, None) is None:
         raise ValueError(f'"slot" is {slot!r}, which {type(pipe).__name__} does not have')
@@ -157,5 +159,6 @@ def attach(
     registry = getattr(top, "_diffusers_hook", None)
     if registry is not None and registry.get_hook(_NAME) is not None:
         raise ValueError(f"the pipeline's {slot} has a ladder attached already; use its allocate(), or detach it first")
-    models = [model.to(top.device) for model in load_models(lower, torch_dtype=top.dtype)]
+    sources = [lower] if isinstance(lower, str | os.PathLike | nn.Module) else lower
+    models = [model.to(top.device) for model in load_models(sources, torch_dtype=top.dtype)]
     return Attached(pipe, slot, models, options)
