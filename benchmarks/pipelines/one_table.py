@@ -111,6 +111,11 @@ class Bench:
         """What images are compared with as a set."""
         return self.by_base(self.stock()[1] if self.noisy or self.quick else FINE, self.images, OTHERS)
 
+    def fits(self, budget: float) -> bool:
+        """Whether coefficients are fitted at this budget, which takes as long as hundreds of images."""
+        most = 8 if self.name.startswith("dit_") else 20
+        return not (self.quick or self.noisy) and budget <= most
+
     def error(self, images: Tensor) -> float:
         """Mean squared distance to the target."""
         return float((images[: self.paired] - self.target).square().mean())

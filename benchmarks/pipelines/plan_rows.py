@@ -50,7 +50,7 @@ def plans(bench: Bench) -> Rows:
     for (price, ladder), budget in itertools.product(ladders.items(), budgets):
         name = "calibrated" if price == "given" else "calibrated, seconds"
         yield f"{name} @ {budget}", lambda ladder=ladder, budget=budget: ladder.row(budget)
-    for budget in budgets if not (bench.quick or bench.noisy) else []:
+    for budget in filter(bench.fits, budgets):
         yield f"ladder fitted @ {budget}", lambda budget=budget: ladders["given"].row(budget, fit=True)
 
 

@@ -102,8 +102,8 @@ def best(bench: Bench) -> Rows:
 
 def planned(bench: Bench) -> Rows:
     """With a multistep method of its own, plain and fitted (without noise)."""
-    for steps, fit in itertools.product(ONE, (False,) if bench.noisy else (False, True)):
-        if bench.quick and (steps > 8 or fit):
+    for steps, fit in itertools.product(ONE, (False, True)):
+        if (bench.quick and steps > 8) or (fit and not bench.fits(steps)):
             continue
 
         def make(steps: int = steps, fit: bool = fit) -> Row:

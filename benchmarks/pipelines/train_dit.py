@@ -26,8 +26,10 @@ from tqdm import tqdm
 from multilevel_diffusion.networks.image_folder import ImageFolder
 
 SIZES = {"small": (64, 2), "middle": (96, 3), "large": (160, 6)}  # width, blocks
-STEPS = {("large", "flow"): 3200, ("large", "eps"): 2800, ("middle", "flow"): 1400, ("middle", "eps"): 1400}
-STEPS |= {("small", "flow"): 1800, ("small", "eps"): 1800}
+STEPS = {
+    ("large", "flow"): 3200, ("middle", "flow"): 1400, ("small", "flow"): 1800,
+    ("large", "eps"): 2000, ("middle", "eps"): 1000, ("small", "eps"): 1200,
+}  # fmt: skip
 BATCH, RATE, WARM, DECAY = 16, 8e-4, 200, 0.998
 BETAS = DDPMScheduler().alphas_cumprod
 
