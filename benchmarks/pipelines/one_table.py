@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from benchmarks.common import machine, write_json
@@ -19,6 +20,7 @@ from benchmarks.pipelines.models import StatePipeline, networks
 from multilevel_diffusion.diffusers import MultilevelUNet
 from multilevel_diffusion.quality import frechet_distance, psnr, two_sample_classifier
 from multilevel_diffusion.quality.comparison import features_of
+from multilevel_sde.files import write_atomically
 
 __all__ = ["Bench", "Row"]
 
@@ -100,16 +102,22 @@ class Bench:
     def target(self) -> Tensor:
         """What images are compared with, one by one."""
         pipe, calls = self.stock()
-        return (
-            self.by_base(calls, self.paired, SEED)
-            if self.noisy
-            else self.run(pipe, 50 if self.quick else 1000, self.paired)
-        )
+        if self.noisy:
+            return self._kept("target", lambda: self.by_base(calls, self.paired, SEED))
+        return self._kept("target", lambda: self.run(pipe, 50 if self.quick else 1000, self.paired))
 
     @cached_property
     def reference(self) -> Tensor:
         """What images are compared with as a set."""
-        return self.by_base(self.stock()[1] if self.noisy or self.quick else FINE, self.images, OTHERS)
+        calls = self.stock()[1] if self.noisy or self.quick else FINE
+        return self._kept("reference", lambda: self.by_base(calls, self.images, OTHERS))
+
+    def _kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """Images that take long, from an earlier run where one made them."""
+        path = self.path.with_name(f"{self.name}_{name}_{self.paired}_{self.images}.safetensors")
+        if not path.is_file():
+            write_atomically(path, save({"images": make()}))
+        return load_file(path)["images"]
 
     def fits(self, budget: float) -> bool:
         """Whether coefficients are fitted at this budget, which takes as long as hundreds of images."""

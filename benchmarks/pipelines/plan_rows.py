@@ -18,6 +18,7 @@ import torch
 from diffusers.hooks.first_block_cache import FirstBlockCacheConfig, apply_first_block_cache
 from diffusers.hooks.hooks import HookRegistry
 from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig, apply_taylorseer_cache
+from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -116,7 +117,7 @@ def choices(bench: Bench) -> Rows:
     calls, small, models = bench.stock()[1], bench.networks.relative[0], bench.networks.models
     for name, budget in itertools.product(("T-Stitch", "SRDiffusion", "FlowBlending"), BUDGETS):
         count = min(calls, int((budget - calls * small) / (1 - small)))
-        ends = {"T-Stitch": [0], "SRDiffusion": [count], "FlowBlending": range(1, count)}[name]
+        ends = {"T-Stitch": [0], "SRDiffusion": [count], "FlowBlending": range(1, count, 1 + count // 8)}[name]
         if count < 1 or not len(ends) or count == calls or (bench.quick and budget > 5):
             continue
 
@@ -186,15 +187,14 @@ def _with_cache(bench: Bench, steps: int, config: Any, count: int) -> Tensor:
         apply_first_block_cache(model, config)
     elif config is not None:
         apply_taylorseer_cache(model, config)
+    registry.invalidate_child_registries_cache()
     try:
-        registry._set_context("run")
         for start in range(0, count, bench.paired):
             registry.reset_stateful_hooks(recurse=True)
-            seed = SEED + start
-            parts.append(bench.run(pipe, steps, min(bench.paired, count - start), seed))
+            with CacheMixin.cache_context(model, "run"):
+                parts.append(bench.run(pipe, steps, min(bench.paired, count - start), SEED + start))
         return torch.cat(parts)
     finally:
-        registry._set_context(None)
         for module in model.modules():
             hooks = getattr(module, "_diffusers_hook", None)
             for name in list(hooks.hooks) if hooks is not None else []:
