@@ -85,7 +85,7 @@ def test_transformers_with_caches(tmp_path, few, monkeypatch):
         assert not torch.equal(row.run(2), plain), key
         assert torch.equal(bench.run(plan_rows._fast(bench), bench.stock()[1], 2), plain)
     assert plan_rows._tried(bench, 12, None)[:2] == pytest.approx((12, bench.error(plain)))
-    monkeypatch.setattr(plan_rows, "BUDGETS", (3,))
+    monkeypatch.setattr(plan_rows, "BUDGETS", (5,))
     key, make = next(iter(plan_rows.plans(Bench("dit_eps_ode", tmp_path, quick=True, dit=tmp_path / "dit"))))
     assert make().run(2).shape == (2, 3, 32, 32)
 
