@@ -27,8 +27,8 @@ from multilevel_diffusion.networks.image_folder import ImageFolder
 
 SIZES = {"small": (64, 2), "middle": (96, 3), "large": (160, 6)}  # width, blocks
 STEPS = {
-    ("large", "flow"): 3200, ("middle", "flow"): 1400, ("small", "flow"): 1800,
-    ("large", "eps"): 2000, ("middle", "eps"): 1000, ("small", "eps"): 1200,
+    ("large", "flow"): 3200, ("middle", "flow"): 700, ("small", "flow"): 900,
+    ("large", "eps"): 1600, ("middle", "eps"): 500, ("small", "eps"): 600,
 }  # fmt: skip
 BATCH, RATE, WARM, DECAY = 16, 8e-4, 200, 0.998
 BETAS = DDPMScheduler().alphas_cumprod
