@@ -237,9 +237,9 @@ class Controls(Answering):
         if self._clock.pipe is not pipe:
             self._clock.link(pipe, slot)
         samples = (16 if fit else 4) if samples is None else as_integer("samples", samples)
-        for name, number, least in (("num_inference_steps", num_inference_steps, 1), ("samples", samples, 2)):
-            if as_integer(name, number) < least:
-                raise ValueError(f'"{name}" must be at least {least}, got {number}')
+        for name, number in (("num_inference_steps", num_inference_steps), ("samples", samples)):
+            if as_integer(name, number) < 1:
+                raise ValueError(f'"{name}" must be at least 1, got {number}')
         arguments = {"num_inference_steps": num_inference_steps, **pipeline_arguments}
         run = PipelineRun(
             pipe,
