@@ -44,7 +44,7 @@ TABLES = (
 
 def measure(bench: Bench) -> None:
     """Make all rows that are missing."""
-    parts: list[Iterator[tuple[str, Callable[[], Row]]]] = [*plan_rows.parts(bench), *single_rows.parts(bench)]
+    parts: list[Iterator[tuple[str, Callable[[], Row]]]] = [*single_rows.parts(bench), *plan_rows.parts(bench)]
     for part in parts:
         for key, make in tqdm(part, desc=bench.name, unit="row"):
             try:
