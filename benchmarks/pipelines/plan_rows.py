@@ -197,5 +197,6 @@ def _with_cache(bench: Bench, steps: int, config: Any, count: int) -> Tensor:
     finally:
         for module in model.modules():
             hooks = getattr(module, "_diffusers_hook", None)
-            for name in list(hooks.hooks) if hooks is not None else []:
-                hooks.remove_hook(name, recurse=False)
+            if isinstance(hooks, HookRegistry):
+                for name in list(hooks.hooks):
+                    hooks.remove_hook(name, recurse=False)
