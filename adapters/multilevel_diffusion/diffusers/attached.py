@@ -8,8 +8,7 @@ its multistep method, fitted if asked for.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self, Unpack
 
 from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
@@ -18,7 +17,7 @@ from torch import nn
 from multilevel_diffusion.diffusers.checks import check_levels, slot_of, uncompiled
 from multilevel_diffusion.diffusers.controls import Controls
 from multilevel_diffusion.diffusers.options import Options, check_options
-from multilevel_diffusion.diffusers.store import load_models
+from multilevel_diffusion.diffusers.store import Source, load_models
 
 __all__ = ["Attached", "attach"]
 
@@ -116,7 +115,7 @@ class Attached(Controls, ModelHook):
 
 def attach(
     pipe: Any,
-    lower: str | os.PathLike[str] | nn.Module | Sequence[str | os.PathLike[str] | nn.Module] = (),
+    lower: Source | Iterable[Source] = (),
     *,
     slot: str | None = None,
     **options: Unpack[Options],
@@ -159,6 +158,5 @@ def attach(
     registry = getattr(top, "_diffusers_hook", None)
     if registry is not None and registry.get_hook(_NAME) is not None:
         raise ValueError(f"the pipeline's {slot} has a ladder attached already; use its allocate(), or detach it first")
-    sources = [lower] if isinstance(lower, str | os.PathLike | nn.Module) else lower
-    models = [model.to(top.device) for model in load_models(sources, torch_dtype=top.dtype)]
+    models = [model.to(top.device) for model in load_models(lower, torch_dtype=top.dtype)]
     return Attached(pipe, slot, models, options)

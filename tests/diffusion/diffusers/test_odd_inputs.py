@@ -11,7 +11,7 @@ import torch
 
 diffusers = pytest.importorskip("diffusers")
 
-from multilevel_diffusion.diffusers import attach  # noqa: E402
+from multilevel_diffusion.diffusers import attach, multilevel  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:levels . and . differ"),
@@ -51,6 +51,7 @@ def test_one_smaller_model_needs_no_list(unet, ddim, tmp_path):
             assert len(ladder.levels) == 2
         expected = found if expected is None else expected
         torch.testing.assert_close(found, expected)
+    assert len(multilevel(pipe, unet(4), budget_fraction=0.4, costs=COSTS).levels) == 2
 
 
 @pytest.mark.parametrize(
