@@ -46,6 +46,9 @@ def test_rows_are_kept_and_not_made_again(tmp_path):
     again.run = lambda *_: pytest.fail("made again")
     again.add(name, lambda: pytest.fail("made again"))
     assert again.rows == bench.rows
+    again.rows[name] = {"earlier": True, "mse": 0.0}
+    again.add(name, lambda: Row(lambda count: images[:count], one.cost, one.models, whole=False))
+    assert again.rows[name]["mse"] == kept["mse"]
     assert torch.equal(again.target, bench.target)
     assert not torch.equal(again.reference[: again.paired], again.target)
 
