@@ -91,6 +91,12 @@ class Bench:
         kind, calls = ("DDPMScheduler", NOISY_CALLS) if self.noisy else ("DDIMScheduler", CALLS)
         return self.networks.pipe(kind, clip_sample=False, **TRAILING), 12 if self.quick else calls
 
+    def first_order(self) -> StatePipeline:
+        """The same loop for any number of steps: those of DDIM need not end where the next call is."""
+        if self.noisy or self.networks.flow:
+            return self.stock()[0]
+        return self.networks.pipe("DPMSolverMultistepScheduler", solver_order=1, **TRAILING)
+
     def by_base(self, calls: int, count: int, seed: int) -> Tensor:
         """The largest network by the multistep base, in the loop of the plans."""
         pipe, _ = self.stock()

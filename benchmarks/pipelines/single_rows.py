@@ -107,7 +107,7 @@ def planned(bench: Bench) -> Rows:
             continue
 
         def make(steps: int = steps, fit: bool = fit) -> Row:
-            pipe, models = bench.stock()[0], bench.networks.models[-1:]
+            pipe, models = bench.first_order(), bench.networks.models[-1:]
             levels = MultilevelUNet(models, budget_fraction=1.0, costs=[1.0]).install(pipe)
             pilot = levels.calibrate(pipe, num_inference_steps=steps, fit=fit, progress=False)
             notes = lambda: {"calibration": pilot.cost}  # noqa: E731
