@@ -92,11 +92,11 @@ def _at_equal_error(rows: list[dict[str, Any]], singles: list[str], ones: list[s
     for method in [*plans, *ones]:
         for row in (row for row in rows if row["method"] == method and row["number"] in BUDGETS):
             cells = [f"{method} @ {row['number']}", f"{row['cost']:.3g}", f"{row['mse']:.2g}"]
-            for unit in ("cost", "seconds"):
+            for unit in [unit for unit in ("cost", "seconds") if unit in row]:
                 for rivals in (singles, [one for one in ones if one.startswith("fitted")]):
                     cost, sign = cost_at(rows, rivals, unit, "mse", row["mse"])
                     cells.append(f"{sign}{cost / row[unit]:.2f}")
-            body.append(cells)
+            body.append(cells + [""] * (7 - len(cells)))
     head = ["", "cost", "error", "stock, evaluations", "fitted, evaluations", "stock, seconds", "fitted, seconds"]
     said = "What the best stock scheduler and the best fitted network cost at a row's error, over the row's cost:"
     return [said, "", *table(head, body), ""]
@@ -115,10 +115,12 @@ def publish(folder: Path) -> None:
     lines = list(chain.from_iterable(markdown(name, result) for name, result in results.items()))
     write_atomically(folder / "pipelines.md", ("\n".join(lines) + "\n").encode())
     print("\n".join(lines))
-    figure, axes = plt.subplots(1, len(results), figsize=(4.2 * len(results), 4.0), squeeze=False)
-    for axis, (name, result) in zip(axes[0], results.items(), strict=True):
-        _draw(axis, name, rows_of(result))
-    axes[0][0].legend(fontsize=7)
+    drawn = {name: rows_of(result) for name, result in results.items()}
+    drawn = {name: rows for name, rows in drawn.items() if methods_of(rows, ["single"])}
+    figure, axes = plt.subplots(1, len(drawn), figsize=(5.0 * len(drawn), 4.2), squeeze=False)
+    for axis, (name, rows) in zip(axes[0], drawn.items(), strict=True):
+        _draw(axis, name, rows)
+    axes[0][0].legend(fontsize=7, loc="lower left")
     figure.tight_layout()
     write_figure(folder / "pipelines.png", figure, 110)
 
