@@ -120,7 +120,7 @@ def publish(folder: Path) -> None:
     figure, axes = plt.subplots(1, len(drawn), figsize=(5.0 * len(drawn), 4.2), squeeze=False)
     for axis, (name, rows) in zip(axes[0], drawn.items(), strict=True):
         _draw(axis, name, rows)
-    axes[0][0].legend(fontsize=7, loc="lower left")
+    axes[0][-1].legend(fontsize=8, loc="upper right")
     figure.tight_layout()
     write_figure(folder / "pipelines.png", figure, 110)
 
