@@ -16,8 +16,9 @@ import warnings
 import torch
 from torch import Tensor
 
-from benchmarks.pipelines.bench_pipelines import SCHEDULERS, SEED
 from benchmarks.pipelines.models import StatePipeline, schedule_of, shipped_models
+from benchmarks.pipelines.one_table import SEED
+from benchmarks.pipelines.single_rows import ODE
 from multilevel_diffusion import load_ladder, shipped_ladder
 from multilevel_diffusion.diffusers import MultilevelUNet
 
@@ -34,7 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     models, costs = shipped_models(LADDER)
-    name, options = SCHEDULERS["DDIM, trailing"]
+    name, options = ODE["DDIM, trailing"]
     scheduler = getattr(diffusers, name)(trained_betas=schedule_of(LADDER), **options)
     pipe = StatePipeline(models[-1], scheduler, load_ladder(shipped_ladder(LADDER)).image_shape)
 

@@ -286,9 +286,10 @@ def test_sit_refuses_bad_input(weights, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["edm", "training"])
 def test_the_examples_of_a_page_run_and_print_what_it_says(name, capsys):
     page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
-    code, output = re.search(r"```python\n((?:(?!```).)*)```(?:(?!```).)*```text\n(.*?)```", page, re.DOTALL).groups()
-    exec(code, {})
-    assert capsys.readouterr().out == output
+    names: dict[str, object] = {}
+    for code, output in re.findall(r"```python\n((?:(?!```).)*)```(?:(?!```).)*```text\n(.*?)```", page, re.DOTALL):
+        exec(code, names)
+        assert capsys.readouterr().out == output
 
 
 @pytest.mark.parametrize("name", ["digits", "deadleaves32"])

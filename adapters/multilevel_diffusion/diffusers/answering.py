@@ -17,6 +17,7 @@ from multilevel_diffusion.diffusers.calls import (
     check_residuals,
     explain,
     for_level,
+    stacked,
     time_of,
     warn_of_disagreement,
 )
@@ -264,9 +265,8 @@ class Answering:
     def _respond(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return what the top model is said to return at a call of the pipeline."""
         call = bind(self._names, args, kwargs)
-        state = call[self._names[0]]
-        if not isinstance(state, Tensor):
-            raise TypeError(f"the model is given a {type(state).__name__} of states; ladders take one tensor")
+        given = call[self._names[0]]
+        state = stacked(given)
         self._price(call)
         check_residuals(call, list(self.levels))
         outputs: dict[int, Any] = {}
@@ -281,14 +281,15 @@ class Answering:
                 if reason is not None:
                     error.add_note(reason)
                 raise
-            return outputs[level][0]
+            return stacked(outputs[level][0])
 
         estimate = self._estimate(time_of(call), state, evaluate)
         if self._handed is not None:
             self._handed.note(estimate)
         if outputs:
             self._output = type(outputs[max(outputs)])
-        return self._output(estimate) if whole else (estimate,)
+        answer: Any = estimate if isinstance(given, Tensor) else list(estimate.unbind())
+        return self._output(answer) if whole else (answer,)
 
     def _estimate(self, time: Any, state: Tensor, evaluate: Callable[[int], Tensor]) -> Tensor:
         """Return the estimate of the top level's output at a call; evaluate(k) is the output of level k."""

@@ -8,8 +8,7 @@ its multistep method, fitted if asked for.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self, Unpack
 
 from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
@@ -17,8 +16,8 @@ from torch import nn
 
 from multilevel_diffusion.diffusers.checks import check_levels, slot_of, uncompiled
 from multilevel_diffusion.diffusers.controls import Controls
-from multilevel_diffusion.diffusers.options import Options
-from multilevel_diffusion.diffusers.store import load_models
+from multilevel_diffusion.diffusers.options import Options, check_options
+from multilevel_diffusion.diffusers.store import Source, load_models
 
 __all__ = ["Attached", "attach"]
 
@@ -116,7 +115,7 @@ class Attached(Controls, ModelHook):
 
 def attach(
     pipe: Any,
-    lower: Sequence[str | os.PathLike[str] | nn.Module] = (),
+    lower: Source | Iterable[Source] = (),
     *,
     slot: str | None = None,
     **options: Unpack[Options],
@@ -125,8 +124,9 @@ def attach(
 
     Arguments:
         pipe: A diffusers pipeline.
-        lower: The cheaper models or their folders, cheapest first; folders are loaded like the pipeline's own model
-            (dtype, device). With none, the pipeline's model alone is given a multistep method by `calibrate`.
+        lower: The cheaper models or their folders, cheapest first, or a single one; folders are loaded like the
+            pipeline's own model (dtype, device). With none, the pipeline's model alone is given a multistep method by
+            `calibrate`.
         slot: The denoiser's name, such as "transformer_2"; by default the first that the pipeline has.
         options: budget_fraction (by default 0.3, of one model 1), probabilities, plan, schedule, draw, seed, costs
             as for :class:`.MultilevelUNet`.
@@ -150,6 +150,7 @@ def attach(
         >>> ladder.stats.trajectory.calls, type(pipe.unet).__name__
         (10, 'UNet2DModel')
     """
+    check_options(options)
     slot = slot_of(pipe) if slot is None else slot
     if getattr(pipe, slot, None) is None:
         raise ValueError(f'"slot" is {slot!r}, which {type(pipe).__name__} does not have')

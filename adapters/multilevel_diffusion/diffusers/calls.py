@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["bind", "check_residuals", "explain", "for_level", "time_of", "warn_of_disagreement"]
+__all__ = ["bind", "check_residuals", "explain", "for_level", "stacked", "time_of", "warn_of_disagreement"]
 
 _RESIDUALS = (
     "down_block_additional_residuals",
@@ -50,6 +50,26 @@ def time_of(call: Mapping[str, Any]) -> Any:
         0.5
     """
     return next(call[name] for name in _TIMES if call.get(name) is not None)
+
+
+def stacked(states: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return states as one tensor, where a model takes and returns a list of them (Z-Image).
+
+    Raises:
+        TypeError: They differ in shape, or are no tensors.
+
+    Example:
+        >>> stacked([torch.zeros(4, 1, 8, 8)] * 2).shape
+        torch.Size([2, 4, 1, 8, 8])
+    """
+    if isinstance(states, Tensor):
+        return states
+    shapes = [tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__ for state in states]
+    if not shapes or isinstance(shapes[0], str) or len(set(shapes)) > 1:
+        raise TypeError(
+            f"the model is given states {shapes}; a ladder takes a tensor, or a list of tensors of one shape"
+        )
+    return torch.stack(list(states))
 
 
 def for_level(call: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

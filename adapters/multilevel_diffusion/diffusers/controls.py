@@ -27,6 +27,7 @@ from multilevel_diffusion.diffusers.scheduler_grid import adds_noise, base_coeff
 from multilevel_diffusion.loops.black_box import plans_at
 from multilevel_diffusion.loops.rows import step_probabilities
 from multilevel_diffusion.loops.trajectory import Meter, Stats
+from multilevel_sde.arguments import as_integer, as_number
 
 __all__ = ["Controls"]
 
@@ -227,14 +228,18 @@ class Controls(Answering):
             price = "given" if self._given else "seconds"
         if price not in ("seconds", "given"):
             raise ValueError(f'"price" must be "seconds" or "given", got {price!r}')
+        slot = self._clock.slot
+        if slot is None or getattr(pipe, slot, None) is not getattr(self, "_top", self):
+            raise ValueError(
+                '"pipe" is not the pipeline that the ladder is in, nor has it its model; use attach(pipe, ...), or '
+                "ladder.install(pipe) of a wrapper"
+            )
         if self._clock.pipe is not pipe:
-            slot = self._clock.slot
-            if slot is None or getattr(pipe, slot, None) is not getattr(self, "_top", self):
-                raise ValueError(
-                    '"pipe" is not the pipeline that the ladder is in, nor has it its model; use attach(pipe, ...), or '
-                    "ladder.install(pipe) of a wrapper"
-                )
             self._clock.link(pipe, slot)
+        samples = (16 if fit else 4) if samples is None else as_integer("samples", samples)
+        for name, number in (("num_inference_steps", num_inference_steps), ("samples", samples)):
+            if as_integer(name, number) < 1:
+                raise ValueError(f'"{name}" must be at least 1, got {number}')
         arguments = {"num_inference_steps": num_inference_steps, **pipeline_arguments}
         run = PipelineRun(
             pipe,
@@ -242,7 +247,7 @@ class Controls(Answering):
             base=lambda: self._base(arguments),
             memory=lambda: self._maps is not None,
             expected=lambda: self._expected,
-            samples=(16 if fit else 4) if samples is None else samples,
+            samples=samples,
             seed=seed,
             arguments=arguments,
         )
@@ -311,9 +316,12 @@ class Controls(Answering):
             raise ValueError(
                 "the ladder has measured nothing yet; call ladder.calibrate(pipe, num_inference_steps=...)"
             )
-        fraction = self._fraction() if budget_fraction is None else budget_fraction
+        fraction = self._fraction() if budget_fraction is None else as_number("budget_fraction", budget_fraction)
         priced = replace(pilot, costs=self._ladder.costs, unit=self._ladder.unit).in_evaluations()
-        advice = priced.advise(budget=fraction * pilot.steps)
+        try:
+            advice = priced.advise(budget=fraction * pilot.steps)
+        except ValueError as error:
+            raise ValueError(f'"budget_fraction" is {fraction:g} of {pilot.steps} calls, but {error}') from None
         self._check_weights()
         return replace(advice, text=f"{advice.text} But {_STALE}.") if self._stale else advice
 

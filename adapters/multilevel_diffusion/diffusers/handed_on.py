@@ -101,7 +101,8 @@ class HandedOn:
     def _check(self, taken: Tensor, _: Tensor) -> None:
         answers = self._answers
         self.end()
-        parts = [part for answer in answers for part in answer.split(len(taken)) if part.shape == taken.shape]
+        shape = taken.squeeze().shape  # Z-Image's answers have an axis of one frame more
+        parts = [part for answer in answers for part in answer.split(len(taken)) if part.squeeze().shape == shape]
         if not parts:
             return
         columns = torch.stack([part.flatten() for part in parts]).float()

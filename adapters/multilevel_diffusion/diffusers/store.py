@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import diffusers
 import torch
@@ -30,10 +30,13 @@ from torch import nn
 import multilevel_sde as mls
 from multilevel_sde.files import write_atomically
 
-__all__ = ["DRAWS", "Settings", "load_ladder", "load_models", "save_ladder"]
+__all__ = ["DRAWS", "Settings", "Source", "load_ladder", "load_models", "save_ladder"]
 
 DRAWS: Mapping[str, mls.Draw] = {"independent": mls.independent, "nested": mls.nested, "systematic": mls.systematic}
 """The draws that a file can name."""
+
+Source: TypeAlias = str | os.PathLike[str] | nn.Module
+"""What a model comes from."""
 
 _CONFIG, _PLAN, _PILOT, _FORMAT = "config.json", "plan.safetensors", "pilot.safetensors", 2
 
@@ -70,17 +73,19 @@ class Settings:
     places: tuple[float, ...] = ()
 
 
-def load_models(sources: Iterable[str | os.PathLike[str] | nn.Module], **options: Any) -> list[nn.Module]:
+def load_models(sources: Source | Iterable[Source], **options: Any) -> list[nn.Module]:
     """Load diffusers models from folders, or from the hub where there is no such folder; models are passed on.
 
     Arguments:
-        sources: For each level a model folder, a pipeline folder with `subfolder=`, a hub id, or a model.
+        sources: For each level a model folder, a pipeline folder with `subfolder=`, a hub id, or a model; or one.
         options: Passed on to diffusers, for example torch_dtype.
 
     Raises:
         FileNotFoundError: A folder has no model, or there is neither a folder nor a model on the hub.
         ValueError: A model is damaged or incomplete, or of a class that diffusers does not have.
     """
+    if isinstance(sources, str | os.PathLike | ModelMixin):
+        sources = [sources]
     return [
         source if isinstance(source, nn.Module) else _load_model(source, level, **options)
         for level, source in enumerate(sources)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, Unpack
@@ -33,7 +33,7 @@ import multilevel_sde as mls
 from multilevel_diffusion.diffusers.checks import check_levels, slot_of, uncompiled
 from multilevel_diffusion.diffusers.controls import Controls
 from multilevel_diffusion.diffusers.options import Options
-from multilevel_diffusion.diffusers.store import load_ladder, load_models, save_ladder
+from multilevel_diffusion.diffusers.store import Source, load_ladder, load_models, save_ladder
 
 __all__ = ["MultilevelUNet", "multilevel"]
 
@@ -297,7 +297,7 @@ class MultilevelUNet(Controls, ModelMixin, ConfigMixin):
 
 def multilevel(
     pipe: Any,
-    lower: Sequence[str | os.PathLike[str] | nn.Module],
+    lower: Source | Iterable[Source],
     *,
     slot: str | None = None,
     **options: Unpack[Options],

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import multilevel_sde as mls
+from multilevel_sde.arguments import as_number
 from multilevel_sde.plans.drawing import check_probabilities
 
 __all__ = ["DrawnRows", "PlannedRows", "combine", "step_probabilities"]
@@ -131,7 +132,7 @@ def step_probabilities(
         draw: The way of drawing that the budget is meant for.
 
     Raises:
-        TypeError: `schedule` is no schedule that scales to a budget.
+        TypeError: `schedule` is no schedule that scales to a budget, or `budget_fraction` no number.
         ValueError: `budget_fraction` outside (0, 1] or below what the cheapest level costs.
 
     Example:
@@ -144,14 +145,15 @@ def step_probabilities(
             f'"schedule" must be a schedule with a scale, such as InverseCostSchedule(), got '
             f"{type(schedule).__name__}; give anything else as a plan"
         )
-    if isinstance(budget_fraction, bool) or not 0 < budget_fraction <= 1:
+    fraction = as_number("budget_fraction", budget_fraction)
+    if isinstance(budget_fraction, bool) or not 0 < fraction <= 1:
         raise ValueError(
             f'"budget_fraction" must be in (0, 1], got {budget_fraction}; 1 evaluates the top level at every step'
         )
     least = ladder.costs[0] / ladder.costs[-1]
-    if budget_fraction < least:
+    if fraction < least:
         raise ValueError(
             f'"budget_fraction" must be at least {least:.4g}, what the cheapest level costs relative to the top, got '
             f"{budget_fraction}; raise it or add a cheaper level"
         )
-    return schedule.probabilities(ladder, [1.0, 0.0], budget=budget_fraction * ladder.costs[-1], draw=draw)[0]
+    return schedule.probabilities(ladder, [1.0, 0.0], budget=fraction * ladder.costs[-1], draw=draw)[0]

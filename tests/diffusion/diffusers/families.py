@@ -451,6 +451,37 @@ def deepfloyd() -> Family:
     return Family(quiet(pipe), models[:-1], given, slot="unet", calls=10)
 
 
+def zimage() -> Family:
+    """A list of states and a list of outputs, whose sign the pipeline turns."""
+
+    def model(heads: int, layers: int) -> Any:
+        return seeded(
+            lambda: D.ZImageTransformer2DModel(
+                in_channels=16,
+                dim=16 * heads,
+                n_layers=layers,
+                n_refiner_layers=1,
+                n_heads=heads,
+                n_kv_heads=heads,
+                cap_feat_dim=16,
+                axes_dims=[8, 4, 4],
+                axes_lens=[64, 32, 32],
+            )
+        )
+
+    vae = D.AutoencoderKL(latent_channels=16, block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+                          up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=8)  # fmt: skip
+    pipe = D.ZImagePipeline(
+        scheduler=D.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        transformer=model(3, 3),
+    )
+    given = {"prompt_embeds": [text(6, 16)], "guidance_scale": 0.0, "height": 32, "width": 32, **LATENT}
+    return Family(quiet(pipe), [model(1, 1)], given, calls=10)
+
+
 FAMILIES: dict[str, Callable[[], Family]] = {
     "wan 2.1": wan,
     "wan 2.2, first expert": lambda: wan22("transformer"),

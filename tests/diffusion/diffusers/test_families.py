@@ -12,7 +12,7 @@ import torch
 
 diffusers = pytest.importorskip("diffusers")
 
-from families import FAMILIES, Family, quiet, sd, skyreels, text, unet_model, vace  # noqa: E402
+from families import FAMILIES, Family, quiet, sd, skyreels, text, unet_model, vace, zimage  # noqa: E402
 
 import multilevel_sde as mls  # noqa: E402
 from multilevel_diffusion.diffusers import MultilevelUNet, attach, multilevel  # noqa: E402
@@ -482,3 +482,27 @@ def test_prompts_are_given_once_for_every_sample():
         a_run(3, **arguments)
     with pytest.raises(ValueError, match='"num_images_per_prompt" is set by the pilot'):
         a_run(2, num_images_per_prompt=2)
+
+
+def test_lists_of_states():
+    """Z-Image takes and returns lists, and its pipeline turns the sign of what it hands on: nothing is remembered."""
+    family = zimage()
+    family.call |= {"guidance_scale": 2.0, "negative_prompt_embeds": [text(6, 16, seed=1)]}
+    plain = family.run()
+    ladder = attach(family.pipe, family.lower, budget_fraction=0.7)
+    with pytest.raises(ValueError, match="something else of its model's output"):
+        family.run()
+    first = family.run()
+    assert torch.equal(family.run(), first)
+    ladder.calibrate(
+        family.pipe, num_inference_steps=10, samples=2, candidates=3, price="given", progress=False, **family.call
+    )
+    assert ladder.plan is not None
+    assert ladder.plan.recall is None
+    family.run()
+    assert (ladder.stats.trajectory.calls, ladder.stats.trajectory.fraction <= 0.7) == (10, True)
+    ladder.allocate(budget_fraction=1.0)
+    assert torch.equal(family.run(), plain)
+    states = [torch.zeros(16, 1, 4, 4), torch.zeros(16, 1, 8, 4)]
+    with pytest.raises(TypeError, match=r"states \[\(16, 1, 4, 4\), \(16, 1, 8, 4\)\]; a ladder takes .* of one shape"):
+        family.pipe.transformer(states, torch.zeros(2), [text(6, 16)] * 2, return_dict=False)
