@@ -41,6 +41,15 @@ def test_a_sample_that_is_far_off_in_one_run_counts_little_there():
     assert tails(runs)[4] < 10
 
 
+def test_a_mean_counts_by_how_sure_it_is_beside_how_runs_differ():
+    """Means of 2 and 1/2 where typical errors rise share the mean 1; the first hangs on one sample, the other on none."""
+    falling = [torch.tensor([0.1, 0.1, 0.1, 7.7]), torch.tensor([0.5, 0.5, 0.5, 0.5])]  # typically 0.325 and 1/2
+    spread = (4 * (3 * 0.1**2 + 7.7**2) / 8.0**2 - 1) / 4
+    apart = (2 * math.log(2.0) ** 2 - spread) / 2
+    share = apart / (apart + spread)
+    assert tails(falling) == pytest.approx([2.0**share / typical(falling[0]), 1.0], rel=1e-6)
+
+
 def test_what_is_common_to_runs_is_kept():
     """The same sample is off by as much in all runs: the smaller the typical error, the larger the tail."""
     sizes = torch.logspace(-3, -1, 9, dtype=torch.float64)

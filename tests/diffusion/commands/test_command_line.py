@@ -16,7 +16,7 @@ from multilevel_diffusion.process.reverse_process import MODES
 from multilevel_diffusion.sampling.stored import stored_pilot
 from multilevel_sde import cli
 
-COMMANDS = ["demo", "sample", "plan", "pilot", "measure", "train", "quality", "edit", "rates"]
+COMMANDS = ["demo", "sample", "plan", "pilot", "measure", "train", "quality", "edit", "forces", "rates"]
 
 
 def test_help_imports_nothing_heavy():
@@ -51,7 +51,7 @@ def test_the_choices_are_those_of_the_library():
     assert list(train["preset"].choices) == list(PRESETS)
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "rates"])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("forces", "rates")])
 def test_every_command_has_one_device(command):
     options = {action.dest: action for action in subparsers().choices[command]._actions}
     assert options["device"].default is None
