@@ -42,7 +42,7 @@ def test_a_sample_that_is_far_off_in_one_run_counts_little_there():
 
 
 def test_a_mean_counts_by_how_sure_it_is_beside_how_runs_differ():
-    """Means of 2 and 1/2 where typical errors rise share the mean 1; the first hangs on one sample, the other on none."""
+    """Means of 2 and 1/2 where typical errors rise share the mean 1; the first hangs on one sample, the other not."""
     falling = [torch.tensor([0.1, 0.1, 0.1, 7.7]), torch.tensor([0.5, 0.5, 0.5, 0.5])]  # typically 0.325 and 1/2
     spread = (4 * (3 * 0.1**2 + 7.7**2) / 8.0**2 - 1) / 4
     apart = (2 * math.log(2.0) ** 2 - spread) / 2
