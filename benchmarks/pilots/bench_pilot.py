@@ -25,7 +25,7 @@ from multilevel_sde.pilots.trial import typical
 
 BUDGETS = (5, 13, 35)
 IMAGES = {"digits": 64, "deadleaves32": 16}  # fresh samples of each shipped ladder
-SAMPLES = 256  # of the other problems
+SAMPLES, PILOT = 256, 64  # of the other problems, and of their pilots; as many as those stored with the ladders
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def solved(name: str, ladder: mls.Ladder, y0: Tensor, fine: Tensor, diffusion: m
             return {}
         return {"diffusion": diffusion, "brownian": mls.BrownianPath(range(first, first + len(y0)), grid=fine)}
 
-    pilot = mls.pilot(ladder, y0, fine, progress=False, **noise(10**6))
+    pilot = mls.pilot(ladder, y0, fine, samples=PILOT, progress=False, **noise(10**6))
 
     def run(times: Tensor, plan: mls.Plan) -> Tensor:
         return mls.solve(ladder, y0, times, plan, **noise(0)).y

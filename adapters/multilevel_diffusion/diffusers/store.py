@@ -84,7 +84,7 @@ def load_models(sources: Source | Iterable[Source], **options: Any) -> list[nn.M
         FileNotFoundError: A folder has no model, or there is neither a folder nor a model on the hub.
         ValueError: A model is damaged or incomplete, or of a class that diffusers does not have.
     """
-    if isinstance(sources, str | os.PathLike | ModelMixin):
+    if isinstance(sources, str | os.PathLike | nn.Module):
         sources = [sources]
     return [
         source if isinstance(source, nn.Module) else _load_model(source, level, **options)
