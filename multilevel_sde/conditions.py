@@ -182,6 +182,9 @@ def _wrong_arguments(drift: Callable[..., Any], conditions: Conditions) -> str |
         return None
     if len([one for one in rest if one.kind is not one.KEYWORD_ONLY]) < 2:
         return f"must be a callable f(x, t) -> Tensor, but takes {signature}; add an argument for the time"
+    for one in rest[:2]:
+        if one.name in conditions and one.kind is one.POSITIONAL_OR_KEYWORD:
+            return f'has "{one.name}" as an argument of its own, which "conditions" give too; rename the condition'
     taken = {one.name for one in rest[2:]}
     for one in rest[2:]:
         if one.default is one.empty and one.kind is not one.VAR_KEYWORD and one.name not in conditions:

@@ -8,15 +8,35 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["checksum", "is_sealed", "made_for_text", "read_made_for", "read_tensors", "seal", "write_atomically"]
+__all__ = [
+    "briefly",
+    "checksum",
+    "is_sealed",
+    "made_for_text",
+    "read_made_for",
+    "read_tensors",
+    "seal",
+    "write_atomically",
+]
 
 _SEAL = "sha256"
 _READERS = {"plan": "multilevel_sde.Plan.load", "pilot": "multilevel_sde.Pilot.load"}
 _AGAIN = {"plan": "save the plan again", "pilot": "run the pilot again"}
+
+
+def briefly(error: BaseException) -> str:
+    """What an error says in one line of at most 200 characters: that of a damaged file may quote all that it holds.
+
+    Example:
+        >>> briefly(ValueError("bad " * 100))[-9:]
+        'd bad ...'
+    """
+    return shorten(str(error), 200, placeholder=" ...")
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -98,7 +118,7 @@ def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
-        raise ValueError(f'"{path}" is damaged or not a safetensors file ({error}); {_AGAIN[kind]}') from None
+        raise ValueError(f'"{path}" is damaged or not a safetensors file ({briefly(error)}); {_AGAIN[kind]}') from None
     found = metadata.get("format", "").removeprefix("multilevel_sde.")
     if found in _READERS and found != kind:
         raise ValueError(f'"{path}" holds a {found}, not a {kind}; read it with {_READERS[found]}')

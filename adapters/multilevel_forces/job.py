@@ -29,7 +29,7 @@ from ase.io.extxyz import write_extxyz
 import multilevel_sde as mls
 from multilevel_forces.langevin import Langevin
 from multilevel_forces.walk import Walk
-from multilevel_sde.files import is_sealed, seal, write_atomically
+from multilevel_sde.files import briefly, is_sealed, seal, write_atomically
 
 __all__ = ["LOG", "SETTINGS", "TRAJECTORY", "Job"]
 
@@ -145,7 +145,7 @@ class Job:
             state = load(path.read_bytes())
             lengths = tuple(int(one) for one in state.pop("lengths"))
         except (SafetensorError, KeyError) as error:
-            raise ValueError(f'"{path}" is damaged ({error}); remove the folder and begin anew') from None
+            raise ValueError(f'"{path}" is damaged ({briefly(error)}); remove the folder and begin anew') from None
         walk.go_on(state)
         for name, length in zip((TRAJECTORY, LOG), lengths, strict=True):
             file = self.folder / name

@@ -61,7 +61,7 @@ class Autocast:
         if self.dtype not in (torch.bfloat16, torch.float16):
             raise ValueError(f'"dtype" is {self.dtype}, expected torch.bfloat16 or torch.float16')
 
-    def __call__(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, /, **conditions: Tensor) -> Tensor:
         """Return f(x, t, **conditions), computed in half precision, shaped and typed like x."""
         with torch.autocast(x.device.type, dtype=self.dtype):
             return self.drift(x, t, **conditions).to(x.dtype)
@@ -132,7 +132,7 @@ class CudaGraph:
         self._plain: set[tuple] = set()  # and for which they do not
         self._warned = False
 
-    def __call__(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, /, **conditions: Tensor) -> Tensor:
         """Return f(x, t, **conditions)."""
         given = (x, t, *conditions.values())
         key = (tuple(conditions), *((one.shape, one.dtype, one.device) for one in given))
@@ -180,7 +180,7 @@ class _Recording:
 
 
 @torch.no_grad()
-def _record(drift: Drift, x: Tensor, t: Tensor, **conditions: Tensor) -> _Recording:
+def _record(drift: Drift, x: Tensor, t: Tensor, /, **conditions: Tensor) -> _Recording:
     """Record a call on a GPU."""
     x, t, conditions = x.clone(), t.clone(), {name: value.clone() for name, value in conditions.items()}
     stream = torch.cuda.Stream(x.device)

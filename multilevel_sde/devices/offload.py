@@ -245,7 +245,7 @@ class _OffloadedDrift:
     def __init__(self, offload: Offload, level: int, rows: _Rows):
         self._parts = offload, level, rows
 
-    def __call__(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, /, **conditions: Tensor) -> Tensor:
         offload, level, rows = self._parts
         return offload._evaluate(level, rows, x, t, conditions)
 

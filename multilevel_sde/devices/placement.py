@@ -47,7 +47,7 @@ class OnDevice:
         check_drift(self.drift)
         object.__setattr__(self, "device", torch.device(self.device))
 
-    def __call__(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, /, **conditions: Tensor) -> Tensor:
         """Return f(x, t, **conditions) on the device of x."""
         moved = {name: _moved(value, self.device) for name, value in conditions.items()}
         return _moved(self.drift(_moved(x, self.device), _moved(t, self.device), **moved), x.device)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multilevel_sde.files import write_atomically
+from multilevel_sde.files import briefly, write_atomically
 from multilevel_sde.learning.descent_problem import Problem
 from multilevel_sde.learning.gradients import (
     cost_gradient,
@@ -171,7 +171,7 @@ class Run:
                 header = json.loads((file.metadata() or {}).get("run", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise ValueError(f'"{path}" is damaged ({error}); remove it to start again') from None
+            raise ValueError(f'"{path}" is damaged ({briefly(error)}); remove it to start again') from None
         for key, value in json.loads(json.dumps(self._identity())).items():
             if header.get(key) != value:
                 raise ValueError(

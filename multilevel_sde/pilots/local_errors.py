@@ -82,7 +82,7 @@ class EqualErrors:
         seen: dict[float, Tensor] = {}
         top = ladder.drifts[-1]
 
-        def recorded(y: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        def recorded(y: Tensor, t: Tensor, /, **conditions: Tensor) -> Tensor:
             value = top(y, t, **conditions)
             seen.setdefault(float(t), value.detach()[: self.samples].double().cpu())
             return value

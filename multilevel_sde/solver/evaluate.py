@@ -78,7 +78,7 @@ class _Rounded:
     drift: Callable[..., Tensor]
     dtype: torch.dtype
 
-    def __call__(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, /, **conditions: Tensor) -> Tensor:
         return self.drift(x.to(self.dtype), t, **conditions).to(x.dtype)
 
 
@@ -144,7 +144,7 @@ def _rounded(evaluate: Evaluate, seen: torch.dtype) -> Evaluate:
 def _checked_once(drifts: Drifts, level: int, drift: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return the drift with a check of its value, which puts the drift itself into the list after the first call."""
 
-    def first(y: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+    def first(y: Tensor, t: Tensor, /, **conditions: Tensor) -> Tensor:
         with naming_arguments(level, drift, conditions):
             value = drift(y, t, **conditions)
         _check_value(level, y, value)

@@ -121,3 +121,19 @@ def test_other_errors_of_a_drift_are_its_own(drift):
     with pytest.raises(TypeError) as caught:
         solve(two, STATE, conditions={"label": STATE})
     assert "the drift of level" not in str(caught.value)
+
+
+def test_a_condition_may_have_any_name_that_is_not_a_drifts_own():
+    """Not even those of the library's own functions are taken."""
+    ladder = mls.Ladder([lambda state, time, *, t, y, x: t + y + x] * 2, [1.0, 2.0])
+    told = {"t": STATE, "y": STATE, "x": STATE}
+    y = mls.solve(ladder, STATE, TIMES, mls.em_plan(ladder, TIMES), conditions=told).y
+    torch.testing.assert_close(y, 4 * STATE)
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("name", ["x", "t"])
+def test_a_drifts_own_arguments_are_no_conditions(name, use):
+    ladder = mls.Ladder([lambda x, t, **others: -x, lambda x, t, **others: torch.sin(x)], [1.0, 2.0])
+    with pytest.raises(TypeError, match=f'drift of level . has "{name}" as an argument of its own, which "conditions"'):
+        USES[use](ladder, {name: STATE})

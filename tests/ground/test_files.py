@@ -202,3 +202,16 @@ def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(IsADirectoryError, match="is a folder; add the name of the file"):
         write_atomically(tmp_path, b"")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_header_is_not_quoted_whole(tmp_path, content):
+    """A header whose metadata are a text, not a table: the reader's own message holds all of them."""
+    size = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = json.dumps(header["__metadata__"]) + "x" * 2000
+    written = json.dumps(header).encode()
+    (tmp_path / "plan.safetensors").write_bytes(struct.pack("<Q", len(written)) + written + content[8 + size :])
+    with pytest.raises(ValueError, match="is damaged or not a safetensors file") as caught:
+        mls.Plan.load(tmp_path / "plan.safetensors")
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)

@@ -32,7 +32,7 @@ from multilevel_diffusion.networks.ladder_json import FORMAT, SHARED, check_keys
 from multilevel_diffusion.networks.modulated import ModulatedNetwork
 from multilevel_diffusion.process.schedule_base import NoiseSchedule
 from multilevel_diffusion.process.schedules import schedule_from_dict
-from multilevel_sde.files import seal, write_atomically
+from multilevel_sde.files import briefly, seal, write_atomically
 
 __all__ = ["DiffusionLadder", "load_ladder", "save_ladder", "shipped_ladder", "shipped_ladders"]
 
@@ -218,7 +218,7 @@ def _load_level(root: Path, record: Mapping[str, Any], level: int) -> ModulatedN
     try:
         state = from_safetensors(content)
     except SafetensorError as error:
-        raise ValueError(f"{weights} is not a safetensors file ({error}); copy the ladder again") from None
+        raise ValueError(f"{weights} is not a safetensors file ({briefly(error)}); copy the ladder again") from None
     _check_finite(state, str(weights))
     with torch.random.fork_rng(devices=[]):  # building a network draws weights that are replaced at once
         network = config_from_dict(values["network"]).build()
