@@ -33,6 +33,8 @@ __all__ = ["LearnedSchedule", "log_times"]
 _FORMAT = "multilevel_sde.learned_schedule"
 _VERSION = 2
 _READABLE = (1, 2)  # version 1 had no checksum
+_FIELDS = ("alphas", "betas", "delta", "regularisation", "history")
+_OF_VERSION_1 = {"format", "version", *_FIELDS}
 _LARGEST = 1e100  # of a parameter, so that sums and products of them are numbers
 _FAR = 500.0  # a shift of the logits that makes every probability 0 or 1 to rounding
 
@@ -236,10 +238,10 @@ class LearnedSchedule(Schedule):
                 f'"{path}" has version {content.get("version")!r}, this release reads versions {_READABLE}; '
                 "upgrade multilevel-sde or learn again"
             )
-        if (content["version"] != 1 or "sha256" in content) and not is_sealed(content):
+        if (content["version"] != 1 or set(content) - _OF_VERSION_1) and not is_sealed(content):
             raise ValueError(f'"{path}" is damaged, its checksum does not fit; save the schedule again')
         try:
-            fields = {name: content[name] for name in ("alphas", "betas", "delta", "regularisation", "history")}
+            fields = {name: content[name] for name in _FIELDS}
             return cls(**fields)
         except (KeyError, TypeError) as error:
             raise ValueError(f'"{path}" lacks a part of a schedule ({error}); save it again') from None

@@ -141,7 +141,10 @@ def test_schedules_are_checked_saved_and_loaded(tmp_path):
         path.write_text(json.dumps(content | damage))
         with pytest.raises(ValueError, match="its checksum does not fit"):
             mls.LearnedSchedule.load(path)
-    del content["sha256"]
+    seal = content.pop("sha256")
+    path.write_text(json.dumps(content | {"version": 1, "rha256": seal}))  # two bits flipped
+    with pytest.raises(ValueError, match="its checksum does not fit"):
+        mls.LearnedSchedule.load(path)
     path.write_text(json.dumps(content | {"version": 1}))  # as the first preview wrote them
     assert mls.LearnedSchedule.load(path) == schedule
     path.write_text(json.dumps(content))

@@ -28,7 +28,8 @@ def read_record(path: Path) -> dict[str, Any]:
         raise ValueError(
             f'"path" holds a ladder of format {record["format"]}, newer than {FORMAT}; update multilevel-sde to read it'
         )
-    if (record["format"] > 1 or "sha256" in record) and not is_sealed(record):
+    marked = "sha256" in record or "config_sha256" in str(record.get("levels"))  # as from format 2 on
+    if (record["format"] > 1 or marked) and not is_sealed(record):
         raise ValueError(f"{path} is damaged or was changed by hand, its checksum does not fit; copy the ladder again")
     check_keys(record, [*SHARED, "clip", "levels"], path)
     return record

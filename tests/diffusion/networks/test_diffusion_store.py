@@ -103,6 +103,9 @@ def test_ladders_of_format_1_are_still_read(folder):
     """As the first preview wrote them: checksums of the weights only."""
     record = json.loads((folder / "ladder.json").read_text())
     del record["sha256"]
+    (folder / "ladder.json").write_text(json.dumps({**record, "format": 1}))
+    with pytest.raises(ValueError, match="its checksum does not fit"):  # of format 2, and damaged twice
+        load_ladder(folder)
     for entry in record["levels"]:
         del entry["config_sha256"]
     (folder / "ladder.json").write_text(json.dumps({**record, "format": 1}))
