@@ -141,8 +141,8 @@ def test_schedules_are_checked_saved_and_loaded(tmp_path):
         path.write_text(json.dumps(content | damage))
         with pytest.raises(ValueError, match="its checksum does not fit"):
             mls.LearnedSchedule.load(path)
-    seal = content.pop("sha256")
-    path.write_text(json.dumps(content | {"version": 1, "rha256": seal}))  # two bits flipped
+    checksum = content.pop("sha256")
+    path.write_text(json.dumps(content | {"version": 1, "rha256": checksum}))  # two bits flipped
     with pytest.raises(ValueError, match="its checksum does not fit"):
         mls.LearnedSchedule.load(path)
     path.write_text(json.dumps(content | {"version": 1}))  # as the first preview wrote them

@@ -209,6 +209,8 @@ def test_ladders_that_number_their_folders_from_zero_are_read(folder, form):
     for level, entry in enumerate(record["levels"]):
         (folder / entry["folder"]).rename(folder / f"level_{level}")
         entry["folder"] = f"level_{level}"
+        if form == 1:
+            del entry["config_sha256"]
     del record["sha256"]
     sealed = seal({**record, "format": form})
     (folder / "ladder.json").write_text(json.dumps(sealed if form == 2 else {**record, "format": form}))
