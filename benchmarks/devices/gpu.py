@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from benchmarks.devices.gpu_setup import DEFAULT, TINY, Deadline, Leaves, Settings, train_level
+from benchmarks.devices.gpu_setup import DEFAULT, TINY, Deadline, Leaves, Settings, measure_pilot, train_level
 from benchmarks.devices.gpu_short import SHORT, TINY_SHORT, run_short
 from benchmarks.devices.gpu_speed import measure_levels, measure_solves
 from benchmarks.devices.gpu_tables import measure_samplers, write_report, write_strip
@@ -35,7 +35,7 @@ from multilevel_diffusion import Process, load_ladder, uniform
 from multilevel_diffusion.networks import DiffusionLadder, train_ladder
 from multilevel_diffusion.networks.scaling import Scaling, measure_errors
 from multilevel_diffusion.process import MODES
-from multilevel_diffusion.sampling import fit, run_pilot
+from multilevel_diffusion.sampling import fit
 from multilevel_diffusion.sampling.pilots_and_fits import FIRST_SEED, reference
 from multilevel_sde.files import write_atomically
 
@@ -163,17 +163,7 @@ class Benchmark:
         write_atomically(self.out / "results" / "scaling.txt", scaling.table().encode())
 
     def _pilot(self, mode: str) -> None:
-        settings = self.settings
-        found = run_pilot(
-            load_ladder(self.folder, device=self.device),
-            mode,
-            steps=settings.fine,
-            samples=settings.pilot_samples,
-            candidates=settings.candidates[MODES[mode] == 0],
-            device=str(self.device),
-            progress=True,
-        )
-        found.save(self.folder / f"pilot_{mode}.safetensors")
+        measure_pilot(self.folder, mode, self.settings, self.device)
 
     def _fit(self, budget: int) -> None:
         settings, images = self.settings, load_ladder(self.folder, device=self.device)

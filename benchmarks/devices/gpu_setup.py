@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -18,13 +19,16 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from tqdm import tqdm
 
-from multilevel_diffusion import CosineSchedule, NoiseSchedule
+import multilevel_sde as mls
+from multilevel_diffusion import CosineSchedule, NoiseSchedule, load_ladder
 from multilevel_diffusion.networks import TrainSettings, UNetConfig
 from multilevel_diffusion.networks.data import DeadLeaves
 from multilevel_diffusion.networks.training_state import Run
+from multilevel_diffusion.process import MODES
+from multilevel_diffusion.sampling import run_pilot
 from multilevel_sde.files import write_atomically
 
-__all__ = ["DEFAULT", "TINY", "Deadline", "Leaves", "Settings", "train_level"]
+__all__ = ["DEFAULT", "TINY", "Deadline", "Leaves", "Settings", "measure_pilot", "train_level"]
 
 
 @dataclass(frozen=True)
@@ -183,3 +187,21 @@ def train_level(
                 if deadline.passed():
                     break
     return run.step == setting.steps
+
+
+def measure_pilot(folder: Path, mode: str, settings: Any, device: torch.device) -> mls.Pilot:
+    """Make the pilot of the ladder in a folder, keep it there, and return it.
+
+    `settings` has the sizes `fine`, `pilot_samples` and `candidates`, those of DDPM and of DDIM.
+    """
+    found = run_pilot(
+        load_ladder(folder, device=device),
+        mode,
+        steps=settings.fine,
+        samples=settings.pilot_samples,
+        candidates=settings.candidates[MODES[mode] == 0],
+        device=str(device),
+        progress=True,
+    )
+    found.save(folder / f"pilot_{mode}.safetensors")
+    return found

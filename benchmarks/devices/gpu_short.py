@@ -35,11 +35,11 @@ from torch import Tensor
 import multilevel_sde as mls
 from benchmarks.common import table, write_json
 from benchmarks.devices.gpu_checks import CHECKS
-from benchmarks.devices.gpu_setup import Deadline
+from benchmarks.devices.gpu_setup import Deadline, measure_pilot
 from benchmarks.devices.gpu_speed import Rows, timed, variants
 from benchmarks.devices.gpu_tables import hardware
 from benchmarks.samplers.bench_samplers import QUARTERS, Bench, single_runs
-from benchmarks.samplers.bench_seconds import ALONE, CHOSEN, FIT, PLAN, fits, markdown, pilots
+from benchmarks.samplers.bench_seconds import FIT, PLAN, fits, markdown, pilots
 from multilevel_diffusion import CosineSchedule, Process, load_ladder, uniform
 from multilevel_diffusion.cheap_levels import half_weights
 from multilevel_diffusion.networks import TrainSettings, train_ladder
@@ -50,7 +50,6 @@ from multilevel_diffusion.networks.patches import PatchConfig
 from multilevel_diffusion.networks.store import save_ladder
 from multilevel_diffusion.networks.training_state import Run
 from multilevel_diffusion.process import MODES
-from multilevel_diffusion.sampling import run_pilot
 from multilevel_diffusion.sampling.pictures import save_rows
 from multilevel_diffusion.sampling.prices import in_seconds
 from multilevel_sde.files import write_atomically
@@ -199,18 +198,7 @@ class ShortRun:
         return f"{len(rows)} timings"
 
     def _pilot(self, mode: str, deadline: Deadline) -> str:
-        settings = self.settings
-        found = run_pilot(
-            load_ladder(self.folder, device=self.device),
-            mode,
-            steps=settings.fine,
-            samples=settings.pilot_samples,
-            candidates=settings.candidates[MODES[mode] == 0],
-            device=str(self.device),
-            progress=True,
-        )
-        found.save(self.folder / f"pilot_{mode}.safetensors")
-        return f"{found.samples} samples"
+        return f"{measure_pilot(self.folder, mode, self.settings, self.device).samples} samples"
 
     def _bench(self, mode: str, batch: int) -> Bench:
         stored, pilot = self.fastest(), mls.Pilot.load(self.folder / f"pilot_{mode}.safetensors")
@@ -328,8 +316,8 @@ def in_halves(images: DiffusionLadder, folder: Path, *, graphs: bool) -> OwnLadd
 
 def _chained(bench: Bench, prices: mls.Ladder, budgets: tuple[int, ...]) -> Iterator[Any]:
     """The pilot's plans first, then all samplers of the largest network."""
-    yield from (run for run in pilots(bench, prices, budgets) if run[0] in (PLAN, CHOSEN))
-    yield from (run for run in single_runs(bench, budgets) if run[0] != ALONE)
+    yield from pilots(bench, prices, budgets)
+    yield from single_runs(bench, budgets)
 
 
 def run_short(settings: Short, data: str, out: Path, device: torch.device, deadline: Deadline) -> str | None:
