@@ -46,10 +46,18 @@ TESTS = {  # of every file, the quickest to notice first
     "error_model": ["tests/pilots/test_made_up_measurements.py", "tests/pilots/test_pilot_plans.py"],
     "isotone": ["tests/pilots/test_isotone.py"],
     "grids": ["tests/pilots/test_made_up_measurements.py"],
-    "measure_errors": ["tests/pilots/test_pilot_multistep.py", "tests/pilots/test_tracking.py"],
+    "measure_errors": [
+        "tests/pilots/test_which_runs.py",
+        "tests/pilots/test_pilot_multistep.py",
+        "tests/pilots/test_tracking.py",
+    ],
     "reverse_process": ["tests/diffusion/process/test_reverse_process.py"],
 }
-KNOWN: dict[str, str] = {}  # "file:line text -> text": why nothing can notice
+KNOWN = {  # "file:line text -> text": why nothing is to notice
+    "multilevel_sde/pilots/pilot_class.py:37 16 -> 25": "a longer list of plans takes more time, and is no worse",
+    "multilevel_sde/pilots/measure_errors.py:37 0.5 -> 0.75": "a bound by judgement",
+    "adapters/multilevel_diffusion/process/reverse_process.py:67 100 -> 151": "more tries that find nothing",
+}
 SWAPS = {
     ast.Lt: ast.GtE, ast.LtE: ast.Gt, ast.Gt: ast.LtE, ast.GtE: ast.Lt, ast.Add: ast.Sub, ast.Sub: ast.Add,
     ast.Mult: ast.Div, ast.Div: ast.Mult, ast.And: ast.Or, ast.Or: ast.And,

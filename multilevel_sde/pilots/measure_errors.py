@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -112,11 +111,11 @@ def single_steps(ladder: Ladder, level: int, finest: int, candidates: int, multi
     """
     top = level == len(ladder) - 1
     most = min(finest, 2 * candidates if top else int(candidates * ladder.costs[-1] / ladder.costs[level]))
-    halves = list(itertools.takewhile(lambda n: n >= 1, (most >> j for j in itertools.count()))) or [1]
+    halves = [most >> j for j in range(most.bit_length())]
     own = [candidates // j for j in (1, 2, 4) if top and candidates % j == 0]
     if not multistep:
-        return [(steps, True) for steps in sorted({1, *halves, *own})]
-    return sorted({(n, False) for n in (1, *halves, *own)} | {(n, True) for n in (1, *halves[1::2], *own)})
+        return [(steps, True) for steps in sorted({*halves, *own})]
+    return sorted({(n, False) for n in (*halves, *own)} | {(n, True) for n in (1, *halves[1::2], *own)})
 
 
 def single_runs(finals: Finals, target: Tensor) -> Iterator[tuple[Single, Tensor]]:

@@ -57,6 +57,7 @@ TOP = law(2, 0.0)
 def test_errors_are_interpolated_in_the_logarithm(steps):
     assert made(TOP).single_error(2, steps, False) == pytest.approx(steps**-2.0, rel=1e-9)
     assert made(law(2, 0.0, tail=3.0)).step_error(8) == pytest.approx(3 / 64)
+    assert made(TOP).step_error(1) == pytest.approx(1.0)
     assert made(law(2, 0.0, tail=3.0)).single_mean(8**-2.0, 2, False) == pytest.approx(3 / 64)
 
 
@@ -288,13 +289,15 @@ def test_plans_are_chosen_by_the_runs_on_all_grids_too():
 # -- advice -----------------------------------------------------------------------------------------------------------
 
 
-def advised(predicted, cost, pilot=None):
+def advised(predicted, cost, pilot=None, levels=None):
     """Advice at 200 where the best plan is said to err and cost this much."""
     pilot = pilot or made(TOP, law(1, 0.0, size=4.0), calibration=runs(64, Form.PLAIN, 1.0))
     some = pilot.plan(budget=150.0)
     assert len(some.levels) > 1
     told = dataclasses.replace(
-        some, predicted=dataclasses.replace(some.predicted, mse=predicted, step_mse=0.0, cost=cost)
+        some,
+        levels=levels or some.levels,
+        predicted=dataclasses.replace(some.predicted, mse=predicted, step_mse=0.0, cost=cost),
     )
 
     class Told(mls.Pilot):
@@ -313,6 +316,7 @@ def test_a_plan_pays_below_nine_tenths_of_the_best_single_level(cost, pays):
     assert advice.em_cost == pytest.approx(160.0)
     assert advice.em_steps == 12
     assert advice.use is (advice.best if pays else advice.single)
+    assert advised(1e-2, cost, levels=(0, 2)).pays == pays  # two levels are a ladder too
 
 
 def test_the_words_name_what_was_compared():

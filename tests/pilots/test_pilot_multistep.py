@@ -10,7 +10,7 @@ import multilevel_sde as mls
 from multilevel_sde.fitting.perturbed_runs import Parts
 from multilevel_sde.pilots.answers import Form
 from multilevel_sde.pilots.grids import refined
-from multilevel_sde.pilots.measure_errors import Finals, single_steps
+from multilevel_sde.pilots.measure_errors import Finals
 from multilevel_sde.pilots.trial import Trial, typical
 from multilevel_sde.times import thinned
 
@@ -133,15 +133,3 @@ def test_predictions_with_a_multistep_base_hold_within_two(gamma):
         error = float((solution.y - reference).square().mean())
         assert solution.stats.cost <= budget * ladder.costs[-1]
         assert 0.5 < error / best.predicted.mse < 2.0
-
-
-def test_levels_alone_get_as_many_steps_as_the_candidates_cost():
-    """Of 8 candidates at 16: 128 steps of level 1 at 1, 32 of level 2 at 4, twice as many of the top level itself."""
-    ladder = mls.Ladder([lambda y, t: y] * 3, [1.0, 4.0, 16.0])
-    for level, most in enumerate((128, 32, 16)):
-        plain = single_steps(ladder, level, 1000, 8, multistep=False)
-        assert plain == [(n, True) for n in (1, 2, 4, 8, 16, 32, 64, 128) if n <= most]
-        both = single_steps(ladder, level, 1000, 8, multistep=True)
-        assert [n for n, one_step in both if not one_step] == [n for n, _ in plain]
-        assert max(n for n, one_step in both if one_step) == (8 if level == 2 else most // 2)
-    assert single_steps(ladder, 0, 20, 8, multistep=False)[-1] == (20, True)  # no more than the finest grid has

@@ -9,10 +9,8 @@ import pytest
 import torch
 
 import multilevel_sde as mls
-from multilevel_sde.fitting.perturbed_runs import Parts
 from multilevel_sde.pilots.answers import Form
 from multilevel_sde.pilots.curves import allocate_levels
-from multilevel_sde.pilots.measure_errors import calibration_budgets
 from multilevel_sde.pilots.responses import Responses
 from multilevel_sde.pilots.tracking import predictor, total_weights, track, tracking_table
 from multilevel_sde.pilots.trial import typical
@@ -275,52 +273,3 @@ def test_calibrations_are_runs_of_plans_on_samples_kept_out(base, form):
         assert run.promised == pytest.approx(promises, rel=1e-6)
         assert run.first_order == pytest.approx(expected, rel=1e-5, abs=1e-14)
         assert run.measured == pytest.approx(typical(found), rel=1e-6)
-
-
-def test_calibrations_reach_from_few_corrections_to_many():
-    """Of 2900 between the cheapest plan and the top level at every step; what pays no correction is left out."""
-    for costs, coarse, shares in (
-        ([1.0, 30.0], False, (0.015, 0.04, 0.12, 0.3, 0.5)),
-        ([1.0, 30.0], True, (0.04, 0.1, 0.35, 0.8)),
-        ([0.0, 29.0], True, (0.04, 0.1, 0.35, 0.8)),
-    ):
-        assert calibration_budgets(costs, 100, coarse=coarse) == pytest.approx([share * 2900 for share in shares])
-    assert calibration_budgets([1.0, 117.0], 25, coarse=True) == pytest.approx([290.0, 1015.0, 2320.0])
-
-
-# -- plans taken apart ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_a_plan_can_be_taken_apart_and_put_together_again(order):
-    generator = torch.Generator().manual_seed(1)
-    base, tables = mls.adams_bashforth_weights(uneven(20), order), {}
-    hits = {(0, 1): list(range(0, 20, 2)), (1, 3): list(range(0, 20, 4))}
-    for pair, places in hits.items():
-        tables[pair] = torch.zeros(20, 20, dtype=torch.float64)
-        for h in places:
-            tables[pair][h:, h] = torch.randn(20 - h, generator=generator, dtype=torch.float64)
-    plan = combined(0, base, tables, 4, truncated=True)
-    parts = Parts.of(plan)
-    assert parts.base_level == 0
-    assert parts.hits == hits == dict(corrections(plan))
-    torch.testing.assert_close(parts.base, base, rtol=1e-13, atol=1e-13)
-    for pair, table in tables.items():
-        torch.testing.assert_close(parts.tables[pair], table, rtol=1e-13, atol=1e-13)
-    again = combined(0, parts.base, parts.tables, 4, truncated=True)
-    assert again.evaluations.tolist() == plan.evaluations.tolist()
-    assert again.truncated
-    ladder = mls.Ladder([lambda y, t, k=k: torch.sin(y + k * t) for k in range(4)], costs=[1.0, 2.0, 4.0, 8.0])
-    first, second = (mls.solve(ladder, start(), uneven(20), p).y for p in (plan, again))
-    torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-12)
-
-
-def test_a_base_above_the_lowest_level_is_found_again():
-    weights = torch.ones(6, 3, dtype=torch.float64)
-    weights[:, 2] = torch.tensor([2.0, 0.0] * 3)
-    plan = mls.hold(mls.Plan(weights != 0, weights), grid(6))
-    assert plan.evaluations.tolist() == [0, 6, 3]
-    parts = Parts.of(mls.multistep(plan, AB2(grid(6))))
-    assert parts.base_level == 1
-    torch.testing.assert_close(parts.base, AB2(grid(6)), rtol=1e-13, atol=1e-14)
-    assert parts.tables[1, 2].tolist() == [[float(h == n // 2 * 2) for h in range(6)] for n in range(6)]

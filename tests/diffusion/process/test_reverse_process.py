@@ -23,6 +23,13 @@ def test_a_log_snr_grid_is_part_of_the_finest_and_about_even(steps):
         assert abs(float(COSINE.log_snr(float(grid[1]))) - float(few[0]) + 5.1) < 0.4  # the first is pure noise
 
 
+@pytest.mark.parametrize("steps", [2, 3, 4])
+def test_few_steps_are_even_from_the_lowest_log_snr_to_the_last_time_of_the_finest_grid(steps):
+    found = [float(COSINE.log_snr(float(t))) for t in PROCESS.log_snr_grid(steps)[1:-1]]
+    highest = float(COSINE.log_snr(float(PROCESS.fine_times[-2])))
+    assert found == pytest.approx([-5.1 + n * (highest + 5.1) / (steps - 1) for n in range(1, steps)], abs=0.02)
+
+
 def test_the_lowest_log_snr_can_be_chosen():
     first = [float(COSINE.log_snr(float(PROCESS.log_snr_grid(28, lowest=lowest)[1]))) for lowest in (-7.0, -3.0)]
     assert -7.0 < first[0] < -6.0
