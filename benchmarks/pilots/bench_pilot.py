@@ -24,7 +24,7 @@ from multilevel_diffusion.sampling import run_pilot
 from multilevel_sde.pilots.trial import typical
 
 BUDGETS = (5, 13, 35)
-IMAGES = {"digits": 64, "deadleaves32": 16}  # fresh samples of each shipped ladder
+IMAGES = {"digits": 256, "deadleaves32": 64}  # fresh samples of each shipped ladder
 SAMPLES, PILOT = 256, 64  # of the other problems, and of their pilots; as many as those stored with the ladders
 
 

@@ -1,7 +1,7 @@
 """Three sizes of diffusers' own DiTTransformer2DModel on emoji of 32x32 pixels, once for flow and once for noise.
 
     python -m multilevel_diffusion.networks.emoji_images PACKAGE.tgz --classes heads smileys --out emoji
-    python benchmarks/pipelines/train_dit.py emoji --out benchmarks/pipelines/dit32   # 25 minutes of one core
+    python benchmarks/pipelines/train_dit.py emoji --out benchmarks/pipelines/dit32   # 40 minutes of one core
 
 docs/emoji.md says where the package comes from; the two folders are classes. The largest network learns first the
 velocity of the straight path (flow), and goes on from there to the noise (eps). The others learn what it says. Errors
@@ -27,8 +27,8 @@ from multilevel_diffusion.networks.image_folder import ImageFolder
 
 SIZES = {"small": (64, 2), "middle": (96, 3), "large": (160, 6)}  # width, blocks
 STEPS = {
-    ("large", "flow"): 3200, ("middle", "flow"): 700, ("small", "flow"): 900,
-    ("large", "eps"): 1600, ("middle", "eps"): 500, ("small", "eps"): 600,
+    ("large", "flow"): 10000, ("middle", "flow"): 2000, ("small", "flow"): 2500,
+    ("large", "eps"): 4000, ("middle", "eps"): 1200, ("small", "eps"): 1500,
 }  # fmt: skip
 BATCH, RATE, WARM, DECAY = 16, 8e-4, 200, 0.998
 BETAS = DDPMScheduler().alphas_cumprod
