@@ -62,6 +62,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     for one in arguments.tables:
+        if one.startswith("dit_") and not (arguments.dit / one.split("_")[1]).is_dir():
+            print(f"{one}: left out, as there are no networks in {arguments.dit}; train_dit.py makes them", flush=True)
+            continue
         measure(Bench(one, arguments.out, arguments.quick, arguments.dit))
         print(f"{one}: {time.process_time():.0f} s of CPU time so far", flush=True)
     publish(arguments.out)

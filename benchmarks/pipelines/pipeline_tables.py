@@ -117,6 +117,8 @@ def publish(folder: Path) -> None:
     print("\n".join(lines))
     drawn = {name: rows_of(result) for name, result in results.items()}
     drawn = {name: rows for name, rows in drawn.items() if methods_of(rows, ["single"])}
+    if not drawn:
+        return
     figure, axes = plt.subplots(1, len(drawn), figsize=(5.0 * len(drawn), 4.2), squeeze=False)
     for axis, (name, rows) in zip(axes[0], drawn.items(), strict=True):
         _draw(axis, name, rows)
