@@ -33,7 +33,7 @@ from multilevel_sde.fitting.perturbed_runs import Parts
 from multilevel_sde.pilots.answers import Single
 from multilevel_sde.pilots.trial import squared, typical
 
-__all__ = ["Calibrated", "PipelineRun", "calibrated"]
+__all__ = ["Calibrated", "PipelineRun", "calibrated", "fine_path"]
 
 _FINER = 4  # times as many steps has the grid of the target, of a multistep method
 _FEWER = (3, 4, 5, 6, 8, 10, 12, 15, 20, 28, 40)  # steps of the top level alone that are measured
@@ -201,12 +201,20 @@ class _Ends:
         places = half_log_snr(run.pipe.scheduler)[-(made + 1) :]
         self.places = places if len(places) == made + 1 else ()
         self.is_fine = self.is_fine and not adds_noise(run.pipe.scheduler, run.given)
-        self.target = _fine(run, Alone(len(self.ladder) - 1, run.base)) if self.is_fine else final
+        self.target = fine_path(run, Alone(len(self.ladder) - 1, run.base)) if self.is_fine else final
         return self.target
 
 
-def _fine(run: PipelineRun, answer: Answer) -> Tensor:
-    """The end of the top level's path in so many steps that its own error hardly counts."""
+def fine_path(run: PipelineRun, answer: Answer) -> Tensor:
+    """Return where the largest network ends in so many steps that its own error hardly counts.
+
+    Arguments:
+        run: The pipeline, which has run already.
+        answer: With the largest network at every call.
+
+    Raises:
+        ValueError: The scheduler begins at another noise level with more steps.
+    """
     scheduler, steps, start = run.pipe.scheduler, len(run.pipe.scheduler.timesteps), run.noise_level
     asked = _FINER * int(run.given["num_inference_steps"])
     end = run(answer, steps=asked)

@@ -1,4 +1,4 @@
-"""What a user chooses and asks of a ladder in a pipeline: budgets, calibration, advice, counts.
+"""What a user measures and asks of a ladder in a pipeline: calibration, a scheduler, advice.
 
 :class:`Controls` is the part that both ways into a pipeline share, the hook (:mod:`.diffusers.attached`) and the model
 that stands in the place of another (:mod:`.diffusers.wrapper`).
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,16 +17,14 @@ import torch
 from torch import Tensor, nn
 
 import multilevel_sde as mls
-from multilevel_diffusion.diffusers.answering import INVERSE_COST, Answering
+from multilevel_diffusion.diffusers.allocating import Allocating, Priced
 from multilevel_diffusion.diffusers.calibration import PipelineRun, calibrated
 from multilevel_diffusion.diffusers.checks import uncompiled
-from multilevel_diffusion.diffusers.costs import count_costs
 from multilevel_diffusion.diffusers.following import Fingerprint, Follower
 from multilevel_diffusion.diffusers.handed_on import ChangedOutputError
+from multilevel_diffusion.diffusers.scheduler_choice import best_scheduler
 from multilevel_diffusion.diffusers.scheduler_grid import adds_noise, base_coefficients
-from multilevel_diffusion.loops.black_box import plans_at
-from multilevel_diffusion.loops.rows import step_probabilities
-from multilevel_diffusion.loops.trajectory import Meter, Stats
+from multilevel_diffusion.loops.trajectory import Meter
 from multilevel_sde.arguments import as_integer, as_number
 
 __all__ = ["Controls"]
@@ -37,17 +35,11 @@ _STALE = (
 )
 
 
-class _Priced(Exception):  # noqa: N818
-    """Ends a pipeline's run that is only for the prices of its levels."""
-
-
-class Controls(Answering):
-    """Which level is evaluated when, in a pipeline.
+class Controls(Allocating):
+    """What is measured of a ladder in a pipeline, and what follows from it.
 
     A class that inherits it gives :meth:`_begin_with` the levels, and :meth:`_respond` each call.
     """
-
-    _pricing = False
 
     def _begin_with(
         self,
@@ -56,111 +48,14 @@ class Controls(Answering):
         draw: mls.Draw | None,
         seed: int,
     ) -> None:
-        """Take the levels; costs that are not given are counted, at the first call where not before."""
-        own = [uncompiled(model) for model in models]
-        self._counted = costs is not None
-        counted = isinstance(costs, mls.GivenCost) and costs.unit in ("FLOPs", "parameters", "seconds")
-        self._given = self._counted and not counted  # by the user, in a unit of theirs
-        if costs is None:
-            costs, self._counted = count_costs(own)
-        elif not isinstance(costs, mls.GivenCost):
-            costs = mls.GivenCost(list(costs))
-        self._follower, self._stale = Follower(own), False
+        super()._begin_with(models, costs, draw, seed)
+        self._follower, self._stale = Follower([uncompiled(model) for model in models]), False
         self._weights: Fingerprint | None = None
-        self._set_up(models, costs, draw, seed)
-
-    def _price(self, call: Mapping[str, Any]) -> None:
-        if self._counted:
-            return
-        self._counted = True
-        costs, _ = count_costs([uncompiled(level) for level in self.levels], call)
-        self._ladder = mls.Ladder(list(self.levels), costs)
-        self._settings, self._meter = replace(self._settings, costs=costs), Meter(costs.costs)
-        if self._settings.budget is not None:
-            self.allocate(budget_fraction=self._settings.budget, schedule=self._schedule)
-        if self._pricing:
-            raise _Priced
 
     def _begin(self) -> None:
         self._follower.follow()
         self._check_weights()
         super()._begin()
-
-    # -- what is evaluated when -----------------------------------------------------------------------------------
-
-    def allocate(
-        self,
-        *,
-        budget_fraction: float | None = None,
-        probabilities: Tensor | Sequence[float] | None = None,
-        plan: mls.Plan | None = None,
-        schedule: mls.Schedule | None = None,
-    ) -> None:
-        """Choose anew which level is evaluated when; the arguments are those of the class.
-
-        After `calibrate`, `budget_fraction` without `schedule` means the pilot's plan.
-        """
-        given = [value is not None for value in (budget_fraction, probabilities, plan)]
-        if sum(given) != 1:
-            raise ValueError(
-                'give exactly one of "budget_fraction", "probabilities" and "plan", got '
-                f"budget_fraction={budget_fraction}, probabilities={probabilities}, plan={plan}"
-            )
-        table, held, asked, self._schedule = None, None, budget_fraction, schedule
-        if budget_fraction is not None:
-            draw = self._settings.draw or mls.systematic
-            if not self._counted:  # until the first call prices the levels
-                budget_fraction = max(budget_fraction, self._ladder.costs[0] / self._ladder.costs[-1])
-            table = step_probabilities(self._ladder, budget_fraction, schedule or INVERSE_COST, draw)
-            if schedule is None and self._settings.draw is None and budget_fraction < 1:
-                held = budget_fraction
-            pilot = self._settings.pilot
-            if pilot is not None and schedule is None and (budget_fraction < 1 or len(self._ladder) == 1):
-                table, held, plan = None, None, plans_at(pilot, self._ladder, budget_fraction)[0].plan
-        elif probabilities is not None:
-            table = torch.as_tensor(probabilities, dtype=torch.float64)
-            if table.shape[-1:] != (len(self._ladder),):
-                raise ValueError(
-                    f'"probabilities" has shape {tuple(table.shape)}, expected {(len(self._ladder),)} or one such row '
-                    f"for each call: one number for each of the {len(self._ladder)} levels"
-                )
-        elif plan is not None:
-            plan.check_ladder(self._ladder)
-        self._follow(replace(self._settings, probabilities=table, plan=plan, held=held, budget=asked))
-
-    @property
-    def probabilities(self) -> Tensor | None:
-        """p_k, shape (K,), or p_k(n), shape (N, K); None where a plan was given."""
-        table = self._settings.probabilities
-        return None if table is None else table.clone()
-
-    @property
-    def plan(self) -> mls.Plan | None:
-        """The plan, None where probabilities were given."""
-        return self._settings.plan
-
-    @property
-    def costs(self) -> mls.GivenCost:
-        """Cost of one call of each level, and its unit."""
-        return self._settings.costs
-
-    @property
-    def seed(self) -> int:
-        """Seed of the draw; every trajectory has the same draw until it is changed."""
-        return self._settings.seed
-
-    @seed.setter
-    def seed(self, seed: int) -> None:
-        self._follow(replace(self._settings, seed=int(seed)))
-
-    @property
-    def stats(self) -> Stats:
-        """Evaluations of each level and their cost relative to the top model, in the last trajectory and in total."""
-        return self._meter.stats
-
-    def reset_stats(self) -> None:
-        """Begin counting anew."""
-        self._meter.reset()
 
     def calibrate(
         self,
@@ -228,6 +123,101 @@ class Controls(Answering):
             price = "given" if self._given else "seconds"
         if price not in ("seconds", "given"):
             raise ValueError(f'"price" must be "seconds" or "given", got {price!r}')
+        samples = (16 if fit else 4) if samples is None else as_integer("samples", samples)
+        arguments = {"num_inference_steps": num_inference_steps, **pipeline_arguments}
+        with self._measuring(pipe, samples, seed, arguments) as run:
+            fraction = self._fraction()
+            some = torch.tensor([1.0] + [0.5] * (len(self._ladder) - 1))
+            self._follow(replace(self._settings, probabilities=some, plan=None))
+            measure = functools.partial(
+                calibrated,
+                run,
+                self._ladder,
+                budget_fraction=fraction,
+                candidates=candidates,
+                compare=compare,
+                fit=fit,
+                seconds=price == "seconds",
+                progress=progress,
+            )
+            self.check(pipe)
+            self._aim = lambda: not adds_noise(pipe.scheduler, arguments)
+            try:
+                found = measure()
+            except ChangedOutputError:  # without memory
+                found = measure()
+            aim = self._settings.aimed
+        costs = mls.GivenCost(list(found.pilot.costs), found.pilot.unit)
+        self._ladder, self._meter.costs = mls.Ladder(self._ladder.drifts, costs), tuple(costs.costs)
+        self._settings = replace(self._settings, pilot=found.pilot, costs=costs, aimed=aim, places=found.places)
+        self._weights, self._stale = self._fingerprint(), False
+        if found.fitted is not None:
+            self.allocate(plan=found.fitted.plan)
+        else:
+            self.allocate(budget_fraction=fraction)
+        return found.pilot
+
+    def scheduler(
+        self,
+        pipe: Any,
+        *,
+        num_inference_steps: int,
+        samples: int = 4,
+        seed: int = 0,
+        progress: bool = True,
+        **pipeline_arguments: Any,
+    ) -> Any:
+        """Return the scheduler of first order whose noise levels suit this number of steps; before `calibrate`.
+
+        The largest network alone runs once on each grid that the pipeline's scheduler has (shifts of flow matching;
+        uniform in log-SNR, Karras, exponential, beta), by the multistep method of plans, and once on a fine grid, to
+        which the others are compared. That takes about as long as ten plain images a sample. The pipeline keeps its
+        scheduler until you give it the new one.
+
+        Arguments:
+            pipe: The pipeline that the ladder is installed in, without noise in its steps.
+            num_inference_steps: Of the runs that are to come.
+            samples: Samples to measure on, at least 2.
+            seed: Of their noise.
+            progress: Show a progress bar.
+            pipeline_arguments: Of the pipeline's call, such as prompt and guidance_scale.
+
+        Raises:
+            ValueError: The ladder is not installed in `pipe`; the scheduler adds noise, or begins at another noise
+                level with more steps.
+
+        Example:
+            >>> from diffusers import DDIMPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
+            >>> from multilevel_diffusion.diffusers import attach
+            >>> net = UNet2DModel(sample_size=8, block_out_channels=(8,), norm_num_groups=8,
+            ...                   down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)).eval()
+            >>> class Pipe(DDIMPipeline):
+            ...     def __init__(self, unet, scheduler):
+            ...         super(DDIMPipeline, self).__init__()
+            ...         self.register_modules(unet=unet, scheduler=scheduler)
+            ...     def __call__(self, batch_size=1, generator=None, num_inference_steps=8):
+            ...         self.scheduler.set_timesteps(num_inference_steps)
+            ...         x = torch.stack([torch.randn(3, 8, 8, generator=one) for one in generator])
+            ...         for t in self.scheduler.timesteps:
+            ...             x = self.scheduler.step(self.unet(x, t).sample, t, x).prev_sample
+            ...         return x
+            >>> pipe = Pipe(net, FlowMatchEulerDiscreteScheduler())
+            >>> ladder = attach(pipe)
+            >>> pipe.scheduler = ladder.scheduler(pipe, num_inference_steps=6, samples=2, progress=False)
+            >>> type(pipe.scheduler).__name__
+            'FlowMatchEulerDiscreteScheduler'
+        """
+        arguments = {"num_inference_steps": num_inference_steps, **pipeline_arguments}
+        with self._measuring(pipe, as_integer("samples", samples), seed, arguments) as run:
+            return best_scheduler(run, len(self._ladder) - 1, progress=progress)
+
+    @contextlib.contextmanager
+    def _measuring(self, pipe: Any, samples: int, seed: int, arguments: Mapping[str, Any]) -> Iterator[PipelineRun]:
+        """The pipeline, which answers as is wished; settings and counts are as before afterwards.
+
+        Raises:
+            ValueError: The ladder is not in this pipeline; numbers below 1.
+        """
         slot = self._clock.slot
         if slot is None or getattr(pipe, slot, None) is not getattr(self, "_top", self):
             raise ValueError(
@@ -236,11 +226,9 @@ class Controls(Answering):
             )
         if self._clock.pipe is not pipe:
             self._clock.link(pipe, slot)
-        samples = (16 if fit else 4) if samples is None else as_integer("samples", samples)
-        for name, number in (("num_inference_steps", num_inference_steps), ("samples", samples)):
+        for name, number in (("num_inference_steps", arguments["num_inference_steps"]), ("samples", samples)):
             if as_integer(name, number) < 1:
                 raise ValueError(f'"{name}" must be at least 1, got {number}')
-        arguments = {"num_inference_steps": num_inference_steps, **pipeline_arguments}
         run = PipelineRun(
             pipe,
             lambda answer: setattr(self, "_answer", answer),
@@ -253,44 +241,17 @@ class Controls(Answering):
         )
         if not self._counted:
             self._pricing = True
-            with contextlib.suppress(_Priced):
+            with contextlib.suppress(Priced):
                 run(lambda number, evaluate: evaluate(0))
             self._pricing, self._answer = False, None
-        settings, meter, fraction = self._settings, self._meter, self._fraction()
-        some = torch.tensor([1.0] + [0.5] * (len(self._ladder) - 1))
-        self._follow(replace(settings, probabilities=some, plan=None))
+        settings, meter = self._settings, self._meter
         self._meter = Meter(self._ladder.costs)
-        measure = functools.partial(
-            calibrated,
-            run,
-            self._ladder,
-            budget_fraction=fraction,
-            candidates=candidates,
-            compare=compare,
-            fit=fit,
-            seconds=price == "seconds",
-            progress=progress,
-        )
         try:
-            self.check(pipe)
-            self._aim = lambda: not adds_noise(pipe.scheduler, arguments)
-            try:
-                found = measure()
-            except ChangedOutputError:  # without memory
-                found = measure()
+            yield run
         finally:
-            aim, self._aim = self._settings.aimed, None
-            self._answer, self._meter = None, meter
+            self._aim = self._answer = None
+            self._meter = meter
             self._follow(settings)
-        costs = mls.GivenCost(list(found.pilot.costs), found.pilot.unit)
-        self._ladder, self._meter.costs = mls.Ladder(self._ladder.drifts, costs), tuple(costs.costs)
-        self._settings = replace(settings, pilot=found.pilot, costs=costs, aimed=aim, places=found.places)
-        self._weights, self._stale = self._fingerprint(), False
-        if found.fitted is not None:
-            self.allocate(plan=found.fitted.plan)
-        else:
-            self.allocate(budget_fraction=fraction)
-        return found.pilot
 
     def _base(self, arguments: Mapping[str, Any]) -> Tensor | None:
         """Coefficients of a multistep base in the run that has begun, where the scheduler has none of its own."""
@@ -337,17 +298,6 @@ class Controls(Answering):
         self._weights = now
         if self._stale:
             warnings.warn(_STALE, stacklevel=2)
-
-    def _fraction(self) -> float:
-        """Expected cost of a call relative to the top model's."""
-        plan, table = self._settings.plan, self._settings.probabilities
-        if plan is not None:
-            cost = plan.cost(self._ladder) / plan.steps
-        else:
-            assert table is not None
-            rows = table.reshape(-1, len(self._ladder))
-            cost = mls.expected_cost(self._ladder, rows, self._settings.draw or mls.systematic) / len(rows)
-        return min(1.0, max(cost, self._ladder.costs[0]) / self._ladder.costs[-1])
 
     def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
         """Compile the repeated blocks of every level; arguments are those of `torch.compile`."""

@@ -52,5 +52,5 @@ def first_order(scheduler: Any) -> Any:
 
 def _is_first_order(scheduler: Any) -> bool:
     trial = copy.deepcopy(scheduler)
-    trial.set_timesteps(_TRIED)
+    trial.set_timesteps(_TRIED, **({"mu": 1.0} if trial.config.get("use_dynamic_shifting") else {}))
     return step_lengths(trial) is not None

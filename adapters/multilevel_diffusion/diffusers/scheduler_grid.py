@@ -40,6 +40,7 @@ __all__ = [
 
 _BENT = 1e-3  # relative residual of a step that is not x_s = A x + B F + noise
 _TINY = 1e-12
+_REACH = 3.0  # of the base's polynomial, in lengths of the step before
 _UNTRIED = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError)  # of steps that need more
 _SCALED = {
     "DPMSolverSDEScheduler",
@@ -296,7 +297,8 @@ def base_coefficients(
 ) -> Tensor | None:
     """Return the coefficients of a multistep base on a set scheduler's calls, (N, order); None where it has its own.
 
-    Those of SA-Solver of order 2, with its corrector for the ODE.
+    Those of SA-Solver of order 2, with its corrector for the ODE; of order 1 where a step is more than three times as
+    long as the last.
 
     Arguments:
         scheduler: Set, for example by `scheduler.set_timesteps(28)`.
@@ -321,11 +323,11 @@ def base_coefficients(
     places = [_log(alpha) - _log(sigma) for alpha, sigma in zip(alphas, sigmas, strict=True)]
     h = [after - before for before, after in pairwise(places)]
     if not corrected or any(math.isfinite(z) and z > (1 + _BENT) * one for z, one in zip(lengths, h, strict=True)):
-        return predictor_table(places, lengths, 2)
+        return predictor_table(places, lengths, 2, reach=_REACH)
     coefficients = [
         (sigmas[n + 1] / sigmas[n], -alphas[n + 1] * math.expm1(-one)) for n, one in enumerate(h)
     ]  # without noise
-    return corrected_table(places, h, coefficients, 2, 2)
+    return corrected_table(places, h, coefficients, 2, 2, reach=_REACH)
 
 
 def _log(value: float) -> float:

@@ -203,8 +203,12 @@ def predictor_table(
     *,
     moments: Moments = exact_moments,
     lower_order_final: bool = False,
+    reach: float = math.inf,
 ) -> Tensor:
     """As :func:`multistep_weights`, from lambda at the N + 1 times and z = k h of the N steps.
+
+    A step that is more than `reach` times as long as the last is of order 1: flow matching's steps to the last call
+    before the data are, across which estimates do not go on as they did.
 
     Example:
         >>> predictor_table([-1.0, 0.0, 1.0], [1.0, 1.0], 2, moments=midpoint_moments)
@@ -215,6 +219,8 @@ def predictor_table(
     weights = torch.zeros(len(lengths), order, dtype=torch.float64)
     for n, row in enumerate(weights):
         used = min(order, n + 1, len(weights) - n if lower_order_final else order)
+        if n > 0 and places[n + 1] - places[n] > reach * (places[n] - places[n - 1]):
+            used = 1
         found = polynomial_weights(places[n], places[n + 1], places[n::-1][:used], lengths[n], moments)
         row[: len(found)] = torch.tensor(found, dtype=torch.float64)
     return weights
@@ -228,8 +234,11 @@ def corrected_table(
     corrector: int,
     *,
     moments: Moments = exact_moments,
+    reach: float = math.inf,
 ) -> Tensor:
     """As :func:`corrected_weights`, from lambda at the N + 1 times, z = k h and (a_n, b_n) of the N steps.
+
+    `reach` is that of :func:`predictor_table`.
 
     Example:
         >>> places, half = [-1.0, 0.0, 1.0], 1 - 1 / math.e
@@ -238,7 +247,7 @@ def corrected_table(
                 [ 1.2500, -0.2500]], dtype=torch.float64)
     """
     check_order(corrector, "corrector")
-    ahead = predictor_table(places, lengths, predictor, moments=moments)
+    ahead = predictor_table(places, lengths, predictor, moments=moments, reach=reach)
     weights = torch.zeros(len(ahead), max(predictor + 1, corrector), dtype=torch.float64)
     weights[:, :predictor] = ahead
     for n in range(1, len(weights)):

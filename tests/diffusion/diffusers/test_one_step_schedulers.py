@@ -48,6 +48,11 @@ def test_one_of_first_order_is_itself(name: str):
     assert first_order(given) is given
 
 
+def test_a_shift_by_the_size_of_the_image_is_known():
+    given = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)  # FLUX
+    assert first_order(given) is given
+
+
 def test_what_cannot_be_replaced_is_named():
     """A threshold is not affine, whatever the order."""
     given = diffusers.DPMSolverMultistepScheduler(thresholding=True)
