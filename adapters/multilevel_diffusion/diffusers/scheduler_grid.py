@@ -25,7 +25,7 @@ from torch import Tensor
 
 from multilevel_diffusion.diffusers.checks import one_step
 from multilevel_diffusion.loops.memory import DataMap
-from multilevel_diffusion.process.multistep import corrected_table, predictor_table
+from multilevel_diffusion.process.multistep import REACH, corrected_table, predictor_table
 
 __all__ = [
     "adds_noise",
@@ -40,7 +40,6 @@ __all__ = [
 
 _BENT = 1e-3  # relative residual of a step that is not x_s = A x + B F + noise
 _TINY = 1e-12
-_REACH = 3.0  # of the base's polynomial, in lengths of the step before
 _UNTRIED = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError)  # of steps that need more
 _SCALED = {
     "DPMSolverSDEScheduler",
@@ -323,11 +322,11 @@ def base_coefficients(
     places = [_log(alpha) - _log(sigma) for alpha, sigma in zip(alphas, sigmas, strict=True)]
     h = [after - before for before, after in pairwise(places)]
     if not corrected or any(math.isfinite(z) and z > (1 + _BENT) * one for z, one in zip(lengths, h, strict=True)):
-        return predictor_table(places, lengths, 2, reach=_REACH)
+        return predictor_table(places, lengths, 2, reach=REACH)
     coefficients = [
         (sigmas[n + 1] / sigmas[n], -alphas[n + 1] * math.expm1(-one)) for n, one in enumerate(h)
     ]  # without noise
-    return corrected_table(places, h, coefficients, 2, 2, reach=_REACH)
+    return corrected_table(places, h, coefficients, 2, 2, reach=REACH)
 
 
 def _log(value: float) -> float:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from multilevel_diffusion.process.multistep import corrected_table
+from multilevel_diffusion.process.multistep import REACH, corrected_table
 
 __all__ = ["Seen", "euler_base"]
 
@@ -51,4 +51,4 @@ def euler_base(calls: Sequence[Seen], final: Tensor) -> Tensor | None:
     places = [-math.log(sigma) if sigma > 0 else math.inf for sigma in sigmas]
     lengths = [after - before for before, after in pairwise(places)]
     steps = [(math.exp(-h), -math.expm1(-h)) for h in lengths]
-    return corrected_table(places, lengths, steps, 2, 2)
+    return corrected_table(places, lengths, steps, 2, 2, reach=REACH)

@@ -38,6 +38,7 @@ from multilevel_sde.steps.adams import check_order, interpolation_weights
 from multilevel_sde.times import as_times
 
 __all__ = [
+    "REACH",
     "Moments",
     "corrected_table",
     "corrected_weights",
@@ -50,6 +51,9 @@ __all__ = [
 
 Moments = Callable[[float, int], list[float]]
 Tau = float | Callable[[float], float]
+
+REACH = 3.0
+"""Of a base's polynomial, in lengths of the step before, where nobody chose the grid for it."""
 
 _SMALL = 2.0  # below it the recursion of the moments loses digits, and quadrature of 20 points has all of them
 _POINTS, _WEIGHTS = (array.tolist() for array in np.polynomial.legendre.leggauss(20))
@@ -113,6 +117,7 @@ def multistep_weights(
     *,
     moments: Moments = exact_moments,
     lower_order_final: bool = False,
+    reach: float = math.inf,
 ) -> Tensor:
     """Return w such that `ExponentialStep(schedule, tau)` with the estimate sum_j w[n, j] F_{n-j} is a multistep step.
 
@@ -126,6 +131,8 @@ def multistep_weights(
         order: Number of estimates used, at least 1.
         moments: Moments of rho_z; `exact_moments`, `midpoint_moments` or `rescaled_moments`.
         lower_order_final: Limit the order of step n to N - n, which helps where steps are few.
+        reach: A step that is more than so many times as long in lambda as the last is of order 1. Flow matching has
+            one just before the data, across which estimates do not go on as they did.
 
     Returns:
         Float64 (N, order), rows sum to 1.
@@ -142,7 +149,7 @@ def multistep_weights(
                 [ 1.0000,  0.0000]], dtype=torch.float64)
     """
     places, lengths, _ = _along(schedule, tau, times)
-    return predictor_table(places, lengths, order, moments=moments, lower_order_final=lower_order_final)
+    return predictor_table(places, lengths, order, moments=moments, lower_order_final=lower_order_final, reach=reach)
 
 
 def corrected_weights(
@@ -153,11 +160,12 @@ def corrected_weights(
     corrector: int,
     *,
     moments: Moments = exact_moments,
+    reach: float = math.inf,
 ) -> Tensor:
     """Return the weights of a multistep step that equals predictor and corrector in turn, one evaluation a step (PEC).
 
     Arguments:
-        schedule, tau, times, moments: As for `multistep_weights`.
+        schedule, tau, times, moments, reach: As for `multistep_weights`.
         predictor: Number of estimates of the predictor, at least 1.
         corrector: Number of estimates of the corrector, the one at the predicted state included, at least 1.
 
@@ -179,7 +187,7 @@ def corrected_weights(
                 [ 1.2500, -0.2500]], dtype=torch.float64)
     """
     places, lengths, coefficients = _along(schedule, tau, times)
-    return corrected_table(places, lengths, coefficients, predictor, corrector, moments=moments)
+    return corrected_table(places, lengths, coefficients, predictor, corrector, moments=moments, reach=reach)
 
 
 def _along(
@@ -206,9 +214,6 @@ def predictor_table(
     reach: float = math.inf,
 ) -> Tensor:
     """As :func:`multistep_weights`, from lambda at the N + 1 times and z = k h of the N steps.
-
-    A step that is more than `reach` times as long as the last is of order 1: flow matching's steps to the last call
-    before the data are, across which estimates do not go on as they did.
 
     Example:
         >>> predictor_table([-1.0, 0.0, 1.0], [1.0, 1.0], 2, moments=midpoint_moments)
@@ -237,8 +242,6 @@ def corrected_table(
     reach: float = math.inf,
 ) -> Tensor:
     """As :func:`corrected_weights`, from lambda at the N + 1 times, z = k h and (a_n, b_n) of the N steps.
-
-    `reach` is that of :func:`predictor_table`.
 
     Example:
         >>> places, half = [-1.0, 0.0, 1.0], 1 - 1 / math.e

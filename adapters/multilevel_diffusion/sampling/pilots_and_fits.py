@@ -16,7 +16,7 @@ from tqdm import tqdm
 import multilevel_sde as mls
 from multilevel_diffusion.networks.image_ladders import ImageLadder, labels_in_turn
 from multilevel_diffusion.process.grids import uniform
-from multilevel_diffusion.process.multistep import corrected_weights, multistep_weights
+from multilevel_diffusion.process.multistep import REACH, corrected_weights, multistep_weights
 from multilevel_diffusion.process.reverse_process import MODES, Process
 from multilevel_diffusion.sampling.samples import batch_for
 from multilevel_sde.conditions import Conditions, some_rows
@@ -32,7 +32,8 @@ _TRIED = 8  # trajectories by which the SDE's grid is chosen
 def base_coefficients(process: Process, times: Tensor) -> Tensor:
     """Return the coefficients of the base on a grid, those of SA-Solver.
 
-    The predictor is of order 2; for the ODE a corrector of order 2 follows (PEC).
+    The predictor is of order 2, and of order 1 where a step is more than three times as long in log-SNR as the last.
+    For the ODE a corrector of order 2 follows (PEC).
 
     Example:
         >>> from multilevel_diffusion import CosineSchedule, uniform
@@ -41,8 +42,8 @@ def base_coefficients(process: Process, times: Tensor) -> Tensor:
         tensor([1.0000, 1.0000, 1.0000, 1.0000, 1.0000], dtype=torch.float64)
     """
     if process.tau == 0:
-        return corrected_weights(process.schedule, process.tau, times, 2, 2)
-    return multistep_weights(process.schedule, process.tau, times, 2)
+        return corrected_weights(process.schedule, process.tau, times, 2, 2, reach=REACH)
+    return multistep_weights(process.schedule, process.tau, times, 2, reach=REACH)
 
 
 def run_pilot(
