@@ -20,29 +20,35 @@ __all__ = ["best_scheduler", "on_other_grids"]
 
 _SHIFTS = (1.0, 2.0, 3.0, 5.0)  # of flow matching: t -> s t / (1 + (s - 1) t)
 _SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
-_SAME_START = 1e-3  # difference in log-SNR
+_SAME_START = 2e-3  # difference of alpha / sigma: flow grids begin at 1 or 0.999
 _UNKNOWN = (TypeError, ValueError, RuntimeError, IndexError)  # of grids that do not exist for so many steps
 
 
 def on_other_grids(scheduler: Any) -> Iterator[Any]:
     """Yield a scheduler of first order with the noise levels of the given one, then others on other grids.
 
-    Flow matching: shifted by 1, 2, 3, 5, but where the pipeline shifts by the size of the image. Else: uniform in
-    log-SNR, and those of Karras, exponential and of a beta distribution, by DPM-Solver++ of order 1.
+    Flow matching: shifted by 1, 2, 3, 5, of which Euler's grids end with a call at 0.001 and those of DPM-Solver++ of
+    order 1 with one at 1 / N; none where the pipeline shifts by the size of the image. Else: uniform in log-SNR, and
+    those of Karras, exponential and of a beta distribution, by DPM-Solver++ of order 1.
 
     Example:
         >>> from diffusers import FlowMatchEulerDiscreteScheduler
-        >>> [one.config.shift for one in on_other_grids(FlowMatchEulerDiscreteScheduler(shift=3.0))]
-        [3.0, 1.0, 2.0, 5.0]
+        >>> [one.config.get("shift") for one in on_other_grids(FlowMatchEulerDiscreteScheduler(shift=3.0))]
+        [3.0, 1.0, 2.0, 5.0, None, None, None, None]
     """
     own = first_order(scheduler)
     yield own
-    shift = next((name for name in ("shift", "flow_shift") if name in own.config), None)
-    if shift is not None and ("flow" in own.config.get("prediction_type", "flow")):
-        if not own.config.get("use_dynamic_shifting"):
-            for value in _SHIFTS:
-                if value != own.config[shift]:
-                    yield type(own).from_config(own.config, **{shift: value})
+    euler = "FlowMatch" in type(own).__name__
+    if euler or own.config.get("use_flow_sigmas"):
+        if own.config.get("use_dynamic_shifting"):
+            return
+        for value in (value for value in _SHIFTS if value != own.config["shift" if euler else "flow_shift"]):
+            yield type(own).from_config(own.config, **{"shift" if euler else "flow_shift": value})
+        for value in _SHIFTS if euler else ():
+            yield DPMSolverMultistepScheduler(
+                num_train_timesteps=own.config.num_train_timesteps, use_flow_sigmas=True,
+                prediction_type="flow_prediction", flow_shift=value, solver_order=1,
+            )  # fmt: skip
         return
     for name in _SIGMAS:
         kind = type(own) if name in own.config else DPMSolverMultistepScheduler
@@ -78,8 +84,9 @@ def best_scheduler(run: PipelineRun, level: int, *, progress: bool) -> Any:
         for place, pipe.scheduler in enumerate(tqdm(tried, desc="grids", unit="run", disable=not progress)):
             try:
                 end = checked(run(Alone(level, run.base)))
-                start = start if place else run.noise_level
-                same = math.isclose(run.noise_level, start, abs_tol=_SAME_START)
+                signal = math.exp(-run.noise_level)
+                start = start if place else signal
+                same = abs(signal - start) < _SAME_START
             except _UNKNOWN:
                 if not place:
                     raise
