@@ -29,7 +29,7 @@ CALLS, NOISY_CALLS, FINE = 28, 50, 56
 SEED, OTHERS = 5000, 100_000  # of the images that are judged, and of those in many steps; calibrations use others
 PAIRS, IMAGES = {"digits": 64}, {"digits": 256}  # for the error; for distances of distributions
 TRAILING = {"timestep_spacing": "trailing"}
-SHIFTED = {"shift": 3.0}  # of flow matching, as Stable Diffusion 3's is
+SHIFTED = {"flow_shift": 3.0, "solver_order": 1}  # of flow matching, as `ladder.scheduler` proposes
 DIT = Path(__file__).parent / "dit32"
 FORMAT, MEASURED = 2, 4
 
@@ -88,7 +88,7 @@ class Bench:
     def stock(self) -> tuple[StatePipeline, int]:
         """The loop that plans run in, and its calls."""
         if self.networks.flow:
-            return self.networks.pipe("FlowMatchEulerDiscreteScheduler", **SHIFTED), 12 if self.quick else CALLS
+            return self.networks.pipe("DPMSolverMultistepScheduler", **SHIFTED), 12 if self.quick else CALLS
         kind, calls = ("DDPMScheduler", NOISY_CALLS) if self.noisy else ("DDIMScheduler", CALLS)
         return self.networks.pipe(kind, clip_sample=False, **TRAILING), 12 if self.quick else calls
 
@@ -111,6 +111,8 @@ class Bench:
         pipe, calls = self.stock()
         if self.noisy:
             return self._kept("target", lambda: self.by_base(calls, self.paired, SEED))
+        if self.networks.flow:
+            pipe = self.networks.pipe("FlowMatchEulerDiscreteScheduler", shift=3.0)
         return self._kept("target", lambda: self.run(pipe, 50 if self.quick else 1000, self.paired))
 
     @cached_property
