@@ -116,11 +116,15 @@ def test_the_command_runs_goes_on_and_reports(tmp_path, capsys):
 
 
 def test_the_command_takes_the_pilots_plan(tmp_path, capsys):
-    assert command(tmp_path / "run", "--pilot-steps", "32", steps=10) == 0
+    assert command(tmp_path / "run", "--pilot-steps", "32", "--seed", str(10**30), steps=10) == 0
     said = capsys.readouterr().out
     assert "32 steps of 2 fs with all levels" in said
     assert "report.html" in said
     assert "What the pilot measured" in (tmp_path / "run" / "report.html").read_text()
+
+
+def no_weights():
+    raise RuntimeError("weights are gone")
 
 
 @pytest.mark.parametrize(("more", "kind", "says"), [
@@ -128,14 +132,21 @@ def test_the_command_takes_the_pilots_plan(tmp_path, capsys):
     (["--periods", "1", "3", "4"], ValueError, '"periods" must begin with 1'),
     (["--structure", "nowhere.cif"], FileNotFoundError, "there is no such file"),
     (["--structure", __file__], ValueError, "which ase cannot read"),
+    (["--structure", "EMPTY"], ValueError, "empty.xyz', which holds no atoms"),
+    (["--structure", "."], FileNotFoundError, "which is a folder, not a file"),
     (["--calculators", "emt", "emt"], ValueError, "names one twice"),
     (["--calculators", "emtt"], ValueError, "has 'emtt', expected one of emt, morse"),
     (["--calculators", "lj(sigma)"], ValueError, "expected NAME\\(key=value"),
     (["--calculators", "emt(colour=2)", "--periods", "1"], ValueError, "takes asap_cutoff, not colour"),
-    (["--calculators", "7net-0(colour=2)"], (ValueError, ModuleNotFoundError), "cannot be made|sevenn"),
+    (["--calculators", "morse(r0=wide)"], ValueError, "where r0 must be a number"),
+    (["--calculators", "7net-0(colour=2)"], ValueError, "cannot be made|needs the package sevenn; pip install it"),
+    (["--calculators", "math:sqrt"], ValueError, "'math:sqrt', which cannot be made: .*argument"),
+    (["--calculators", f"{__name__}:no_weights"], ValueError, "no_weights', which cannot be made: weights are gone$"),
     (["--calculators", "no.such:thing"], ValueError, "cannot be imported"),
 ])  # fmt: skip
 def test_the_command_refuses_in_a_sentence(tmp_path, more, kind, says):
+    (tmp_path / "empty.xyz").write_text("0\n\n")
+    more = [str(tmp_path / "empty.xyz") if one == "EMPTY" else one for one in more]
     with pytest.raises(kind, match=says):
         command(tmp_path / "run", *more)
 

@@ -214,7 +214,7 @@ def _raises(q):
     (lambda: walked(Walk(forces(CHEAP, _broken), WARM, impulses([1, 4]), [0]), 9), ForceError,
      r"level 2 \(_broken\) was not finite at step 0, system 1, atom 9 \(Cu\)"),
     (lambda: walked(Walk(forces(CHEAP, _raises), WARM, impulses([1, 4]), [0]), 9), ForceError,
-     r"level 2 \(_raises\) raised ArithmeticError: no convergence$"),
+     r"at step 0 the calculator of level 2 \(_raises\) raised ArithmeticError: no convergence$"),
     (lambda: walked(Walk(forces(CHEAP, lambda q: q[0]), WARM, impulses([1, 4]), [0]), 9), ForceError, "of shape"),
     (lambda: ladder([EMT()], _gold_of("Fe")), ForceError, r"level 1 \(EMT\) raised .* for system 1, Fe4: "),
     (lambda: Walk(forces(CHEAP, TOP), WARM, impulses([1, 4]), [0, 1]), ValueError, "one a system, got 2 for 1"),
