@@ -25,6 +25,11 @@ def _place(stem):
     return list(CHEAP).index(system), int(atoms), int(kelvin)
 
 
+def _words(stem):
+    system, atoms, kelvin = stem.split("-")
+    return f"{'Silicon' if system == 'silicon' else 'Sodium chloride'}, {atoms} atoms, {kelvin} K"
+
+
 def report(out):
     """The tables of all results."""
     head = ["run", "steps", "CPU s a step", "speed-up", "temperature", "expected", "squared displacement", "expected"]
@@ -47,9 +52,10 @@ def report(out):
                 "{:.2f} ± {:.2f}".format(*row["g_off"]),
                 *(f"{in_an_hour(off[key][0], top, row, key):.1%}" for key in own),
             ])  # fmt: skip
-        text += [f"## {stem}", "", "SevenNet-l3i5 alone: {:.0f} ± {:.0f} K,".format(*top["temperature"])]
-        text += ["mean squared displacement {:.5f} ± {:.5f} square Angstrom.".format(*top["square"]), ""]
-        text += [*table(head, lines), "", "```text", found["pilot"]["text"], "```", ""]
+        text += [f"### {_words(stem)}", "", "The pilot, before any of the runs:", ""]
+        text += ["```text", *(line.rstrip() for line in found["pilot"]["text"].splitlines()), "```", ""]
+        text += ["SevenNet-l3i5 alone was at {:.0f} ± {:.0f} K, its".format(*top["temperature"])]
+        text += ["mean squared displacement {:.5f} ± {:.5f} Å².".format(*top["square"]), "", *table(head, lines), ""]
     (out / "crystals.md").write_text("\n".join(text))
 
 
@@ -75,11 +81,11 @@ def draw(out):
             axes[1].plot(r, row["g_difference"], color=shown[name], label=name, linewidth=1.2)
             axes[2].barh(-place, row["seconds"], 0.45, color=shown[name])
             axes[2].text(0.0, -place + 0.34, name, fontsize=8, va="center")
-        system, atoms, kelvin = stem.split("-")
         axes[0].legend(frameon=False, fontsize=8)
-        axes[0].set(title=f"{system}, {atoms} atoms, {kelvin} K", xlabel="r, Angstrom", ylabel="g(r)")
+        axes[0].set(title=_words(stem), xlabel="r, Angstrom", ylabel="g(r)")
         axes[1].set(title="g(r) less the top level's, same steps", xlabel="r, Angstrom")
         axes[1].legend(frameon=False, fontsize=8)
+        axes[2].locator_params(axis="x", nbins=5)
         axes[2].set(title="CPU seconds a step", yticks=[], ylim=(-len(rows) + 0.6, 0.6))
         for one in axes:
             one.spines[["top", "right"]].set_visible(False)

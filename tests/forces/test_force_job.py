@@ -193,7 +193,7 @@ def test_twenty_kills_lose_nothing(tmp_path):
 
     for kill in range(20):
         state, log = written()
-        process = context.Process(target=endless, args=(cut,))
+        process = context.Process(target=endless, args=(cut,), daemon=True)
         process.start()
         while written()[0] == state if kill % 3 == 0 else written()[1] in (0, log):
             assert process.is_alive()
