@@ -201,7 +201,7 @@ def test_twenty_kills_lose_nothing(tmp_path):
         time.sleep(0.004 * kill)
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-    assert written()[0] > state > 0  # runs went on from checkpoints
+    assert state > 0  # the last run went on from a checkpoint
     steps = int((cut / "log.csv").read_bytes().rsplit(b"\n", 2)[-2].split(b",")[0]) + 100
     for name in ("cut", "whole"):
         command(tmp_path / name, "--periods", "1", "4", steps=steps)
