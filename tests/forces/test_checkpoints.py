@@ -1,7 +1,7 @@
 """Averages of crystals by real checkpoints: those of a plan are the top level's, those of the cheapest level are not.
 
-Needs the packages sevenn and chgnet, and a minute a crystal. Runs share start and noise; intervals are those of the top's own
-averages, from six blocks. `benchmarks.forces.bench_crystals` measures the same for longer.
+Needs the packages sevenn and chgnet, and a minute a crystal. Runs share start and noise; intervals are those of the
+top's own averages, from six blocks. `benchmarks.forces.bench_crystals` measures the same for longer.
 """
 
 import math
@@ -45,8 +45,8 @@ def averages(forces, dynamics, plan, atoms, top: Calculator):
 @pytest.mark.parametrize(("system", "kelvin"), [("silicon", 300), ("silicon", 1200), ("nacl", 300)])
 def test_a_crystal_by_a_plan_is_that_of_the_top_level(system, kelvin):
     atoms, dynamics = crystal(system, 1, kelvin), Langevin(temperature=kelvin, friction=0.01, timestep=2.0)
-    levels = list(calculators(system, atoms).values())
-    found = pilot(atoms, levels, dynamics, steps=64)
+    named = calculators(system, atoms)
+    found, levels = pilot(atoms, named, dynamics, steps=64), list(named.values())
     print(found)
     assert found.pays
     own = averages(ladder(levels[-1:], atoms, prices=[1]), dynamics, impulses([1]), atoms, levels[-1])
