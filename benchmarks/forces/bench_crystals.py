@@ -4,7 +4,8 @@
 
 needs the packages sevenn and chgnet, whose wheels hold the checkpoints. Every row is the same run, with the same start
 and the same noise, by another plan; the pilot decides one of them. A row is a job in a folder of --work, so that the
-command can be killed at any time and goes on to the same bits. Seconds are those of the processor, one thread.
+command can be killed at any time and goes on to the same bits. Seconds are those of the processor, one thread, with
+what the job writes.
 
 Averages are compared pairwise: differences to l3i5 alone have their standard errors from blocks of the run, and as
 noise and start are shared these are smaller than those of the averages themselves. "In an hour" is the error that an
