@@ -156,7 +156,10 @@ class Estimates:
         return total
 
     def _force(self, n: int, level: int, q: Tensor) -> Tensor:
-        force = self.ladder.drifts[level](q, 0.0)
+        try:
+            force = self.ladder.drifts[level](q, 0.0)
+        except ForceError as error:
+            raise ForceError(f"at step {n} {error}") from error.__cause__
         if not bool(force.isfinite().all()):
             system, atom = (~force.isfinite()).any(-1).nonzero()[0].tolist()
             drift = self.ladder.drifts[level]

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from multilevel_sde.files import briefly
+
 __all__ = ["NAMES", "calculator_named"]
 
 
@@ -48,8 +50,8 @@ def calculator_named(text: str) -> Any:
             a function without arguments that returns a calculator or a function of positions.
 
     Raises:
-        ValueError: No such name, numbers that cannot be read or that it does not take, a function that is not there.
-        ModuleNotFoundError: The package of a checkpoint is not installed (sevenn, chgnet).
+        ValueError: No such name, numbers that cannot be read or that it does not take, a function that is not there or
+            that fails, a package that is not installed (sevenn, chgnet).
 
     Example:
         >>> type(calculator_named("lj(epsilon=0.01,sigma=2.3)")).__name__
@@ -75,9 +77,15 @@ def calculator_named(text: str) -> Any:
         )
     try:
         made = make(**options)
-    except TypeError as error:
-        raise ValueError(f'"--calculators" has {text!r}, which cannot be made: {error}') from None
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        raise ValueError(f'"--calculators" has {text!r}, which needs the package {package}; pip install it') from None
+    except Exception as error:  # a checkpoint's own, or a user's
+        said = briefly(error)
+        raise ValueError(f'"--calculators" has {text!r}, which cannot be made: {said}') from None
     known = getattr(made, "default_parameters", None) or {}
+    if words := [one for one, value in options.items() if isinstance(value, str) and isinstance(known.get(one), float)]:
+        raise ValueError(f'"--calculators" has {text!r}, where {words[0]} must be a number')
     if unknown := [option for option in options if known and option not in known]:  # ASE takes any without a word
         raise ValueError(f'"--calculators" has {text!r}, which takes {", ".join(known)}, not {unknown[0]}')
     return made

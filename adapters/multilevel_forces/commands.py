@@ -112,11 +112,14 @@ def _structure(path: Path) -> Atoms:
     import ase.io
 
     if not path.is_file():
-        raise FileNotFoundError(f'"--structure" is {str(path)!r}, and there is no such file')
+        why = "which is a folder, not a file" if path.is_dir() else "and there is no such file"
+        raise FileNotFoundError(f'"--structure" is {str(path)!r}, {why}')
     try:
         found = ase.io.read(path)
     except Exception as error:  # ase's readers raise what they like
         raise ValueError(f'"--structure" is {str(path)!r}, which ase cannot read: {error}') from None
+    if not len(found):
+        raise ValueError(f'"--structure" is {str(path)!r}, which holds no atoms')
     return found  # type: ignore[return-value]
 
 

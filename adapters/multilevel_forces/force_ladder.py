@@ -182,7 +182,12 @@ def levels_of(calculators: Levels, systems: Systems) -> list[Forces]:
                 f'"calculators[{level}]" must be an ASE calculator or a function of positions, got '
                 f"{'the class ' + one.__name__ if isinstance(one, type) else type(one).__name__}{made}"
             )
-    return [Forces(one, systems, level, name) for level, (name, one) in enumerate(named)]
+    levels = [Forces(one, systems, level, name) for level, (name, one) in enumerate(named)]
+    names = [level.name for level in levels]
+    for level in levels:
+        if names.count(level.name) > 1:  # two checkpoints of a class
+            level.name = f"{level.name} {level.level + 1}"
+    return levels
 
 
 def as_prices(prices: Sequence[float], count: int) -> list[float]:

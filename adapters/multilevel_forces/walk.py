@@ -141,7 +141,8 @@ class Walk:
 
     def thermalize(self, seed: int) -> None:
         """Draw momenta of the temperature, where a system has none: normals of variance m k_B T."""
-        normals = torch.randn(self.p.shape, generator=torch.Generator().manual_seed(seed), dtype=self.p.dtype)
+        chance = torch.Generator().manual_seed(seed % 2**64)  # any whole number, as for noise
+        normals = torch.randn(self.p.shape, generator=chance, dtype=self.p.dtype)
         still = ~self.p.flatten(1).any(1)[:, None, None]
         self.p = torch.where(still, normals * (self.systems.masses * self.dynamics.thermal).sqrt(), self.p)
 

@@ -3,11 +3,14 @@
     python -m benchmarks.forces.bench_late_forces
 
 Morse potentials of the tests: the cheap one is a third off, the middle one a tenth. Every run has the same start and
-noise as the top level's, with which it is compared; four systems, friction 0.005 / fs, steps of 4 fs, 600 K.
+noise as the top level's, with which it is compared; four systems, friction 0.005 / fs, steps of 4 fs, 600 K. Rows are
+stored as they are done, and a stopped command goes on.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -17,12 +20,13 @@ import torch
 import multilevel_sde as mls
 from benchmarks.common import machine, parser_of, table, write_json
 from multilevel_forces import Langevin, Walk, impulses, ladder, pilot
+from multilevel_sde.files import write_atomically
 
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "forces"))
 from pairs import CHEAP, COPPER, MIDDLE, TOP
 
 DYNAMICS = Langevin(temperature=600, friction=0.005, timestep=4.0)
-PERIODS = (2, 3, 4, 6, 8)
+PERIODS, KINDS, LEVELS = (2, 3, 4, 6, 8), ("impulses", "held", "extrapolated"), {"cheap": CHEAP, "middle": MIDDLE}
 
 
 def copper(seed):
@@ -56,30 +60,50 @@ def main():
     parser.add_argument("--steps", type=int, default=4000)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    path = given.out / "late_forces.json"
+    result = json.loads(path.read_text()) if path.is_file() else {}
+    if result.get("steps") != given.steps:
+        result = {"machine": machine(), "steps": given.steps, "rows": {}}
     found = pilot(copper(0), {"cheap": CHEAP, "middle": MIDDLE, "top": TOP}, DYNAMICS, prices=[1, 10, 100])
-    top = temperatures([CHEAP, TOP], impulses([1, 1]), given.steps)
-    lines, measured = [], []
-    for level, (name, cheap) in enumerate((("cheap", CHEAP), ("middle", MIDDLE))):
-        for kind in ("impulses", "held", "extrapolated"):
-            cells = []
-            for period in PERIODS:
-                plan = impulses([1, period])
-                if kind != "impulses":
-                    plan = mls.hold(plan, torch.arange(period + 1.0)) if kind == "held" else extrapolated(period)
-                off = temperatures([cheap, TOP], plan, given.steps) / top - 1
-                said = found._expected(plan, (level, 2), (1, period)).temperature - 1
-                measured.append([name, kind, period, float(off.mean()), float(off.std(ddof=1) / 2), said])
-                cells.append(f"{words(off.mean())} ({words(said)})")
-            print(name, kind, cells, flush=True)
-            lines.append([f"{kind}, {name} level", *cells])
-    write_json(given.out / "late_forces.json", {"machine": machine(), "steps": given.steps, "rows": measured})
-    text = table(["correction every", *[f"{period} steps" for period in PERIODS]], lines)
-    (given.out / "late_forces.md").write_text("\n".join(text) + "\n")
+    for name, kind in itertools.product(LEVELS, KINDS):
+        row = f"{kind}, {name} level"
+        if row not in result["rows"]:
+            result["rows"][row] = [measured(found, result, name, kind, period, given.steps) for period in PERIODS]
+            write_json(path, result)
+            print(row, result["rows"][row], flush=True)
+    write_atomically(given.out / "late_forces.md", markdown(result).encode())
 
 
-def words(off):
+def measured(found, result, name, kind, period, steps):
+    """The mean difference of the temperature to the top level's, its standard error, and what was expected."""
+    if "top" not in result:
+        result["top"] = temperatures([CHEAP, TOP], impulses([1, 1]), steps).tolist()
+    plan = impulses([1, period])
+    if kind != "impulses":
+        plan = mls.hold(plan, torch.arange(period + 1.0)) if kind == "held" else extrapolated(period)
+    off = temperatures([LEVELS[name], TOP], plan, steps) / np.array(result["top"]) - 1
+    said = found._expected(plan, (list(LEVELS).index(name), 2), (1, period)).temperature - 1
+    return [float(off.mean()), float(off.std(ddof=1) / 2) if np.isfinite(off).all() else 0.0, said]
+
+
+def markdown(result):
+    """The table."""
+    head = ["correction every", *[f"{period} steps" for period in PERIODS]]
+    lines = [
+        [row, *(f"{words(off, error)} ({words(said)})" for off, error, said in cells)]
+        for row, cells in result["rows"].items()
+    ]
+    note = (
+        f"{result['steps']} steps of 4 fs, four systems, with standard errors; {result['machine']['cpu']}, one thread."
+    )
+    return "\n".join([*table(head, lines), "", note, ""])
+
+
+def words(off, error=None):
     """A relative difference as people read it."""
-    return "hot" if not np.isfinite(off) or off > 10 else f"{off:+.1%}"
+    if not np.isfinite(off) or off > 10:
+        return "hot"
+    return f"{off:+.1%}" if error is None else f"{off:+.1%} ± {error:.1%}"
 
 
 if __name__ == "__main__":

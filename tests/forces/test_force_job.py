@@ -1,16 +1,17 @@
 """Runs in a folder: what a kill leaves is gone on with, to the same bytes."""
 
+import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 import torch
 from pairs import CHEAP, COPPER, TOP
+from tqdm import tqdm
 
 from multilevel_sde.cli import _sentence
 
@@ -116,11 +117,15 @@ def test_the_command_runs_goes_on_and_reports(tmp_path, capsys):
 
 
 def test_the_command_takes_the_pilots_plan(tmp_path, capsys):
-    assert command(tmp_path / "run", "--pilot-steps", "32", steps=10) == 0
+    assert command(tmp_path / "run", "--pilot-steps", "32", "--seed", str(10**30), steps=10) == 0
     said = capsys.readouterr().out
     assert "32 steps of 2 fs with all levels" in said
     assert "report.html" in said
     assert "What the pilot measured" in (tmp_path / "run" / "report.html").read_text()
+
+
+def no_weights():
+    raise RuntimeError("weights are gone")
 
 
 @pytest.mark.parametrize(("more", "kind", "says"), [
@@ -128,14 +133,21 @@ def test_the_command_takes_the_pilots_plan(tmp_path, capsys):
     (["--periods", "1", "3", "4"], ValueError, '"periods" must begin with 1'),
     (["--structure", "nowhere.cif"], FileNotFoundError, "there is no such file"),
     (["--structure", __file__], ValueError, "which ase cannot read"),
+    (["--structure", "EMPTY"], ValueError, "empty.xyz', which holds no atoms"),
+    (["--structure", "."], FileNotFoundError, "which is a folder, not a file"),
     (["--calculators", "emt", "emt"], ValueError, "names one twice"),
     (["--calculators", "emtt"], ValueError, "has 'emtt', expected one of emt, morse"),
     (["--calculators", "lj(sigma)"], ValueError, "expected NAME\\(key=value"),
     (["--calculators", "emt(colour=2)", "--periods", "1"], ValueError, "takes asap_cutoff, not colour"),
-    (["--calculators", "7net-0(colour=2)"], (ValueError, ModuleNotFoundError), "cannot be made|sevenn"),
+    (["--calculators", "morse(r0=wide)"], ValueError, "where r0 must be a number"),
+    (["--calculators", "7net-0(colour=2)"], ValueError, "cannot be made|needs the package sevenn; pip install it"),
+    (["--calculators", "math:sqrt"], ValueError, "'math:sqrt', which cannot be made: .*argument"),
+    (["--calculators", f"{__name__}:no_weights"], ValueError, "no_weights', which cannot be made: weights are gone$"),
     (["--calculators", "no.such:thing"], ValueError, "cannot be imported"),
 ])  # fmt: skip
 def test_the_command_refuses_in_a_sentence(tmp_path, more, kind, says):
+    (tmp_path / "empty.xyz").write_text("0\n\n")
+    more = [str(tmp_path / "empty.xyz") if one == "EMPTY" else one for one in more]
     with pytest.raises(kind, match=says):
         command(tmp_path / "run", *more)
 
@@ -162,15 +174,18 @@ def test_calculators_by_name():
     assert "forces" in _sentence(missing)
 
 
-@pytest.mark.slow
+def endless(folder):
+    """`forces run` with a checkpoint every ten steps or so."""
+    job_room._SECONDS = 0.02
+    tqdm.set_lock(threading.RLock())  # one of processes would be left behind by a kill
+    command(folder, "--periods", "1", "4", steps=1_000_000)
+
+
 def test_twenty_kills_lose_nothing(tmp_path):
     """SIGKILL soon after a frame, every third time after a checkpoint: the files are those of a run left alone."""
-    atoms = COPPER[:4]
-    atoms.cell = [3.61] * 3
-    atoms.write(tmp_path / "copper.extxyz")
-    base = [sys.executable, "-m", "multilevel_sde", "forces", "run", "--structure", str(tmp_path / "copper.extxyz")]
-    base += ["--calculators", *LEVELS, "--temperature", "300", "--timestep", "2", "--periods", "1", "4"]
-    cut, quiet = tmp_path / "cut", {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    pytest.importorskip("jinja2")
+    cut, context = tmp_path / "cut", multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["multilevel_forces.job"])
 
     def written():
         state, log = cut / "state.safetensors", cut / "log.csv"
@@ -178,14 +193,17 @@ def test_twenty_kills_lose_nothing(tmp_path):
 
     for kill in range(20):
         state, log = written()
-        process = subprocess.Popen([*base, "--steps", "1000000", "--out", str(cut)], **quiet)
+        process = context.Process(target=endless, args=(cut,), daemon=True)
+        process.start()
         while written()[0] == state if kill % 3 == 0 else written()[1] in (0, log):
-            assert process.poll() is None
-            time.sleep(0.02)
-        time.sleep(0.03 * kill)
+            assert process.is_alive()
+            time.sleep(0.002)
+        time.sleep(0.004 * kill)
         os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.join()
+    assert state > 0  # the last run went on from a checkpoint
     steps = int((cut / "log.csv").read_bytes().rsplit(b"\n", 2)[-2].split(b",")[0]) + 100
     for name in ("cut", "whole"):
-        subprocess.run([*base, "--steps", str(steps), "--out", str(tmp_path / name)], check=True, **quiet)
+        command(tmp_path / name, "--periods", "1", "4", steps=steps)
     assert contents(cut) == contents(tmp_path / "whole")
+    print(f"{steps} steps, 20 kills")

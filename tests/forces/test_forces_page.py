@@ -22,11 +22,12 @@ def test_the_examples_run(capsys):
 
 
 @pytest.mark.slow
-def test_the_example_with_checkpoints_runs():
+def test_the_example_with_checkpoints_runs(tmp_path, monkeypatch):
     pytest.importorskip("sevenn")
     pytest.importorskip("chgnet")
     block = next(block for block in BLOCKS if "sevenn" in block)
     names: dict = {}
+    monkeypatch.chdir(tmp_path)  # it writes a trajectory
     quick = block.replace("timestep=2.0)", "timestep=2.0), steps=32").replace(".run(1000)", ".run(20)")
     exec(compile(quick, "forces.md", "exec"), names)
     assert names["found"].names == ("CHGNet", "SevenNet")

@@ -143,6 +143,11 @@ def test_corrections_may_be_one_step_from_even_and_no_more(places, taken):
     Walk(forces(CHEAP, TOP), WARM, plan, [0], allow_heating=True)
 
 
+def test_levels_of_one_class_have_names_of_their_own():
+    levels = ladder([EMT(), EMT(), TOP], copper(), prices=[1, 2, 3]).drifts
+    assert [level.name for level in levels] == ["EMT 1", "EMT 2", "force"]
+
+
 def test_a_plan_that_leaves_out_the_top_is_refused():
     plan = mls.Plan(torch.tensor([[True, False]]), torch.tensor([[1.0, 0.0]]))
     with pytest.raises(ValueError, match="correction of level 2 0 times in the mean"):
@@ -214,7 +219,7 @@ def _raises(q):
     (lambda: walked(Walk(forces(CHEAP, _broken), WARM, impulses([1, 4]), [0]), 9), ForceError,
      r"level 2 \(_broken\) was not finite at step 0, system 1, atom 9 \(Cu\)"),
     (lambda: walked(Walk(forces(CHEAP, _raises), WARM, impulses([1, 4]), [0]), 9), ForceError,
-     r"level 2 \(_raises\) raised ArithmeticError: no convergence$"),
+     r"at step 0 the calculator of level 2 \(_raises\) raised ArithmeticError: no convergence$"),
     (lambda: walked(Walk(forces(CHEAP, lambda q: q[0]), WARM, impulses([1, 4]), [0]), 9), ForceError, "of shape"),
     (lambda: ladder([EMT()], _gold_of("Fe")), ForceError, r"level 1 \(EMT\) raised .* for system 1, Fe4: "),
     (lambda: Walk(forces(CHEAP, TOP), WARM, impulses([1, 4]), [0, 1]), ValueError, "one a system, got 2 for 1"),
