@@ -25,6 +25,7 @@ NAMES = {
     "dit_eps": "DiT on emoji, noise",
     "dit_flow": "DiT on emoji, flow",
 }
+_ACROSS = 3  # panels of the figure in a row
 ROWS = ("mse", "psnr", "frechet", "told_apart", "seconds", "mib")
 TITLES = {
     "mse": "Mean squared error",
@@ -119,9 +120,13 @@ def publish(folder: Path) -> None:
     drawn = {name: rows for name, rows in drawn.items() if methods_of(rows, ["single"])}
     if not drawn:
         return
-    figure, axes = plt.subplots(1, len(drawn), figsize=(5.0 * len(drawn), 4.2), squeeze=False)
-    for axis, (name, rows) in zip(axes[0], drawn.items(), strict=True):
+    across = min(len(drawn), _ACROSS)
+    down = -(-len(drawn) // across)
+    figure, axes = plt.subplots(down, across, figsize=(5.0 * across, 4.2 * down), squeeze=False)
+    for axis, (name, rows) in zip(axes.flat, drawn.items(), strict=False):
         _draw(axis, name, rows)
+    for axis in axes.flat[len(drawn) :]:
+        axis.set_axis_off()
     axes[0][-1].legend(fontsize=8, loc="upper right")
     figure.tight_layout()
     write_figure(folder / "pipelines.png", figure, 110)
