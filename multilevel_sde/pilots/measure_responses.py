@@ -114,7 +114,9 @@ def _path(trial: Trial, grid: Tensor) -> tuple[list[_Row], list[_Stretch], tuple
         if not rows:
             random_levels = _differing(values, evaluate(x, when))
         value = combine(len(rows), {top: values[-1]})
-        rows.append(_Row(when, x, value, value - values[0], torch.stack([b - a for a, b in itertools.pairwise(values)])))
+        rows.append(
+            _Row(when, x, value, value - values[0], torch.stack([b - a for a, b in itertools.pairwise(values)]))
+        )
         return value
 
     advance, y = _advance(trial, grid), trial.y0
