@@ -4,8 +4,8 @@ import math
 import re
 
 import pytest
-from scipy.integrate import quad
 from places import DOCS
+from scipy.integrate import quad
 
 
 @pytest.mark.parametrize("name", ["expectations", "four_problems", "from_torchsde", "from_diffrax", "from_pymlmc"])
