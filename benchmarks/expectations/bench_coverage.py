@@ -4,10 +4,11 @@ For every case of `cases.py`, 400 estimates with the seeds 0 ... 399 and 95% int
 hold the truth, the root mean squared error over the tolerance, the median of the cost (the trial included) over that of
 the optimal allocation, (sum sqrt(V C))^2 / (tolerance^2 - bias^2), the share of the trial, and the median of what plain
 Monte Carlo on the top level would cost over what was paid. Then the exponent of the cost over three decades of the
-tolerance, for problems of which theory knows it. `python -m benchmarks.expectations.bench_coverage` takes half an hour
+tolerance, for problems of which theory knows it. `python -m benchmarks.expectations.bench_coverage` takes a
+quarter of an hour
 and writes `results/coverage.md` and `results/exponents.md`, which docs/expectations.md shows.
 
-Every estimate is written to `coverage_runs.jsonl` in the folder of results when it is made, and not made again: a run
+Part of it is printed only, such as `--cases particles --seeds 0`. Every estimate is written to `coverage_runs.jsonl` in the folder of results when it is made, and not made again: a run
 that was stopped goes on where it was. Delete that file after a change of the library.
 """
 
@@ -105,23 +106,22 @@ def main() -> None:
     """Measure, print and write the tables."""
     parser = parser_of(__file__, __doc__)
     parser.add_argument("--runs", type=int, default=400, help="estimates of every case [400]")
+    parser.add_argument("--cases", nargs="+", choices=cases(), default=list(cases()), help="which to measure now [all]")
     parser.add_argument("--seeds", type=int, default=5, help="estimates for every cost of an exponent [5]")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    total = options.runs * len(cases()) + options.seeds * len(THEORY) * len(PARTS)
+    total = options.runs * len(options.cases) + options.seeds * len(THEORY) * len(PARTS)
     known = Runs(options.out / "coverage_runs.jsonl", total)
     head = ["case", "truth", "tolerance", "covered", "error / tolerance", "cost / formula", "trial", "gain", "seconds"]
-    lines = table(head, [covered(name, case, options.runs, known) for name, case in cases().items()])
-    lines += [
-        "",
-        f"{options.runs} estimates each, seeds from 0; {machine()['cpu']}, one thread, other work beside it.",
-        "",
-    ]
-    write_atomically(options.out / "coverage.md", "\n".join(lines).encode())
-    head = ["problem", "theory", "e", "cost at e", *(f"at {part:g} e" for part in PARTS[1:]), "exponent"]
-    write_atomically(
-        options.out / "exponents.md", "\n".join([*table(head, exponents(options.seeds, known)), ""]).encode()
-    )
+    lines = table(head, [covered(name, cases()[name], options.runs, known) for name in options.cases])
+    note = f"{options.runs} estimates each, seeds from 0; {machine()['cpu']}, one thread, other work beside it."
+    print("\n".join(lines))
+    if options.cases == list(cases()):
+        write_atomically(options.out / "coverage.md", "\n".join([*lines, "", note, ""]).encode())
+    if options.seeds:
+        head = ["problem", "theory", "e", "cost at e", *(f"at {part:g} e" for part in PARTS[1:]), "exponent"]
+        lines = [*table(head, exponents(options.seeds, known)), ""]
+        write_atomically(options.out / "exponents.md", "\n".join(lines).encode())
 
 
 if __name__ == "__main__":
