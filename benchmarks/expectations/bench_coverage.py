@@ -4,8 +4,8 @@ For every case of `cases.py`, 400 estimates with the seeds 0 ... 399 and 95% int
 hold the truth, the root mean squared error over the tolerance, the median of the cost (the trial included) over that of
 the optimal allocation, (sum sqrt(V C))^2 / (tolerance^2 - bias^2), the share of the trial, and the median of what plain
 Monte Carlo on the top level would cost over what was paid. Then the exponent of the cost over three decades of the
-tolerance, for problems of which theory knows it. `python -m benchmarks.expectations.bench_coverage` takes a quarter of an
-hour and writes `results/coverage.md` and `results/exponents.md`, which docs/expectations.md shows.
+tolerance, for problems of which theory knows it. `python -m benchmarks.expectations.bench_coverage` takes a quarter of
+an hour and writes `results/coverage.md` and `results/exponents.md`, which docs/expectations.md shows.
 
 Part of it is printed only, such as `--cases particles --seeds 0`. Every estimate is written to `coverage_runs.jsonl` in
 the folder of results when it is made, and not made again: a run that was stopped goes on where it was. Delete that file
