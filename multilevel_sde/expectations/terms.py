@@ -23,7 +23,6 @@ References:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -82,10 +81,10 @@ def total(terms: Iterable[Term]) -> dict[Index, float]:
         >>> total([difference((0, 0)), difference((0, 2), (0, 0)), difference((1, 2), (0, 2))])
         {(1, 2): 1}
     """
-    found: Counter[Index] = Counter()
+    found: dict[Index, float] = {}
     for term in terms:
         for index, sign in term.parts:
-            found[index] += sign
+            found[index] = found.get(index, 0) + sign
     return {index: sign for index, sign in found.items() if sign}
 
 
