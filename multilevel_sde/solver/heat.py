@@ -41,7 +41,7 @@ def warn_of_heat(step: Step | StepRule, plan: Plan, grid: Tensor) -> None:
             much = "heat without end, as there is no friction"
         warnings.warn(
             f"the plan evaluates level {level + 1} at random steps (p = {p:.2g}), which heats: a correction of mean "
-            f"square c^2 adds {much}; take a pilot's plan, mls.systematic, or mls.hold",
+            f"square c^2 adds {much}; take evenly spaced corrections, such as mls.systematic draws or a pilot's plan",
             stacklevel=3,
         )
         return

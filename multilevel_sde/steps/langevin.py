@@ -21,9 +21,9 @@ Bias. Averages are right to order h^2, and for a harmonic force of frequency w t
     overdamped, all positions                          <q^2> = T / (m w^2)
 
 Ladders. The rules are affine in each estimate, and a plan that is no plan of chance is a multiple-time-step method
-(r-RESPA): take the plans of a pilot, or :func:`hold`. Random draws heat. A force error of variance V at each step,
-independent of the last, adds h V / (2 m gamma) to the temperature of each coordinate, as noise that no friction
-belongs to: docs/orders has what independent draws were measured to add.
+(r-RESPA): space corrections evenly. Random draws heat. A force error of variance V at each step, independent of the
+last, adds h V / (2 m gamma) to the temperature of each coordinate, as noise that no friction belongs to: docs/langevin
+has what independent draws were measured to add.
 
 References:
     Leimkuhler and Matthews, Appl. Math. Res. Express, 2013 (BAOAB and its limit);

@@ -297,4 +297,4 @@ def test_the_code_of_the_page_runs_and_prints_what_it_says(capsys):
     for code, output in blocks:
         exec(code, names)
         assert capsys.readouterr().out == output
-    assert len(blocks) == page.count("```python") == 2
+    assert len(blocks) == page.count("```python") == 1
