@@ -190,8 +190,9 @@ PILOTED = [
 def test_a_pilot_with_a_rule_that_asks_for_its_noise_predicts_its_plans(rule, sigma):
     """Within a factor of 2 on 32 samples that the pilot did not see."""
     fine = torch.linspace(0.0, 1.0, 33, dtype=DOUBLE)
-    bend = torch.ones(3, dtype=DOUBLE)  # drifts of Langevin rules see positions, of shape (samples, 3), only
-    ladder = mls.Ladder([lambda y, t: torch.sin(y * bend) - t, lambda y, t: torch.sin(1.2 * y * bend) - t], [1.0, 8.0])
+    seen = set()  # by drifts: those of Langevin rules get positions only
+    drift = lambda y, t, k: seen.add(y.dim()) or torch.sin(k * y) - t  # noqa: E731
+    ladder = mls.Ladder([lambda y, t: drift(y, t, 1.0), lambda y, t: drift(y, t, 1.2)], [1.0, 8.0])
     y0 = states(64)
     if isinstance(rule, (mls.BAOAB, mls.OBABO)):
         y0 = torch.stack([y0, torch.zeros_like(y0)], 1)
@@ -202,6 +203,7 @@ def test_a_pilot_with_a_rule_that_asks_for_its_noise_predicts_its_plans(rule, si
     y = mls.solve(ladder, y0[1::2], best.times, best.plan, brownian=new, **noise).y
     exact = mls.solve(ladder, y0[1::2], fine, mls.em_plan(ladder, fine, step=rule), brownian=new, **noise).y
     assert 0.5 < float((y - exact).square().mean()) / best.predicted.mse < 2.0
+    assert seen == {2}
 
 
 # -- gradients, dtypes ------------------------------------------------------------------------------------------------
