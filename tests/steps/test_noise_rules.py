@@ -169,8 +169,8 @@ def test_a_drawn_plan_has_the_mean_of_the_rule(rule):
     given = {"diffusion": lambda y, t: 0.3 * y, "brownian": lambda t, s: path(t, s).expand(4000, 3)}
     p = torch.tensor([1.0, 0.4]).expand(8, 2)
     plan = mls.draw_plan(p, mls.independent, generator=torch.Generator().manual_seed(1), samples=4000)
-    drawn, exact = solve(rule, ladder, y0, plan, **given).y, solve(rule, ladder.top(), y0[:1], **given | {
-        "brownian": path}).y  # fmt: skip
+    drawn = solve(rule, ladder, y0, plan, **given).y
+    exact = solve(rule, ladder.top(), y0[:1], **given | {"brownian": path}).y
     assert (drawn.mean(0) - exact[0]).abs().lt(4 * drawn.std(0) / math.sqrt(4000)).all()
     assert (drawn.std(0) > 0.05).all()
 
@@ -190,14 +190,12 @@ PILOTED = [
 def test_a_pilot_with_a_rule_that_asks_for_its_noise_predicts_its_plans(rule, sigma):
     """Within a factor of 2 on 32 samples that the pilot did not see."""
     fine = torch.linspace(0.0, 1.0, 33, dtype=DOUBLE)
-    seen = set()  # by drifts: those of Langevin rules get positions only
+    seen, noise = set(), {"step": rule, "diffusion": sigma}  # drifts of Langevin rules see positions only
     drift = lambda y, t, k: seen.add(y.dim()) or torch.sin(k * y) - t  # noqa: E731
     ladder = mls.Ladder([lambda y, t: drift(y, t, 1.0), lambda y, t: drift(y, t, 1.2)], [1.0, 8.0])
     y0 = states(64)
-    if isinstance(rule, (mls.BAOAB, mls.OBABO)):
-        y0 = torch.stack([y0, torch.zeros_like(y0)], 1)
-    path, noise = mls.BrownianPath(range(64), grid=fine), {"step": rule, "diffusion": sigma}
-    known, new = path.subset(range(0, 64, 2)), path.subset(range(1, 64, 2))
+    y0 = torch.stack([y0, torch.zeros_like(y0)], 1) if isinstance(rule, (mls.BAOAB, mls.OBABO)) else y0
+    known, new = (mls.BrownianPath(range(first, 64, 2), grid=fine) for first in (0, 1))
     measured = mls.pilot(ladder, y0[::2], fine, brownian=known, candidates=16, progress=False, **noise)
     best = measured.plan(budget=0.15 * measured.costs[-1] * len(mls.plan_rows(rule, fine)))
     y = mls.solve(ladder, y0[1::2], best.times, best.plan, brownian=new, **noise).y
