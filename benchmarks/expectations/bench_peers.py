@@ -184,7 +184,7 @@ def compared(name: str, error: float, seeds: range) -> list[str]:
 def main() -> None:
     """Measure, print and write the table."""
     parser = parser_of(__file__, __doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="estimates of each [3]")
+    parser.add_argument("--seeds", type=int, default=5, help="estimates of each [5]")
     options = parser.parse_args()
     torch.set_num_threads(1)
     ours("European", 0.5, 0)  # warm

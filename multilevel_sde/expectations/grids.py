@@ -83,6 +83,30 @@ class Grids:
         kept = self.kept[grid]
         return (len(self.times[grid]) if kept else 1) if isinstance(kept, bool) else len(kept)
 
+    def inside(self, grid: int, coarse: int) -> list[int]:
+        """Return how many steps of a grid each step of a coarser one takes.
+
+        Raises:
+            ValueError: The times are not those of steps of equal length inside each coarse one.
+
+        Example:
+            >>> from multilevel_sde.steps.rules import euler_maruyama
+            >>> Grids.of(torch.linspace(0.0, 1.0, 9), False, euler_maruyama, 2).inside(2, 0)
+            [4, 4]
+        """
+        fine, few = self.times[grid].double(), self.times[coarse].double()
+        up = 1.0 if fine[1] > fine[0] else -1.0
+        places = torch.searchsorted(up * fine, up * few)
+        lengths, counts = fine.diff(), places.diff()
+        means = few.diff() / counts
+        even = (lengths - means.repeat_interleave(counts)).abs() <= 1e-3 * lengths.abs()
+        if not torch.equal(fine[places], few) or not bool(even.all()):
+            raise ValueError(
+                '"antithetic" turns increments around inside each coarse step, which takes fine steps of equal length '
+                f'there, and the grid of {len(fine) - 1} steps has others; give "times" a power of two of equal steps'
+            )
+        return counts.tolist()
+
     def cost(self, ladder: Ladder, level: int, grid: int) -> float:
         """Return the cost of one path of a level on a grid."""
         return self.rows[grid] * ladder.costs[level]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from multilevel_sde.noise.diffusion import Diffusion
 from multilevel_sde.plans.drawing import em_plan
 from multilevel_sde.plans.plan import Plan
 from multilevel_sde.solver.integrate import solve
+from multilevel_sde.solver.noise_along import increments_along
 from multilevel_sde.steps.rules import Step, StepRule
 
 __all__ = ["Paths", "seeds_of"]
@@ -57,6 +59,7 @@ class Paths:
         diffusion: The same.
         brownian_source: brownian_source(seeds) -> noise.
         batch: Samples of one solve, or None.
+        antithetic: Whether fine paths come in pairs.
         ranks: Whether the processes of torch.distributed share the samples.
     """
 
@@ -68,6 +71,7 @@ class Paths:
     diffusion: Diffusion | None
     brownian_source: Callable[[Sequence[int]], Brownian | BrownianPath] | None
     batch: int | None = None
+    antithetic: bool = False
     ranks: bool = False
     scalar: bool | None = None  # whether phi gives one number a sample; known after the first call
     outputs: int = 0
@@ -80,7 +84,7 @@ class Paths:
 
     def cost(self, index: Index) -> float:
         """Return the cost of one path."""
-        return self.grids.cost(self.ladder, *index)
+        return self.grids.cost(self.ladder, index[0], index[1])
 
     def of_term(self, term: Term, seeds: range) -> Tensor:
         """Return samples of a term, float64 (n, m)."""
@@ -123,7 +127,7 @@ class Paths:
         """Return how many samples to take at a time, once a first batch has shown how large a state is."""
         if self.batch is not None or self._numel is None:
             return self.batch or 256
-        kept = max(self.grids.saved(grid) for _, grid in indices)
+        kept = max(self.grids.saved(index[1]) for index in indices)
         return max(1, min(1 << 16, _ELEMENTS // self._numel, _SAVED // (self._numel * kept)))
 
     def _states(self, seeds: range) -> Tensor:
@@ -140,12 +144,16 @@ class Paths:
 
     @torch.no_grad()
     def _value(self, index: Index, y0: Tensor, noise: Brownian | BrownianPath | None, seeds: range) -> Tensor:
-        level, grid = index
+        level, grid = index[:2]
         times, kept = self.grids.times[grid], self.grids.kept[grid]
-        if index not in self._plans:
+        if index[:2] not in self._plans:
             ladder = self.ladder.subset(range(level + 1))  # errors then name the level by its own number
-            self._plans[index] = ladder, em_plan(ladder, times, step=self.step)
-        ladder, plan = self._plans[index]
+            self._plans[index[:2]] = ladder, em_plan(ladder, times, step=self.step)
+        ladder, plan = self._plans[index[:2]]
+        if len(index) == 3 and noise is not None and self.diffusion is not None:
+            source = increments_along(self.step, self.diffusion, noise, times, y0)
+            turned = _reversed_inside(source, self.grids.inside(grid, index[2]))
+            noise = lambda t, s: next(turned)  # noqa: E731 - a callable of an interval, asked in order
         given: dict[str, Any] = {"step": self.step, "diffusion": self.diffusion, "brownian": noise, "save": kept}
         solution = solve(ladder, y0, times, plan, gradients=False, **given)
         states = solution.y if kept is False else solution.ys
@@ -180,3 +188,9 @@ class Paths:
                 f"with start([{seeds[bad]}])"
             )
         return table
+
+
+def _reversed_inside(source: Iterator[Tensor], counts: Sequence[int]) -> Iterator[Tensor]:
+    """The increments of a grid, in reversed order inside each step of a coarser one, which takes so many."""
+    for count in counts:
+        yield from reversed(list(islice(source, count)))

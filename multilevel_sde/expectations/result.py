@@ -40,6 +40,7 @@ class Row:
         variance: The same.
         kurtosis: The same; 3 for normal numbers. Where it is large, few samples make most of the variance.
         cost: Of one sample.
+        antithetic: Whether paths on its finer grid are pairs.
     """
 
     paths: tuple[tuple[int, int, int], ...]
@@ -48,11 +49,16 @@ class Row:
     variance: Number
     kurtosis: Number
     cost: float
+    antithetic: bool = False
 
     @property
     def name(self) -> str:
-        """Its paths in words: + for those that are added, level and steps."""
-        return " ".join(f"{'+' if sign > 0 else '-'}{level + 1}:{steps}" for sign, level, steps in self.paths)
+        """Its paths in words: + for those that are added, level and steps, x2 for pairs."""
+        pairs = max(steps for _, _, steps in self.paths) if self.antithetic else None
+        return " ".join(
+            f"{'+' if sign > 0 else '-'}{level + 1}:{steps}{'x2' if steps == pairs else ''}"
+            for sign, level, steps in self.paths
+        )
 
 
 @dataclass(frozen=True)
@@ -253,8 +259,10 @@ def _owned(run: Run):
 
 def _row(run: Run, number: int) -> Row:
     moments, own, term = run.moments[number], _owned(run), run.terms[number]
-    paths = tuple((sign, level, run.paths.grids.steps(grid)) for (level, grid), sign in term.parts)
-    return Row(paths, moments.count, own(moments.mean), own(moments.variance), own(moments.kurtosis), run.costs[number])
+    steps = run.paths.grids.steps
+    paths = tuple((1 if sign > 0 else -1, i[0], steps(i[1])) for i, sign in term.parts if len(i) == 2)
+    numbers = (own(moments.mean), own(moments.variance), own(moments.kurtosis), run.costs[number])
+    return Row(paths, moments.count, *numbers, antithetic=len(paths) < len(term.parts))
 
 
 def _plain(run: Run, level: int, error: float) -> Plain:
@@ -270,7 +278,7 @@ def _plain(run: Run, level: int, error: float) -> Plain:
 
 def _cost_order(run: Run) -> Slope:
     grids, top = run.paths.grids, run.trial.levels - 1
-    used = sorted({grid for term in run.terms for (_, grid), _ in term.parts})
+    used = sorted({index[1] for term in run.terms for index, _ in term.parts})
     x = [math.log(grids.steps(grid)) for grid in used]
     return slope(x, [math.log(run.paths.cost((top, grid))) for grid in used], [1e-12] * len(used))
 

@@ -6,24 +6,29 @@ indices with the signs + and -. Two families are known to add up:
     chain        P(a_1) + (P(a_2) - P(a_1)) + ... + (P(a_L) - P(a_{L-1})),    a_1 <= a_2 <= ... <= a_L componentwise
     rectangle    sum over levels k and grids j of P(k, j) - P(k-1, j) - P(k, j-1) + P(k-1, j-1)
 
+An antithetic term has the mean of two paths in the place of each on its finer grid i: that path, and one whose
+increments are turned around inside each step of the coarser grid j, an index (k, i, j). Both have the same law, and
+areas of opposite sign.
+
 With optimal numbers of samples, N ~ sqrt(V / C), a mean squared error of e^2 costs (sum sqrt(V C))^2 / e^2 for terms
 of variance V and cost C. So the cheapest chain is a shortest path from nothing to a_L, whose arcs have the lengths
 sqrt(V C). It may skip grids, which is a refinement by 4 or 8 instead of 2, and levels that do not pay.
 
 References:
     Giles, "Multilevel Monte Carlo methods", Acta Numerica 24, 2015;
-    Haji-Ali, Nobile and Tempone, "Multi-index Monte Carlo", Numerische Mathematik 132, 2016 (the rectangle).
+    Haji-Ali, Nobile and Tempone, "Multi-index Monte Carlo", Numerische Mathematik 132, 2016 (the rectangle);
+    Giles and Szpruch, "Antithetic multilevel Monte Carlo estimation for multi-dimensional SDEs without Levy area
+    simulation", Annals of Applied Probability 24, 2014.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-__all__ = ["Index", "Term", "cheapest_chain", "cheapest_rectangle", "difference", "total"]
+__all__ = ["Index", "Term", "antithetic", "cheapest_chain", "cheapest_rectangle", "difference", "total"]
 
-Index = tuple[int, int]
+Index = tuple[int, ...]  # (level, grid), or with the coarser grid of an antithetic term
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,12 @@ class Term:
         (1, 2)
     """
 
-    parts: tuple[tuple[Index, int], ...]
+    parts: tuple[tuple[Index, float], ...]
 
     @property
     def refines(self) -> tuple[int, int] | None:
         """The grids that it goes from and to, or None where all its paths are on one grid."""
-        grids = [grid for (_, grid), _ in self.parts]
+        grids = [index[1] for index, _ in self.parts]
         return None if min(grids) == max(grids) else (min(grids), max(grids))
 
     def cost(self, price: Callable[[Index], float]) -> float:
@@ -53,17 +58,33 @@ def difference(fine: Index, coarse: Index | None = None) -> Term:
     return Term(((fine, 1),) if coarse is None else ((fine, 1), (coarse, -1)))
 
 
-def total(terms: Iterable[Term]) -> dict[Index, int]:
+def antithetic(term: Term) -> Term:
+    """Return the term with pairs of paths on its finer grid; the term itself where all its paths are on one grid.
+
+    Example:
+        >>> antithetic(difference((0, 2), (0, 1))).parts
+        (((0, 2), 0.5), ((0, 2, 1), 0.5), ((0, 1), -1))
+    """
+    if term.refines is None:
+        return term
+    coarse, fine = term.refines
+    parts: list[tuple[Index, float]] = []
+    for index, sign in term.parts:
+        parts += [(index, sign / 2), ((*index, coarse), sign / 2)] if index[1] == fine else [(index, sign)]
+    return Term(tuple(parts))
+
+
+def total(terms: Iterable[Term]) -> dict[Index, float]:
     """Return what the terms add up to: the indices whose coefficients do not cancel.
 
     Example:
         >>> total([difference((0, 0)), difference((0, 2), (0, 0)), difference((1, 2), (0, 2))])
         {(1, 2): 1}
     """
-    found: Counter[Index] = Counter()
+    found: dict[Index, float] = {}
     for term in terms:
         for index, sign in term.parts:
-            found[index] += sign
+            found[index] = found.get(index, 0) + sign
     return {index: sign for index, sign in found.items() if sign}
 
 

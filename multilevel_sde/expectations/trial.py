@@ -18,7 +18,7 @@ from torch import Tensor
 from multilevel_sde.errors import NonFiniteError
 from multilevel_sde.expectations.decay import Decay, Difference, Slope, slope
 from multilevel_sde.expectations.paths import Paths, seeds_of
-from multilevel_sde.expectations.terms import Index, Term, cheapest_chain, cheapest_rectangle, difference
+from multilevel_sde.expectations.terms import Index, Term, antithetic, cheapest_chain, cheapest_rectangle, difference
 
 __all__ = ["EXPECTED", "Scheme", "Trial", "kurtosis_of"]
 
@@ -73,7 +73,7 @@ class Trial:
     @property
     def top_grids(self) -> list[int]:
         """The grids on which the top level was measured."""
-        return sorted(grid for level, grid in self.values if level == self.levels - 1)
+        return sorted({index[1] for index in self.values if index[0] == self.levels - 1})
 
     def size(self, grid: int) -> int:
         """Return how many paths a grid will get: all on coarse ones, fewer where a path is expensive."""
@@ -109,13 +109,13 @@ class Trial:
             indices = [(level, grid) for level in range(self.levels)]
             if max(float(self.values[index].abs().max()) for index in indices) > _HUGE * largest > 0:
                 self.unstable.append(grid)
-                for index in indices:
+                for index in [index for index in self.values if grid in index[1:]]:
                     del self.values[index]
 
     def enlarge(self, factor: int) -> None:
         """Measure so many times as many paths on every grid."""
         for grid in self.top_grids:
-            indices = [(level, grid) for level in range(self.levels)]
+            indices = [index for index in self.values if index[1] == grid]
             have = len(self.values[indices[0]])
             self.cost += (factor - 1) * have * sum(map(self.paths.cost, indices))
             more = self.paths.at(indices, seeds_of(self.seed, 0, have, (factor - 1) * have))
@@ -129,6 +129,10 @@ class Trial:
 
     def samples_of(self, term: Term) -> Tensor:
         """Return the trial's samples of a term, (n, m)."""
+        for index in [index for index, _ in term.parts if index not in self.values]:  # turned paths
+            count = len(self.values[index[:2]])
+            self.cost += count * self.paths.cost(index)
+            self.values[index] = self.paths.at([index], seeds_of(self.seed, 0, 0, count))[0]
         n = min(len(self.values[index]) for index, _ in term.parts)
         return sum(sign * self.values[index][:n] for index, sign in term.parts)  # type: ignore[return-value]
 
@@ -137,7 +141,7 @@ class Trial:
         if term not in self._variances:
             values = self.samples_of(term)
             found = float(values.var(0).max())
-            if term.refines is not None and len(term.parts) == 2:
+            if term.refines is not None and len(term.parts) < 4:
                 i, j = term.refines
                 passed = [step for grid, step in self._steps.items() if i < grid <= j]
                 expected, tails = (max(numbers, default=1.0) for numbers in zip(*passed, strict=True))
@@ -201,15 +205,20 @@ class Trial:
         Beyond the measured grids terms go on as the last one does, with variances that fall as measured.
         """
         last = max(g for g in self.top_grids if g <= grid)
-        end, known = (self.levels - 1, last), [index for index in self.values if index[1] <= last]
+        end, known = (self.levels - 1, last), [i for i in self.values if len(i) == 2 and i[1] <= last]
+        pairs = set(pairwise(self.top_grids))
 
         def length(term: Term) -> float:
+            if self.paths.antithetic and not {term.refines} <= {None, *pairs}:
+                return math.inf  # turned paths are known beside neighbouring grids only
+            term = self._paired(term)
             return math.sqrt(self.variance(term) * self.term_cost(term))
 
         work, terms = cheapest_chain(known, end, length)
         mixed = cheapest_rectangle(known, end, length)
         if mixed is not None and mixed[0] < work:
             terms = mixed[1]
+        terms = tuple(map(self._paired, terms))
         found, variances = list(terms), [self.variance(term) for term in terms]
         kurtoses = [kurtosis_of(self.samples_of(term)) for term in terms]
         for number in range(2, len(terms)):  # jumps are rarer on finer grids, and few samples do not show it
@@ -246,7 +255,10 @@ class Trial:
         return self.variance(self._top(b, a)) * wanted / measured
 
     def _top(self, j: int, i: int) -> Term:
-        return difference((self.levels - 1, j), (self.levels - 1, i))
+        return self._paired(difference((self.levels - 1, j), (self.levels - 1, i)))
+
+    def _paired(self, term: Term) -> Term:
+        return antithetic(term) if self.paths.antithetic else term
 
     def add_up(self, terms: Sequence[Term]) -> Tensor | None:
         """Return what refining does at the top level less what some terms of that refinement do, samples (n, m).
@@ -257,7 +269,7 @@ class Trial:
         assert refined is not None
         rest = self._top(refined[1], refined[0])
         parts = [*rest.parts, *((index, -sign) for term in terms for index, sign in term.parts)]
-        left: dict[Index, int] = {}
+        left: dict[Index, float] = {}
         for index, sign in parts:
             left[index] = left.get(index, 0) + sign
         term = Term(tuple((index, sign) for index, sign in left.items() if sign))

@@ -39,13 +39,13 @@ def warn_of_batches(trial: Trial, time: float, random_levels: Sequence[int]) -> 
         time: When.
         random_levels: Levels that are not asked, as they give other values anyway.
     """
-    rows, device, found = slice(1, None, 2), trial.y0.device, []
+    rows, device, found = slice(1, None, 2), trial.seen.device, []
     when = torch.full((), time, dtype=device_dtype(torch.float64, device), device=device)
-    some, told = trial.y0[rows], some_rows(trial.conditions, rows)
+    some, told = trial.seen[rows], some_rows(trial.conditions, rows)
     pairs = zip(trial.ladder.drifts, trial.ladder.drifts, strict=True)  # made anew where they remember
     for level, (together, alone) in enumerate(pairs):
         if level not in random_levels:
-            whole = together(trial.y0.detach(), when, **trial.conditions).detach()
+            whole = together(trial.seen.detach(), when, **trial.conditions).detach()
             part = alone(some, when, **told).detach()
             trial.charge(trial.ladder.costs[level] * (len(trial) + len(some)))
             if float((part - whole[rows]).abs().max()) > _ALONE * float(whole.abs().max()):

@@ -8,8 +8,9 @@ then on f^1 at its own state plus the rest, F - f^1, of the path. What is left o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ class _Row:
     """What the path was given at one row of the plan."""
 
     time: Tensor
+    state: Tensor  # as the drifts saw it
     estimate: Tensor
     rest: Tensor  # without the cheapest level
     corrections: Tensor  # (K - 1, S, ...)
@@ -60,7 +62,7 @@ class _Stretch:
     t: float
     s: float
     y: Tensor
-    increment: Tensor | None
+    increment: Any  # with its area where the rule asks for it; None for ODEs
     following: Tensor
 
 
@@ -97,7 +99,8 @@ def _path(trial: Trial, grid: Tensor) -> tuple[list[_Row], list[_Stretch], tuple
     ladder, top = trial.ladder, len(trial.ladder) - 1
     drifts = ladder.drifts  # asked for once, as by solve: they may remember the trajectory
     combine = Telescoping().start(trial.alone(grid, top))
-    noise, rows, stretches, random_levels = trial.increments(grid), [], [], ()
+    noise = None if trial.diffusion is None else trial.increments(grid)
+    rows, stretches, random_levels, make = [], [], (), trial.noise_maker(grid)
 
     def evaluate(x: Tensor, time: Tensor) -> list[Tensor]:
         trial.charge(sum(ladder.costs) * len(trial))
@@ -111,17 +114,19 @@ def _path(trial: Trial, grid: Tensor) -> tuple[list[_Row], list[_Stretch], tuple
         if not rows:
             random_levels = _differing(values, evaluate(x, when))
         value = combine(len(rows), {top: values[-1]})
-        rows.append(_Row(when, value, value - values[0], torch.stack([b - a for a, b in itertools.pairwise(values)])))
+        rows.append(
+            _Row(when, x, value, value - values[0], torch.stack([b - a for a, b in itertools.pairwise(values)]))
+        )
         return value
 
     advance, y = _advance(trial, grid), trial.y0
     for t, s in itertools.pairwise(grid.tolist()):
-        first, increment = len(rows), next(noise) if trial.noise_of is not None else None
-        following = advance(y, estimate, t, s, _noise(trial, y, t, grid, increment)).detach()
+        first, increment = len(rows), None if noise is None else next(noise)
+        following = advance(y, estimate, t, s, _noise(make, y, t, grid, increment)).detach()
         stretches.append(_Stretch(first, t, s, y, increment, following))
         y = following
     if _remembers(trial):  # then the drift refuses copies if what it remembers is the plan's
-        drifts[0](_tiled(y, 2), rows[-1].time, **repeated_rows(trial.conditions, 2))
+        drifts[0](_tiled(trial.seen, 2), rows[-1].time, **repeated_rows(trial.conditions, 2))
         trial.charge(2 * ladder.costs[0] * len(trial))
     return rows, stretches, random_levels
 
@@ -137,19 +142,19 @@ def _carried(
     """The responses of some (row, correction) pairs, (copies, S, dim)."""
     copies, cheapest = len(jobs), trial.ladder.drifts[0]
     own = torch.tensor([row for row, _ in jobs])
-    shape = (copies, *trial.y0.shape)
+    shape, make = (copies, *rows[0].estimate.shape), trial.noise_maker(grid)
     beside = int(_remembers(trial))  # the path runs as one more copy, so that both remember the same
     conditions = repeated_rows(trial.conditions, copies + beside)
 
-    def given(r: int, x: Tensor, y: Tensor) -> Tensor:
+    def given(r: int, x: Tensor) -> Tensor:
         """The estimates of all copies at a row; those before their own are still on the path."""
         row = rows[r]
         values = row.estimate.expand(shape).clone()
         on_their_own = (own < r).to(x.device)
         if bool((own < r).any()):
             trial.charge(trial.ladder.costs[0] * (len(x) + beside * len(trial)))
-            cheap = cheapest(torch.cat([y, x]) if beside else x, row.time, **conditions).detach()
-            cheap = cheap.reshape(copies + beside, *trial.y0.shape)
+            cheap = cheapest(torch.cat([row.state, x]) if beside else x, row.time, **conditions).detach()
+            cheap = cheap.reshape(copies + beside, *row.estimate.shape)
             rest = row.estimate - cheap[0] if beside else row.rest
             values[on_their_own] = (cheap[beside:] + rest)[on_their_own]
         for copy in (own == r).nonzero()[:, 0].tolist():
@@ -161,11 +166,11 @@ def _carried(
     advance, moved = _advance(trial, grid), _tiled(stretches[start].y, copies)
     for stretch in stretches[start:]:
         place = itertools.count(stretch.first)
-        increment = None if stretch.increment is None else _tiled(stretch.increment, copies)
-        noise = _noise(trial, moved, stretch.t, grid, increment)
+        increment = _tiled(stretch.increment, copies)
+        noise = _noise(make, moved, stretch.t, grid, increment)
 
-        def estimate(x: Tensor, time: float, place: Iterator[int] = place, y: Tensor = stretch.y) -> Tensor:
-            return given(next(place), x, y)
+        def estimate(x: Tensor, time: float, place: Iterator[int] = place) -> Tensor:
+            return given(next(place), x)
 
         moved = advance(moved, estimate, stretch.t, stretch.s, noise).detach()
     return moved.reshape(copies, len(trial), -1) - stretches[-1].following.reshape(1, len(trial), -1)
@@ -179,10 +184,11 @@ def _advance(trial: Trial, grid: Tensor) -> Advance:
     return lambda y, F, t, s, noise: step(y, F(y, t), t, s, noise)
 
 
-def _noise(trial: Trial, y: Tensor, t: float, grid: Tensor, increment: Tensor | None) -> Tensor | None:
-    if trial.noise_of is None or increment is None:
+def _noise(make: Callable[..., Any] | None, y: Tensor, t: float, grid: Tensor, increment: Any) -> Any:
+    if make is None:
         return None
-    return trial.noise_of(y, _time_on(t, grid, y), increment).detach()
+    noise = make(y, _time_on(t, grid, y), increment)
+    return noise.detach() if isinstance(noise, Tensor) else noise
 
 
 def _time_on(time: float, grid: Tensor, x: Tensor) -> Tensor:
@@ -203,7 +209,7 @@ def _coefficients(trial: Trial, rows: list[_Row], stretches: list[_Stretch]) -> 
 
 
 def _zeros(trial: Trial, stretch: _Stretch) -> Tensor | None:
-    return None if trial.noise_of is None else torch.zeros_like(stretch.y)
+    return None if trial.diffusion is None else torch.zeros_like(stretch.y)
 
 
 def _check_finite(trial: Trial, values: list[Tensor], step: int, time: float) -> None:
@@ -228,10 +234,10 @@ def chunk_for(trial: Trial, batch: int | None) -> int:
     samples = len(trial)
     if batch is not None:
         return max(1, batch // samples)
-    time = _time_on(0.0, torch.zeros((), dtype=torch.float64), trial.y0)
-    need = peak_bytes(lambda: trial.ladder.drifts[0](trial.y0, time, **trial.conditions))
+    time = _time_on(0.0, torch.zeros((), dtype=torch.float64), trial.seen)
+    need = peak_bytes(lambda: trial.ladder.drifts[0](trial.seen, time, **trial.conditions))
     trial.charge(trial.ladder.costs[0] * samples)
-    return max(1, min(_NUMBERS // max(1, trial.y0.numel()), _MEMORY // max(1, need)))
+    return max(1, min(_NUMBERS // max(1, trial.seen.numel()), _MEMORY // max(1, need)))
 
 
 def copies_cost(rows: int, levels: int, copies: int, rule: bool) -> int:
@@ -244,9 +250,11 @@ def copies_cost(rows: int, levels: int, copies: int, rule: bool) -> int:
     return total
 
 
-def _tiled(value: Tensor, copies: int) -> Tensor:
-    """The samples of a batch, repeated for every copy."""
-    return value.repeat(copies, *[1] * (value.dim() - 1))
+def _tiled(value: Any, copies: int) -> Any:
+    """The samples of a batch, repeated for every copy; each of a pair; nothing of None."""
+    if isinstance(value, tuple):
+        return tuple(_tiled(one, copies) for one in value)
+    return None if value is None else value.repeat(copies, *[1] * (value.dim() - 1))
 
 
 def _moments(difference: Tensor) -> Tensor:

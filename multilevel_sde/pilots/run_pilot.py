@@ -54,7 +54,6 @@ from multilevel_sde.pilots.pilot_class import Pilot
 from multilevel_sde.pilots.trial import Multistep, Trial, typical
 from multilevel_sde.solver.check_arguments import check_problem
 from multilevel_sde.steps.rules import Step, StepRule, euler_maruyama, plan_rows
-from multilevel_sde.steps.step_noise import NoiseRule
 from multilevel_sde.times import as_times, thinned
 
 __all__ = ["pilot"]
@@ -164,7 +163,7 @@ def pilot(
         target = finals.target()
         singles = list(single_runs(finals, target))
         runs = list(kept_out_runs(trial, grid, track, grams, target))
-    timer = SecondsCost(trial.y0, t=float(grid[count // 2]), calls=_TIMED - 1, warmup=1, conditions=trial.conditions)
+    timer = SecondsCost(trial.seen, t=float(grid[count // 2]), calls=_TIMED - 1, warmup=1, conditions=trial.conditions)
     seconds = timer(trial.ladder.drifts)
     trial.charge(_TIMED * sum(ladder.costs) * len(trial))
     found = tails([errors for _, errors in singles] + [run[4] for run in runs])
@@ -216,11 +215,6 @@ def _check(
         raise TypeError(
             f'"other_grid" must be a function of a number of steps that gives a grid, got {type(other_grid).__name__}; '
             "for example lambda n: times[index_of(n)]"
-        )
-    if isinstance(step, NoiseRule):
-        raise ValueError(
-            f'"step" must be given its noise by the pilot, got {type(step).__name__}, which asks for it; pilot with '
-            "mls.euler_maruyama, whose plans are for rules with one evaluation a step too"
         )
     if isinstance(step, StepRule) and multistep is not None:
         raise ValueError('"multistep" belongs to steps with one estimate, got a StepRule as "step"; leave out one')

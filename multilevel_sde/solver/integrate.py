@@ -29,6 +29,7 @@ from multilevel_sde.solver.check_arguments import check_moving, check_plan, chec
 from multilevel_sde.solver.estimators import Estimator, Telescoping
 from multilevel_sde.solver.evaluate import detacher, evaluator
 from multilevel_sde.solver.finite import FiniteWatch
+from multilevel_sde.solver.heat import warn_of_heat
 from multilevel_sde.solver.loop import Loop
 from multilevel_sde.solver.noise_along import check_sense, noise_along
 from multilevel_sde.solver.solution import Solution, Stats
@@ -90,6 +91,9 @@ def solve(
     Returns:
         A :class:`Solution`. Memory does not grow with N unless states are saved or a graph is kept.
 
+    Warns:
+        UserWarning: Corrections at random steps heat a rule for Langevin dynamics.
+
     Raises:
         TypeError, ValueError: An argument does not fit the others; a drift returns another shape, dtype or device;
             times that require a gradient with a diffusion or a step that has none.
@@ -113,6 +117,7 @@ def solve(
     check_plan(ladder, y0, plan)
     check_rows(plan, step, grid)
     check_sense(step, diffusion)
+    warn_of_heat(step, plan, grid)
     if moving:
         check_moving(step, diffusion, y0.dtype)
     kept = kept_indices(save, grid)

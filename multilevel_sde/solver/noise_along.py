@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from multilevel_sde.steps.rules import Step, StepRule
 from multilevel_sde.steps.step_noise import NoiseRule, StepNoise
 from multilevel_sde.times import device_dtype
 
-__all__ = ["check_sense", "noise_along"]
+__all__ = ["check_sense", "increments_along", "noise_along", "noise_maker"]
 
 Apply = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -50,17 +49,6 @@ def _name(step: object) -> str:
     return getattr(step, "__name__", type(step).__name__)
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """What the noise of a solve is made of, as in :func:`noise_along`."""
-
-    diffusion: Diffusion
-    brownian: Brownian | BrownianPath
-    grid: Tensor
-    y: Tensor
-    half: torch.dtype | None
-
-
 def noise_along(
     step: Step | StepRule,
     diffusion: Diffusion,
@@ -81,70 +69,63 @@ def noise_along(
         half: The dtype of the states that a diffusion sees, where it is of 16 bits.
         detached: Takes noise off its graph, or None.
     """
-    setting = _Setting(diffusion, brownian, grid, y, half)
-    apply = _rounding(_checked_once(as_noise(diffusion), isinstance(diffusion, NoiseTerm)), setting)
-    if isinstance(step, NoiseRule):
-        return _in_parts(step, apply, setting)
-    source = _declared(increments(brownian, grid, _like(setting)), setting)
-
-    def noise(y: Tensor, t: Tensor) -> Tensor:
-        return apply(y, t, next(source))
-
-    return noise if detached is None else lambda y, t: detached(noise(y, t))
+    source, noise_of = increments_along(step, diffusion, brownian, grid, y), noise_maker(step, diffusion, grid, y, half)
+    if detached is None or isinstance(step, NoiseRule):
+        return lambda y, t: noise_of(y, t, next(source))
+    return lambda y, t: detached(noise_of(y, t, next(source)))
 
 
-def _in_parts(rule: NoiseRule, apply: Apply, setting: _Setting) -> Noise:
-    term, grid, device = nature(setting.diffusion), setting.grid, setting.y.device
-    dtype, like = device_dtype(grid.dtype, device), _like(setting, rule)
+def noise_maker(
+    step: Step | StepRule, diffusion: Diffusion, grid: Tensor, y: Tensor, half: torch.dtype | None = None
+) -> Callable[[Tensor, Tensor, Any], Any]:
+    """Return noise_of(y, t, increment) -> what a step is given, for the increments of :func:`increments_along`."""
+    apply = _rounding(_checked_once(as_noise(diffusion), isinstance(diffusion, NoiseTerm)), diffusion, half)
+    if not isinstance(step, NoiseRule):
+        return apply
+    term, device, dtype = nature(diffusion), y.device, device_dtype(grid.dtype, y.device)
     kind: dict[str, Any] = {"diagonal": term.diagonal, "additive": term.additive}
 
     def clock(time: float) -> Tensor:
         return torch.full((), time, dtype=dtype, device=device)
 
-    if rule.area:
-        pairs = _declared(increments_and_areas(setting.brownian, grid, like), setting)
-
-        def with_area(y: Tensor, t: Tensor) -> StepNoise:
-            dW, H = next(pairs)
-            return StepNoise(dW, apply, clock, H=H, **kind)
-
-        return with_area
-    source = _declared(increments(setting.brownian, grid, like), setting)
-    return lambda y, t: StepNoise(next(source), apply, clock, **kind)
+    if step.area:
+        return lambda y, t, parts: StepNoise(parts[0], apply, clock, H=parts[1], **kind)
+    return lambda y, t, dW: StepNoise(dW, apply, clock, **kind)
 
 
-def _like(setting: _Setting, rule: NoiseRule | None = None) -> Tensor:
-    """A tensor from whose shape a path without one takes its own."""
-    y, shape = setting.y, nature(setting.diffusion).shape
-    if shape is None and rule is not None and y.dim():
-        shape = rule.noise_shape(tuple(y.shape[1:]))
-    return y if shape is None or not y.dim() else y.new_empty(()).expand(len(y), *shape)
+def increments_along(
+    step: Step | StepRule, diffusion: Diffusion, brownian: Brownian | BrownianPath, grid: Tensor, y: Tensor
+) -> Iterator[Any]:
+    """Return the increments of a grid, or (increment, area) for a rule that asks for areas.
+
+    Raises:
+        ValueError: The first does not have the shape that the diffusion declares; areas that the path does not have.
+    """
+    shape = nature(diffusion).shape
+    own = step.noise_shape(tuple(y.shape[1:])) if shape is None and isinstance(step, NoiseRule) and y.dim() else shape
+    like = y if own is None or not y.dim() else y.new_empty(()).expand(len(y), *own)
+    areas = isinstance(step, NoiseRule) and step.area
+    source: Iterator[Any] = (increments_and_areas if areas else increments)(brownian, grid, like)
+    return source if shape is None else _declared(source, shape)
 
 
-def _declared(source: Iterator[Any], setting: _Setting) -> Iterator[Any]:
+def _declared(source: Iterator[Any], shape: tuple[int, ...]) -> Iterator[Any]:
     """The increments, the first of which must have the shape that the diffusion declares."""
-    shape = nature(setting.diffusion).shape
-    if shape is None:
-        return source
-
-    def checking() -> Iterator[Any]:
-        first = next(source)
-        dW = first[0] if isinstance(first, tuple) else first
-        if isinstance(dW, Tensor) and tuple(dW.shape[1:]) != shape:
-            raise ValueError(
-                f'"diffusion" is declared for Brownian motions of shape {shape} a sample and "brownian" gives '
-                f"increments of shape {tuple(dW.shape)}; pass BrownianPath(seeds, shape={shape})"
-            )
-        yield first
-        del first, dW
-        yield from source
-
-    return checking()
+    first = next(source)
+    dW = first[0] if isinstance(first, tuple) else first
+    if isinstance(dW, Tensor) and tuple(dW.shape[1:]) != shape:
+        raise ValueError(
+            f'"diffusion" is declared for Brownian motions of shape {shape} a sample and "brownian" gives '
+            f"increments of shape {tuple(dW.shape)}; pass BrownianPath(seeds, shape={shape})"
+        )
+    yield first
+    del first, dW
+    yield from source
 
 
-def _rounding(apply: Apply, setting: _Setting) -> Apply:
+def _rounding(apply: Apply, diffusion: Diffusion, half: torch.dtype | None) -> Apply:
     """The same for states of 16 bits, which a diffusion sees rounded."""
-    half, own = setting.half, isinstance(setting.diffusion, NoiseTerm)
+    own = isinstance(diffusion, NoiseTerm)
     if half is None:
         return apply
 

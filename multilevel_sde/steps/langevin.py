@@ -21,9 +21,9 @@ Bias. Averages are right to order h^2, and for a harmonic force of frequency w t
     overdamped, all positions                          <q^2> = T / (m w^2)
 
 Ladders. The rules are affine in each estimate, and a plan that is no plan of chance is a multiple-time-step method
-(r-RESPA): take the plans of a pilot, or :func:`hold`. Random draws heat. A force error of variance V at each step,
-independent of the last, adds h V / (2 m gamma) to the temperature of each coordinate, as noise that no friction
-belongs to: docs/orders has what independent draws were measured to add.
+(r-RESPA): space corrections evenly. Random draws heat. A force error of variance V at each step, independent of the
+last, adds h V / (2 m gamma) to the temperature of each coordinate, as noise that no friction belongs to: docs/langevin
+has what independent draws were measured to add.
 
 References:
     Leimkuhler and Matthews, Appl. Math. Res. Express, 2013 (BAOAB and its limit);
@@ -68,6 +68,11 @@ class _Langevin(NoiseRule):
         """One in every step, and one more at the start."""
         return [2] + [1] * (len(times) - 2)
 
+    def heating(self, h: float) -> float:
+        """h / (2 m gamma), of the lightest mass."""
+        lightest = float(self.mass.min()) if isinstance(self.mass, Tensor) else float(self.mass)
+        return h / (2 * lightest * self.friction) if self.friction else math.inf
+
     def _masses(self, q: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """The masses and sqrt(m T)."""
         if not isinstance(self.mass, Tensor):
@@ -75,13 +80,18 @@ class _Langevin(NoiseRule):
         mass = self.mass.to(q)
         return mass, (mass * self.temperature).sqrt()
 
-    def _check(self, y: Tensor, noise: StepNoise | None, h: float) -> None:
+    def _parts(
+        self, y: Tensor, noise: StepNoise | None, h: float
+    ) -> tuple[Tensor, Tensor, Tensor | float, Tensor | float]:
+        """Positions, momenta, masses and sqrt(m T)."""
         if y.dim() < 2 or y.shape[1] != 2:
             raise ValueError(
                 f'"y0" must hold positions and momenta as torch.stack((q, p), dim=1), of shape (samples, 2, ...), for '
                 f"{type(self).__name__}, got {tuple(y.shape)}"
             )
         _check_noise(self, noise, h)
+        q, p = y.unbind(1)
+        return q, p, *self._masses(q)
 
 
 def _check_noise(rule: _Langevin, noise: StepNoise | None, h: float) -> None:
@@ -134,9 +144,7 @@ class BAOAB(_Langevin):
         def advance(y: Tensor, F: Estimate, t: float, s: float, noise: StepNoise | None) -> Tensor:
             nonlocal force
             h = s - t
-            self._check(y, noise, h)
-            q, p = y.unbind(1)
-            mass, thermal = self._masses(q)
+            q, p, mass, thermal = self._parts(y, noise, h)
             p = torch.add(p, F(q, t) if force is None else force, alpha=h / 2)
             q = q + p * (h / 2 / mass)
             p = _thermostat(p, self.friction * h, thermal, None if noise is None else noise(q, t) / math.sqrt(h))
@@ -173,9 +181,7 @@ class OBABO(_Langevin):
         def advance(y: Tensor, F: Estimate, t: float, s: float, noise: StepNoise | None) -> Tensor:
             nonlocal force
             h = s - t
-            self._check(y, noise, h)
-            q, p = y.unbind(1)
-            mass, thermal = self._masses(q)
+            q, p, mass, thermal = self._parts(y, noise, h)
             before, after = (None, None) if noise is None else (noise(y, t) / math.sqrt(h)).unbind(1)
             p = _thermostat(p, self.friction * h / 2, thermal, before)
             p = torch.add(p, F(q, t) if force is None else force, alpha=h / 2)

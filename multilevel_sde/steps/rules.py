@@ -95,6 +95,13 @@ class StepRule(ABC):
     def start(self, times: Tensor) -> Advance:
         """Begin a solve on this grid: return advance(y, F, t, s, noise) -> y at s, called once a step, in order."""
 
+    def heating(self, h: float) -> float:
+        """What an estimate whose error of mean square 1 is drawn anew in each step of length h adds to a temperature.
+
+        0 for rules that have none; rules for Langevin dynamics say it, and :func:`solve` then warns of random draws.
+        """
+        return 0.0
+
 
 def plan_rows(step: Step | StepRule, times: Tensor | Sequence[float]) -> Tensor:
     """Return the step n that each row of a plan belongs to, int64 (rows,): n once for each evaluation of step n.

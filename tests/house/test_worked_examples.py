@@ -269,6 +269,8 @@ def test_integral_drift_runs_and_saves(tmp_path, capsys):
 def test_the_code_of_a_page_runs_and_prints_what_it_says(name, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
-    code, output = re.search(r"```python\n((?:(?!```).)*)```(?:(?!```).)*```text\n(.*?)```", page, re.DOTALL).groups()
-    exec(code, {})
-    assert capsys.readouterr().out == output
+    blocks = re.findall(r"```python\n((?:(?!```).)*)```\n\nprints\n\n```text\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == page.count("```python") > 0
+    for code, output in blocks:
+        exec(code, {})
+        assert capsys.readouterr().out == output

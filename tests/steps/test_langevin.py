@@ -5,6 +5,8 @@ One step is y -> M y + N xi with M and N read off the rule itself, and the covar
 
 import itertools
 import math
+import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -179,7 +181,9 @@ def test_independent_draws_heat_by_the_formula_and_held_corrections_do_not():
     measured = {}
     for name, plan in plans.items():
         given = {"step": rule, "diffusion": 1.0, "brownian": mls.BrownianPath(range(samples)), "save": True}
-        momenta = mls.solve(ladder, y0, times, plan, **given).ys[100:, :, 1, 0]
+        heats = pytest.warns(UserWarning, match=r"p = 0.25\), which heats") if name == "independent" else nullcontext()
+        with heats:
+            momenta = mls.solve(ladder, y0, times, plan, **given).ys[100:, :, 1, 0]
         measured[name] = float(momenta.square().mean()) / MASS
     cold = TEMPERATURE * (1 - h**2 * STIFFNESS / MASS / 4)
     heating = h * c**2 * (1 / p - 1) / (2 * MASS * FRICTION)
@@ -187,6 +191,46 @@ def test_independent_draws_heat_by_the_formula_and_held_corrections_do_not():
     assert abs(measured["held"] - cold) < error
     assert abs(measured["independent"] - cold - heating) < error + 0.1 * heating  # the formula is the leading term in h
     assert heating > 0.3 * TEMPERATURE
+
+
+@pytest.mark.parametrize("make", [mls.BAOAB, mls.OBABO, mls.OverdampedLangevin])
+@pytest.mark.parametrize("samples", [None, 4])
+@pytest.mark.parametrize(("draw", "p"), [(mls.independent, 0.25), (mls.systematic, 0.25), (mls.systematic, 0.9)])
+def test_a_plan_of_random_draws_warns_of_its_heat(make, samples, draw, p):
+    """h (1/p - 1) / (2 m gamma) with h = 0.1, p near 1/4, the lightest mass 2 and a friction of 1.3."""
+    rule = make(TEMPERATURE, FRICTION, torch.tensor([2.0, 5.0], dtype=DOUBLE))
+    times = torch.linspace(0.0, 20.0, 201, dtype=DOUBLE)
+    table = torch.tensor([1.0, p]).expand(len(mls.plan_rows(rule, times)), 2)
+    plan = mls.draw_plan(table, draw, generator=torch.Generator().manual_seed(0), samples=samples)
+    y0 = torch.ones(4, *([] if make is mls.OverdampedLangevin else [2]), 2, dtype=DOUBLE)
+    given = {"step": rule, "diffusion": 1.0, "brownian": mls.BrownianPath(range(4))}
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        mls.solve(spring([1.0, 8.0], [0.9, 1.0]), y0, times, plan, **given)
+    if draw is mls.systematic:
+        assert not found
+        return
+    (text,) = {str(one.message) for one in found}
+    much = float(text.split("about ")[1].split(" c^2")[0])
+    share = float((plan.weights[..., 1] != 0).double().mean())
+    assert much == pytest.approx(0.1 * (1 / share - 1) / (2 * 2.0 * FRICTION), rel=0.06)  # two digits
+    assert "level 2 at random steps" in text
+
+
+def test_no_warning_where_nothing_heats():
+    """The top level alone, held corrections, and every rule without a temperature."""
+    times, y0 = torch.linspace(0.0, 20.0, 201, dtype=DOUBLE), torch.ones(4, 2, dtype=DOUBLE)
+    ladder, rule = spring([1.0, 8.0], [0.9, 1.0]), mls.BAOAB(**GIVEN)
+    drawn = mls.draw_plan(
+        torch.tensor([1.0, 0.25]).expand(201, 2), mls.independent, generator=torch.Generator().manual_seed(0)
+    )
+    given = {"diffusion": 1.0, "brownian": mls.BrownianPath(range(4))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for plan in (mls.em_plan(ladder, times, step=rule), mls.hold(drawn, torch.arange(202.0))):
+            mls.solve(ladder, y0, times, plan, step=rule, **given)
+        short = mls.Plan(drawn.hits[:200], drawn.weights[:200])
+        mls.solve(ladder, y0, times, short, **given)
 
 
 @pytest.mark.parametrize(
