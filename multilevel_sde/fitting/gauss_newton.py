@@ -84,6 +84,7 @@ def fit_plan(
     diffusion: Diffusion | None = None,
     brownian: Brownian | BrownianPath | None = None,
     conditions: Conditions | None = None,
+    order: int = 1,
     iterations: int = 5,
     progress: bool = False,
 ) -> FittedPlan:
@@ -94,11 +95,13 @@ def fit_plan(
     Arguments:
         ladder: The drifts.
         y0: Initial states, at least 8 samples; every fourth is kept out of the fit.
-        candidates: Plans with their grids, such as `pilot.plans(budget=...)`.
+        candidates: Plans with their grids, such as `pilot.plans(budget=...)`, or those of one level alone,
+            :func:`single_plans`.
         target: The final states to be near, shaped like y0: usually those of the top level on a fine grid with the same
             noise.
         step, diffusion, brownian: As for :func:`solve`; a step that is affine in its estimate, no step rule.
         conditions: As for :func:`solve`, with one row for each sample of y0.
+        order: How many of its last values the base may use at least, also where the candidates use fewer.
         iterations: Gauss-Newton steps at most.
         progress: Show a progress bar.
 
@@ -106,10 +109,10 @@ def fit_plan(
         A :class:`FittedPlan` of the cost of the candidate it came from.
 
     Raises:
-        TypeError: A step rule; candidates or a target of another kind; iterations that are no integer; conditions that
-            are no mapping of names to tensors.
+        TypeError: A step rule; candidates or a target of another kind; an order or iterations that are no integers;
+            conditions that are no mapping of names to tensors.
         ValueError: Fewer than 8 samples, no candidates, or one for another number of levels, a target of another shape
-            or not finite, no iterations; conditions without one row a sample.
+            or not finite, no order or iterations; conditions without one row a sample.
         NonFiniteError: No candidate gives a finite state.
 
     Example:
@@ -123,14 +126,17 @@ def fit_plan(
         (True, True)
     """
     plans = [candidates] if isinstance(candidates, PilotPlan) else _plans(candidates)
-    _check(ladder, y0, plans, target, as_integer("iterations", iterations), step)
+    for name, value in (("order", order), ("iterations", iterations)):
+        if as_integer(name, value) < 1:
+            raise ValueError(f'"{name}" must be at least 1, got {value}')
+    _check(ladder, y0, plans, target, step)
     given = as_conditions(conditions, y0)
     ladder, y0, target = in_float32(ladder, y0.dtype), at_least_float32(y0), at_least_float32(target)
     held = torch.arange(len(y0)) % 4 == 3
     fits = []
     for candidate in plans:
         run = FitRun(ladder, y0, candidate.times, target, held, step, diffusion, brownian, given)
-        fits.append((candidate, Parts.of(candidate.plan), run))
+        fits.append((candidate, Parts.of(candidate.plan).padded(order), run))
     return fitted(fits, iterations=iterations, progress=progress)
 
 
@@ -244,7 +250,7 @@ def _plans(candidates: Sequence[PilotPlan]) -> list[PilotPlan]:
     return plans
 
 
-def _check(ladder: Ladder, y0: Tensor, plans: list[PilotPlan], target: Tensor, iterations: int, step: Step) -> None:
+def _check(ladder: Ladder, y0: Tensor, plans: list[PilotPlan], target: Tensor, step: Step) -> None:
     if isinstance(step, StepRule):
         raise TypeError(
             f'"step" must be a function step(y, estimate, t, s, noise) for a fit, got the rule {type(step).__name__}; '
@@ -268,5 +274,3 @@ def _check(ladder: Ladder, y0: Tensor, plans: list[PilotPlan], target: Tensor, i
         raise ValueError(f'"target" must have the shape of "y0", {tuple(y0.shape)}, got {tuple(target.shape)}')
     if not bool(target.isfinite().all()):
         raise ValueError('"target" must be finite, got NaN or infinity')
-    if iterations < 1:
-        raise ValueError(f'"iterations" must be at least 1, got {iterations}')

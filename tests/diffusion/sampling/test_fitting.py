@@ -10,14 +10,19 @@ import torch
 
 import multilevel_sde as mls
 from multilevel_diffusion.commands.options import duration
+from multilevel_diffusion.networks.image_ladders import OwnLadder
 from multilevel_diffusion.networks.store import load_ladder, save_ladder, shipped_ladder
 from multilevel_diffusion.process.grids import uniform
 from multilevel_diffusion.process.reverse_process import MODES, Process
+from multilevel_diffusion.sampling.one_network import alone_plans, base_coefficients, carried, fit_alone
 from multilevel_diffusion.sampling.origins import load_pilot, load_plan, made_for
-from multilevel_diffusion.sampling.pilots_and_fits import base_coefficients, expected_seconds, fit, reference, run_pilot
+from multilevel_diffusion.sampling.pilots_and_fits import expected_seconds, fit, run_pilot
 from multilevel_diffusion.sampling.samples import sample
 from multilevel_diffusion.sampling.stored import stored_pilot, stored_plan
+from multilevel_diffusion.sampling.trajectories import reference
 from multilevel_sde.cli import main
+from multilevel_sde.fitting.perturbed_runs import Parts
+from multilevel_sde.pilots.trial import typical
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +103,8 @@ def test_a_fit_says_how_long_it_takes_before_it_starts(digits, process, monkeypa
     monkeypatch.setattr(mls, "SecondsCost", lambda *_: lambda drifts: seconds)
     costs = digits.ladder.costs
     alone = sum(3 * min(1000, 50 * costs[-1] / cost) * level for level, cost in enumerate(costs, start=1))
-    expected = 1000 * 40 * 5 + 16 * (alone + 50**2 * 2) + 3 * 40 * 50**2
-    assert expected_seconds(digits, process, samples=40, steps=50) == pytest.approx(expected)
+    expected = (1000 + 5 * 5**2) * 40 * 5 + 16 * (alone + 50**2 * 2) + 3 * 40 * 50**2
+    assert expected_seconds(digits, process, 5.0, samples=40, steps=50) == pytest.approx(expected)
 
     def stopped(*_, **__):
         assert f"a fit with 40 trajectories and 50 steps takes about {duration(expected)}" in capsys.readouterr().out
@@ -220,3 +225,115 @@ def test_numbers_out_of_range_are_refused_before_anything_runs(use, message, dig
     monkeypatch.setattr(mls, "pilot", None)
     with pytest.raises(ValueError, match=message):
         use(digits, process)
+
+
+# -- one network ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one(digits):
+    """The smallest of the digits' networks alone, as a network of one's own, in 60 steps of the ODE."""
+    own = OwnLadder(mls.Ladder(digits.ladder.drifts[:1], [1.0]), digits.schedule, digits.image_shape)
+    return own, Process(digits.schedule, 0.0, uniform(digits.schedule, 60))
+
+
+@pytest.fixture(scope="module")
+def fits(one):
+    return {steps: fit_alone(*one, steps, samples=16) for steps in (6, 7)}
+
+
+def test_one_network_is_fitted_below_every_method_it_began_with(one, fits):
+    """On samples that took no part."""
+    images, process = one
+    seeds = range(24)
+    start, target = process.start(seeds, images.image_shape), reference(images, process, seeds)
+
+    def error(found):
+        y = mls.solve(images.ladder, start, found.times, found.plan, **process.arguments(seeds)).y
+        return typical((y - target).square().flatten(1).mean(1))
+
+    for steps, found in fits.items():
+        begun = [error(plan) for plan in alone_plans(images, process, steps)]
+        assert len(begun) == 12
+        assert error(found) < 0.8 * min(begun)
+        assert found.plan.evaluations.tolist() == [steps]
+
+
+def test_the_fit_of_a_ladder_of_one_is_that_of_its_network(one, fits):
+    found = fit(*one, 6.9, samples=16)
+    assert found.plan == fits[6].plan
+    assert found.held_out == fits[6].held_out
+    assert found.cost == fits[6].cost
+    with pytest.raises(ValueError, match=r'"budget" must be at least 1 evaluation of the network, got 0\.5'):
+        fit(*one, 0.5, samples=16)
+
+
+def test_the_fit_of_a_ladder_is_never_worse_than_that_of_its_largest_network(digits):
+    """By the samples kept out, at every budget; both are fitted on the same."""
+    process = Process(digits.schedule, 0.0, uniform(digits.schedule, 40))
+    target = reference(digits, process, range(1_000_000, 1_000_008))
+    chosen = []
+    for budget in (2, 4, 12):
+        alone = fit_alone(digits, process, budget, samples=8, target=target)
+        found = fit(digits, process, budget, samples=8, steps=12, target=target)
+        assert found.held_out[1] <= alone.held_out[1]
+        assert found.plan.cost(digits.ladder) <= budget * digits.ladder.costs[-1] * (1 + 1e-9)
+        chosen.append(found.levels == alone.levels)
+    assert not all(chosen)
+
+
+def test_a_carried_plan_is_itself_at_its_own_steps_and_a_method_at_others(one, fits):
+    _, process = one
+    found = fits[7]
+    same, times = carried(found.plan, found.times, process, 7)
+    assert torch.equal(times, found.times)
+    torch.testing.assert_close(Parts.of(same).base, Parts.of(found.plan).base, rtol=1e-12, atol=1e-12)
+    for steps in (5, 6, 9):
+        more, times = carried(found.plan, found.times, process, steps)
+        base = Parts.of(more).base
+        assert more.evaluations.tolist() == [steps] == [len(times) - 1]
+        torch.testing.assert_close(base.sum(1), torch.ones(steps, dtype=torch.float64))
+        assert torch.equal(base, base.tril())
+
+
+def test_sa_solver_carried_is_sa_solver(digits, one):
+    """What is carried is the difference to it, here none."""
+    _, process = one
+    times = process.log_snr_grid(8)
+    plan = mls.multistep(mls.em_plan(digits.ladder, times), base_coefficients(process, times))
+    more, grid = carried(plan, times, process, 10)
+    torch.testing.assert_close(Parts.of(more).base, base_coefficients(process, grid))
+
+
+def test_what_cannot_be_carried_is_refused(digits, process):
+    plan, times = stored_plan(digits, "ddim", 12)
+    with pytest.raises(ValueError, match='"plan" must evaluate one level alone'):
+        carried(plan, times, process, 10)
+    alone = mls.em_plan(digits.ladder, times[:7])
+    with pytest.raises(ValueError, match='"times" must be a grid of the process'):
+        carried(alone, times[:7], process, 5)
+
+
+def test_a_network_of_ones_own_is_fitted_kept_and_found_by_neighbouring_budgets(digits, tmp_path, capsys):
+    save_ladder(tmp_path / "mine", digits.networks[:1], digits.schedule, batch=1)
+    words = ["--ladder", str(tmp_path / "mine"), "--mode", "ddim", "--threads", "1"]
+    assert main(["plan", *words, "--budget", "6", "--fit", "--samples", "8", "--price", "flops", "--save"]) == 0
+    path = tmp_path / "mine" / "plan_ddim_6.safetensors"
+    assert str(path) in capsys.readouterr().out
+    mine = load_ladder(tmp_path / "mine")
+    process = Process(mine.schedule, 0.0, uniform(mine.schedule, 1000))
+    kept, times = load_plan(path, mine, process)
+    for budget, steps in ((6, 6), (6.9, 6), (7, 7), (5, 5), (8, None), (4, None)):
+        found = stored_plan(mine, "ddim", budget)
+        if steps is None:
+            assert found is None
+            continue
+        plan, grid = carried(kept, times, process, steps) if steps != 6 else (kept, times)
+        assert found[0] == plan
+        assert torch.equal(found[1], grid)
+    assert stored_plan(mine, "ddpm", 6) is None
+
+
+def test_keeping_needs_a_fit_and_a_folder(tmp_path, capsys):
+    assert main(["plan", "--ladder", "digits", "--mode", "ddim", "--budget", "5", "--save"]) == 2
+    assert '"--save" is True, but belongs to --fit' in capsys.readouterr().err

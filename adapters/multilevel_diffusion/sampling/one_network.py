@@ -1,0 +1,155 @@
+"""One network fitted: a multistep method of its own for few steps, at no cost of a sample.
+
+The coefficients of a multistep method (SA-Solver, DPM-Solver++) are those of a polynomial through the last estimates.
+Those that bring this network nearest to its own path are others, and :func:`multilevel_sde.fit_plan` finds them from a
+few trajectories. See docs/one_model.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+import multilevel_sde as mls
+from multilevel_diffusion.networks.image_ladders import ImageLadder
+from multilevel_diffusion.process.multistep import corrected_weights, midpoint_moments, multistep_weights
+from multilevel_diffusion.process.reverse_process import Process
+from multilevel_diffusion.sampling.trajectories import Trajectories
+from multilevel_sde.conditions import Conditions
+from multilevel_sde.fitting.perturbed_runs import Parts
+from multilevel_sde.plans.memory import evaluated_levels
+
+__all__ = ["alone_plans", "base_coefficients", "carried", "fit_alone"]
+
+_ORDER = 4  # values that a fitted method uses
+
+
+def base_coefficients(process: Process, times: Tensor) -> Tensor:
+    """Return the coefficients of the base on a grid, those of SA-Solver.
+
+    The predictor is of order 2; for the ODE a corrector of order 2 follows (PEC).
+
+    Example:
+        >>> from multilevel_diffusion import CosineSchedule, uniform
+        >>> process = Process(CosineSchedule(), 0.0, uniform(CosineSchedule(), 10))
+        >>> base_coefficients(process, process.grid(5)).sum(1)
+        tensor([1.0000, 1.0000, 1.0000, 1.0000, 1.0000], dtype=torch.float64)
+    """
+    if process.tau == 0:
+        return corrected_weights(process.schedule, process.tau, times, 2, 2)
+    return multistep_weights(process.schedule, process.tau, times, 2)
+
+
+def alone_plans(images: ImageLadder, process: Process, steps: int) -> list[mls.PilotPlan]:
+    """Return plans of the largest network alone in so many steps: six methods on two grids.
+
+    The grids are uniform in time and about uniform in log-SNR. The methods are Euler's (DDIM, DDPM), DPM-Solver++ 2M,
+    and SA-Solver's predictors and correctors of orders 2 and 3.
+
+    Example:
+        >>> from multilevel_diffusion import load_ladder, shipped_ladder, uniform
+        >>> digits = load_ladder(shipped_ladder("digits"))
+        >>> plans = alone_plans(digits, Process(digits.schedule, 0.0, uniform(digits.schedule, 100)), 5)
+        >>> len(plans), plans[0].levels, plans[0].plan.evaluations.tolist()
+        (12, (4,), [0, 0, 0, 0, 5])
+    """
+    on = process.schedule, process.tau
+    methods = [
+        lambda times: multistep_weights(*on, times, 1),
+        lambda times: multistep_weights(*on, times, 2, moments=midpoint_moments),
+        *(partial(lambda times, order: multistep_weights(*on, times, order), order=order) for order in (2, 3)),
+        *(partial(lambda times, order: corrected_weights(*on, times, order, order), order=order) for order in (2, 3)),
+    ]
+    grids = [process.grid(steps)]
+    with suppress(ValueError):  # the finest grid has not so many distinct times in log-SNR
+        grids.append(process.log_snr_grid(steps))
+    return mls.single_plans(images.ladder, grids, methods)
+
+
+def fit_alone(
+    images: ImageLadder,
+    process: Process,
+    steps: int,
+    *,
+    samples: int = 32,
+    conditions: Conditions | None = None,
+    target: Tensor | None = None,
+    known: Trajectories | None = None,
+    progress: bool = False,
+) -> mls.FittedPlan:
+    """Fit the largest network alone, or the only one, in so many steps.
+
+    Arguments:
+        images: The ladder; one network is enough.
+        process: What is solved.
+        steps: Evaluations of the network.
+        samples: Trajectories, a quarter of them to judge; their seeds start at 1,000,000.
+        conditions: What the denoiser is told about each sample; by default, with classes, every class in turn.
+        target: :func:`.trajectories.reference` of those seeds, where it is known already.
+        known: The samples, in place of these three.
+        progress: Show progress bars.
+
+    Raises:
+        ValueError: Fewer than 8 samples, steps that the finest grid has not; as :func:`multilevel_sde.fit_plan`.
+
+    Example:
+        >>> from multilevel_diffusion import load_ladder, shipped_ladder, uniform
+        >>> digits = load_ladder(shipped_ladder("digits"))
+        >>> process = Process(digits.schedule, 0.0, uniform(digits.schedule, 40))
+        >>> fitted = fit_alone(digits, process, 5, samples=8)
+        >>> fitted.plan.evaluations.tolist(), fitted.held_out[1] < fitted.held_out[0]
+        ([0, 0, 0, 0, 5], True)
+    """
+    candidates = alone_plans(images, process, steps)
+    if samples < 8:
+        raise ValueError(f'"samples" must be at least 8 (better 32), got {samples}')
+    at = known or Trajectories.of(images, process, samples, conditions, target, progress=progress)
+    return mls.fit_plan(images.ladder, at.start, candidates, at.target, order=_ORDER, progress=progress, **at.given)
+
+
+def carried(plan: mls.Plan, times: Tensor, process: Process, steps: int) -> tuple[mls.Plan, Tensor]:
+    """Carry a fitted plan of one network to another number of steps, on the grid of the same kind.
+
+    Its coefficients a differ from SA-Solver's c, and a - c is interpolated in the place n / N of a step. For
+    neighbouring numbers it saves a fit.
+
+    Arguments:
+        plan: That of one network alone.
+        times: Its grid, one of `process.grid` or `process.log_snr_grid`.
+        process: What is solved.
+        steps: How many steps.
+
+    Raises:
+        ValueError: The plan evaluates several levels, or is for another grid.
+
+    Example:
+        >>> from multilevel_diffusion import load_ladder, shipped_ladder, uniform
+        >>> digits = load_ladder(shipped_ladder("digits"))
+        >>> process = Process(digits.schedule, 0.0, uniform(digits.schedule, 40))
+        >>> plan = alone_plans(digits, process, 8)[-2]
+        >>> more, times = carried(plan.plan, plan.times, process, 10)
+        >>> more.evaluations.tolist(), len(times)
+        ([0, 0, 0, 0, 10], 11)
+    """
+    parts = Parts.of(plan)
+    if parts.tables:
+        raise ValueError(f'"plan" must evaluate one level alone, this one evaluates {evaluated_levels(plan)}; fit anew')
+    kinds = process.grid, process.log_snr_grid
+    kind = next((one for one in kinds if torch.equal(one(plan.steps), times)), None)
+    if kind is None:
+        raise ValueError('"times" must be a grid of the process, uniform in time or in log-SNR; fit anew')
+    old, new = (base_coefficients(process, grid) for grid in (times, kind(steps)))
+    order = max(parts.base.shape[1], old.shape[1])
+    fitted, old, new = (pad(table, (0, order - table.shape[1])) for table in (parts.base, old, new))
+    excess = fitted - old
+    at = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps * plan.steps - 0.5
+    low = at.floor().clamp(0, plan.steps - 1).long()
+    high, part = (low + 1).clamp_max(plan.steps - 1), (at - low).clamp(0, 1)[:, None]
+    base = (new + excess[low] * (1 - part) + excess[high] * part).tril()
+    base[:, 0] += 1 - base.sum(1)
+    return replace(parts, base=base).plan(plan.levels), kind(steps)
