@@ -3,8 +3,8 @@
 On the shipped ladders, at equal evaluations of the largest network by FLOPs, mean squared distance to its path in 1,000
 steps on images that no fit saw (of the median image beside it):
 
-- the largest network alone: the best of six methods on two grids as they are; fitted; fitted for the next smaller
-  number of evaluations and carried over;
+- the largest network alone: the best of six methods on two grids as they are; fitted; fitted for fewer
+  evaluations and carried over, from 8 to 10 and from 10 to 12;
 - the ladder fitted as it was before (eight plans of the pilot, no more values than the plans use), then with one change
   at a time: the pilot's best 30, four values of the base, both; then the better of that and of the network alone, which
   is what `fit` returns.
@@ -42,7 +42,7 @@ from multilevel_diffusion.sampling.trajectories import FIRST_SEED, Trajectories,
 from multilevel_sde.files import write_atomically
 from multilevel_sde.pilots.trial import typical
 
-EVALUATIONS, STEPS, FITTED = (5, 8, 12, 20), 28, 32
+EVALUATIONS, STEPS, FITTED = (5, 8, 10, 12, 20), 28, 32
 IMAGES = {"digits": 32, "deadleaves32": 16}
 ALONE, FIT, CARRIED = "one network, unfitted", "one network, fitted", "one network, carried"
 CHANGES = {  # plans of the pilot, values of the base at least
@@ -54,17 +54,20 @@ CHANGES = {  # plans of the pilot, values of the base at least
 
 
 class Case:
-    """One process on one ladder, with its targets on disk."""
+    """One process on one ladder, with its targets, pilot and fits on disk."""
 
-    def __init__(self, name: str, mode: str, out: Path, quick: bool):
+    def __init__(self, name: str, mode: str, out: Path, *, fine: int = 1000, fitted: int = FITTED):
         self.images: ImageLadder = load_ladder(shipped_ladder(name))
-        fine, self.tested, fitted = (100, 8, 8) if quick else (1000, IMAGES[name], FITTED)
         self.process = Process(self.images.schedule, MODES[mode], uniform(self.images.schedule, fine))
-        self.scratch = out / f"fitted_{name}_{mode}"
-        self.known = Trajectories.of(self.images, self.process, fitted, target=self._target(FIRST_SEED, fitted))
-        self.end = self._target(0, self.tested)
+        self.fitted, self.scratch = fitted, out / f"fitted_{name}_{mode}"
 
-    def _target(self, first: int, samples: int) -> Tensor:
+    @cached_property
+    def known(self) -> Trajectories:
+        """The samples of the fits."""
+        return Trajectories.of(self.images, self.process, self.fitted, target=self.target(FIRST_SEED, self.fitted))
+
+    def target(self, first: int, samples: int) -> Tensor:
+        """Where the largest network ends on the finest grid."""
         path = self.scratch / f"target_{first}_{samples}.safetensors"
         if not path.is_file():
             end = reference(self.images, self.process, range(first, first + samples), progress=True)
@@ -90,22 +93,38 @@ class Case:
             found.save(path)
         return mls.Pilot.load(path)
 
-    def fit(self, evaluations: int, method: str) -> mls.FittedPlan:
-        """The ladder, fitted with one of `CHANGES`."""
-        count, order = CHANGES[method]
-        plans = self.pilot.plans(budget=evaluations * self.images.ladder.costs[-1], count=count)
-        at = self.known
-        return mls.fit_plan(self.images.ladder, at.start, plans, at.target, order=order, **at.given)
+    def fit(self, evaluations: int, method: str) -> tuple[mls.Plan, Tensor, dict[str, Any]]:
+        """A fit of the network alone (`FIT`) or of the ladder (one of `CHANGES`), and what is known of it."""
+        path = self.scratch / f"{method.replace(', ', '_').replace(' ', '_')}_{evaluations}.safetensors"
+        if not path.is_file():
+            begin, top, at = time.process_time(), self.images.ladder.costs[-1], self.known
+            if method == FIT:
+                found = fit_alone(self.images, self.process, evaluations, known=at)
+            else:
+                count, order = CHANGES[method]
+                plans = self.pilot.plans(budget=evaluations * top, count=count)
+                found = mls.fit_plan(self.images.ladder, at.start, plans, at.target, order=order, **at.given)
+            told = {
+                "steps": found.plan.steps,
+                "levels": [level + 1 for level in found.levels],
+                "held_out": found.held_out[1],
+                "fit_seconds": time.process_time() - begin,
+                "fit_evaluations": found.cost / top,
+            }
+            found.plan.save(path, found.times, told)
+        plan, times = mls.Plan.load_with_times(path)
+        assert times is not None
+        return plan, times, dict(mls.Plan.load_made_for(path))
 
-    def row(self, plan: mls.Plan, times: Tensor) -> dict[str, Any]:
+    def row(self, plan: mls.Plan, times: Tensor, seeds: range) -> dict[str, Any]:
         """What a plan errs on images that no fit saw."""
-        start = self.process.start(range(self.tested), self.images.image_shape)
-        y = mls.solve(self.images.ladder, start, times, plan, **self.process.arguments(range(self.tested))).y
-        squared = (y - self.end).double().square().flatten(1).mean(1)
+        start = self.process.start(seeds, self.images.image_shape)
+        y = mls.solve(self.images.ladder, start, times, plan, **self.process.arguments(seeds)).y
+        squared = (y - self.target(0, len(seeds))).double().square().flatten(1).mean(1)
         cost = plan.cost(self.images.ladder) / self.images.ladder.costs[-1]
         return {"cost": cost, "mse": float(squared.mean()), "median": float(squared.median())}
 
-    def unfitted(self, evaluations: int) -> dict[str, Any]:
+    def unfitted(self, evaluations: int) -> mls.PilotPlan:
         """The best of all methods and grids, chosen on the samples of the fits."""
         ladder, at = self.images.ladder, self.known
 
@@ -113,50 +132,43 @@ class Case:
             y = mls.solve(ladder, at.start, one.times, one.plan, **at.given).y
             return typical((y - at.target).double().square().flatten(1).mean(1))
 
-        best = min(alone_plans(self.images, self.process, evaluations), key=error)
-        return self.row(best.plan, best.times)
+        return min(alone_plans(self.images, self.process, evaluations), key=error)
 
 
-def measured(found: mls.FittedPlan, case: Case, seconds: float) -> dict[str, Any]:
-    """A row of a fit."""
-    about = {"steps": found.plan.steps, "levels": [level + 1 for level in found.levels], "held_out": found.held_out[1]}
-    fit = {"fit_seconds": seconds, "fit_evaluations": found.cost / case.images.ladder.costs[-1]}
-    return case.row(found.plan, found.times) | about | fit
-
-
-def methods(case: Case, fewer: int | None, evaluations: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def methods(case: Case, fewer: int | None, evaluations: int, seeds: range) -> Iterator[tuple[str, Callable[[], dict]]]:
     """Yield the rows of one number of evaluations: a name, and what measures it."""
 
-    def timed(fit: Callable[[], mls.FittedPlan]) -> dict[str, Any]:
-        begin = time.process_time()
-        found = fit()
-        return measured(found, case, time.process_time() - begin)
+    def unfitted() -> dict[str, Any]:
+        best = case.unfitted(evaluations)
+        return case.row(best.plan, best.times, seeds)
 
-    def alone(steps: int) -> mls.FittedPlan:
-        return fit_alone(case.images, case.process, steps, known=case.known)
+    def fitted(method: str) -> dict[str, Any]:
+        plan, times, told = case.fit(evaluations, method)
+        return case.row(plan, times, seeds) | told
 
     def over() -> dict[str, Any]:
-        begun = alone(fewer or evaluations)
-        return case.row(*carried(begun.plan, begun.times, case.process, evaluations))
+        plan, times, _ = case.fit(fewer or evaluations, FIT)
+        return case.row(*carried(plan, times, case.process, evaluations), seeds)
 
-    yield ALONE, lambda: case.unfitted(evaluations)
-    yield FIT, lambda: timed(lambda: alone(evaluations))
-    if fewer is not None:
+    yield ALONE, unfitted
+    yield FIT, lambda: fitted(FIT)
+    if fewer is not None and evaluations <= 1.25 * fewer:
         yield CARRIED, over
     for name in CHANGES:
-        yield name, lambda name=name: timed(lambda: case.fit(evaluations, name))
+        yield name, lambda name=name: fitted(name)
 
 
 def measure(name: str, mode: str, options: argparse.Namespace) -> None:
     """Measure what is missing of one process, and keep every row."""
     path = options.out / f"fitted_{name}_{mode}.json"
     known = json.loads(path.read_bytes()) if path.is_file() else {"ladder": name, "mode": mode, "rows": []}
-    case, counts = Case(name, mode, options.out, options.quick), (4, *options.evaluations)
-    todo = [(n, *one) for fewer, n in pairwise(counts) for one in methods(case, fewer if n - fewer <= 8 else None, n)]
+    case = Case(name, mode, options.out, **({"fine": 100, "fitted": 8} if options.quick else {}))
+    seeds, counts = range(8 if options.quick else IMAGES[name]), (None, *options.evaluations)
+    todo = [(n, *one) for fewer, n in pairwise(counts) for one in methods(case, fewer, n, seeds)]
     for n, method, run in tqdm(todo, desc=f"{name} {mode}", unit="row"):
         if not any((row["evaluations"], row["method"]) == (n, method) for row in known["rows"]):
             known["rows"].append({"evaluations": n, "method": method, **run()})
-            write_json(path, known | {"images": case.tested, "fitted": len(case.known.start), "machine": machine()})
+            write_json(path, known | {"images": len(seeds), "fitted": case.fitted, "machine": machine()})
 
 
 def markdown(result: dict) -> str:
