@@ -34,10 +34,11 @@ from tqdm import tqdm
 
 import multilevel_sde as mls
 from benchmarks.common import machine, parser_of, table, write_json
-from multilevel_diffusion import Process, load_ladder, shipped_ladder, uniform
+from multilevel_diffusion import Process, load_ladder, shipped_ladder, stored_pilot, uniform
 from multilevel_diffusion.networks.image_ladders import ImageLadder
 from multilevel_diffusion.process import MODES
-from multilevel_diffusion.sampling.one_network import alone_plans, base_coefficients, carried, fit_alone
+from multilevel_diffusion.sampling.one_network import alone_plans, carried, fit_alone
+from multilevel_diffusion.sampling.pilots_and_fits import run_pilot
 from multilevel_diffusion.sampling.trajectories import FIRST_SEED, Trajectories, reference
 from multilevel_sde.files import write_atomically
 from multilevel_sde.pilots.trial import typical
@@ -77,21 +78,11 @@ class Case:
 
     @cached_property
     def pilot(self) -> mls.Pilot:
-        """That of a fit, kept in a file."""
-        path = self.scratch / "pilot.safetensors"
-        if not path.is_file():
-            found = mls.pilot(
-                self.images.ladder,
-                self.known.start,
-                self.process.fine_times,
-                samples=min(16, len(self.known.start)),
-                candidates=self.process.log_snr_grid(STEPS),
-                multistep=lambda times: base_coefficients(self.process, times),
-                progress=True,
-                **self.known.given,
-            )
-            found.save(path)
-        return mls.Pilot.load(path)
+        """That of the ladder's folder, or a small one."""
+        stored = stored_pilot(self.images, self.process.mode)
+        if stored is not None and len(stored.fine_times) == len(self.process.fine_times):
+            return stored
+        return run_pilot(self.images, self.process, samples=8, candidates=STEPS)
 
     def fit(self, evaluations: int, method: str) -> tuple[mls.Plan, Tensor, dict[str, Any]]:
         """A fit of the network alone (`FIT`) or of the ladder (one of `CHANGES`), and what is known of it."""
@@ -102,7 +93,8 @@ class Case:
                 found = fit_alone(self.images, self.process, evaluations, known=at)
             else:
                 count, order = CHANGES[method]
-                plans = self.pilot.plans(budget=evaluations * top, count=count)
+                plans = self.pilot.plans(budget=evaluations * top, count=1000)
+                plans = [plan for plan in plans if plan.plan.steps <= STEPS][:count]
                 found = mls.fit_plan(self.images.ladder, at.start, plans, at.target, order=order, **at.given)
             told = {
                 "steps": found.plan.steps,

@@ -208,9 +208,8 @@ def ladder_runs(bench: Bench, budgets: tuple[int, ...]) -> Iterator[Run]:
             yield FITTED, n, lambda times=fitted[1], plans=plans: bench.solve(times, plans), plans
 
 
-def fitted_runs(bench: Bench, name: str, budgets: Sequence[int]) -> Iterator[Run]:
+def fitted_runs(bench: Bench, case: bench_fitted.Case, budgets: Sequence[int]) -> Iterator[Run]:
     """Yield the fitted largest network, as `single_runs`."""
-    case = bench_fitted.Case(name, bench.mode, Path(bench_fitted.__file__).parent / "results")
     for n in budgets:
         plan, times, _ = case.fit(n, bench_fitted.FIT)
         plans = [plan] * QUARTERS
@@ -239,25 +238,22 @@ def measure(name: str, mode: str, images: int, budgets: tuple[int, ...], options
     kept = known["rows"] if known.get("images") == images else []
     kept = [row for row in kept if row["method"] not in options.again]
     done, runs = {(row["method"], row["budget"]) for row in kept}, all_runs(bench, budgets)
+    case = bench_fitted.Case(
+        name, mode, options.out if options.quick else Path(bench_fitted.__file__).parent / "results"
+    )
     if not options.quick:
-        runs += [(run, True) for run in fitted_runs(bench, name, [n for n in FITS if (ALONE, n) not in done])]
+        runs += [(run, True) for run in fitted_runs(bench, case, [n for n in FITS if (ALONE, n) not in done])]
     order = {run[:2]: place for place, (run, _) in enumerate(runs)}
-    todo, fine = [(run, single) for run, single in runs if run[:2] not in done], bench.process.grid(FINE)
-    if not todo:
-        return
+    todo = [(run, single) for run, single in runs if run[:2] not in done]
     about = {"ladder": name, "mode": mode, "images": images, "gamma": bench.pilot.rates.cost_exponent}
-    with tqdm(total=1 + len(todo), desc=f"{name} {mode}", unit="run") as bar, torch.no_grad():
-        begin = time.process_time()
-        reference = bench.solve(fine, [mls.em_plan(bench.stored.ladder, fine)] * QUARTERS)
-        about["reference_seconds"] = (time.process_time() - begin) / images
-        bar.update()
-        for run, single in todo:
+    with torch.no_grad():
+        reference = case.target(0, images) if todo else None
+        for run, single in tqdm(todo, desc=f"{name} {mode}", unit="run"):
             begin = time.process_time()
             squared = (run[2]() - reference).double().square().flatten(1).mean(1)
             kept.append(asdict(bench.row(run, single, squared, time.process_time() - begin)))
             kept.sort(key=lambda row: order.get((row["method"], row["budget"]), len(order)))
             write_json(path, about | {"machine": machine(), "rows": kept})
-            bar.update()
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ _EULER_AND_ADAMS = tuple(partial(adams_bashforth_weights, order=order) for order
 
 def single_plans(
     ladder: Ladder,
-    grids: Sequence[Tensor],
+    grids: Tensor | Sequence[Tensor],
     bases: Sequence[Base] = _EULER_AND_ADAMS,
     *,
     level: int = -1,
@@ -34,7 +34,7 @@ def single_plans(
 
     Arguments:
         ladder: The drifts; one is enough.
-        grids: Times to try, each (N + 1,).
+        grids: Times to try, each (N + 1,); one needs no list.
         bases: Functions of a grid that return coefficients, (N, order), rows with sum 1; by default those of
             Adams-Bashforth of orders 1 (Euler) to 3.
         level: Which level, as an index from 0; by default the top level.
@@ -51,11 +51,12 @@ def single_plans(
         >>> ladder = mls.Ladder([lambda y, t: -torch.sin(y)], costs=[1.0])
         >>> y0, times = torch.linspace(0.2, 2.0, 16)[:, None], torch.linspace(0.0, 1.0, 6)
         >>> exact = 2 * torch.atan(torch.tan(y0 / 2) / torch.e)
-        >>> fitted = mls.fit_plan(ladder, y0, mls.single_plans(ladder, [times]), exact, order=3)
+        >>> fitted = mls.fit_plan(ladder, y0, mls.single_plans(ladder, times), exact, order=3)
         >>> fitted.held_out[1] < 0.1 * fitted.held_out[0], fitted.plan.cost(ladder)
         (True, 5.0)
     """
-    grids, bases = as_items("grids", grids, "grids of times"), as_items("bases", bases, "functions of a grid")
+    grids = [grids] if isinstance(grids, Tensor) else as_items("grids", grids, "grids of times")
+    bases = as_items("bases", bases, "functions of a grid")
     level, levels = as_integer("level", level), len(ladder)
     if not grids or not bases:
         raise ValueError('"grids" and "bases" must hold at least one each, such as grids=[torch.linspace(0, 1, 11)]')

@@ -26,6 +26,7 @@ from multilevel_sde.pilots.trial import squared, typical
 
 __all__ = ["expected_seconds", "fit", "run_pilot"]
 
+_PLANS, _MANY = 8, 1000  # plans of a pilot that a fit begins with; more than a pilot has
 _MEASURED = 16  # trajectories of the pilot of a fit
 _TRIED = 8  # trajectories by which the SDE's grid is chosen
 
@@ -125,6 +126,7 @@ def fit(
     steps: int = 28,
     conditions: Conditions | None = None,
     target: Tensor | None = None,
+    pilot: mls.Pilot | None = None,
     progress: bool = False,
 ) -> mls.FittedPlan:
     """Fit a plan for a budget: the ladder's, or that of its largest network alone where this errs less.
@@ -140,7 +142,8 @@ def fit(
         steps: Steps of the grid of the ladder's plans; plans with half as many are tried too. In a ladder of several
             the network alone is fitted in at most so many.
         conditions: What the denoisers are told about each sample; by default, with classes, every class in turn.
-        target: :func:`reference` of those seeds, where it is known already.
+        target: :func:`.trajectories.reference` of those seeds, where it is known already.
+        pilot: Measurements of the ladder, where there are some; its plans of at most so many steps are tried.
         progress: Show progress bars.
 
     Raises:
@@ -162,7 +165,7 @@ def fit(
     known = Trajectories.of(images, process, samples, conditions, target, progress=progress)
     alone, found = math.floor(budget * (1 + 1e-9)), []
     if len(images.ladder) > 1:
-        pilot = mls.pilot(
+        measured = pilot or mls.pilot(
             images.ladder,
             known.start,
             process.fine_times,
@@ -173,12 +176,14 @@ def fit(
             **known.given,
         )
         prices = (ladder or images.ladder).in_evaluations("evaluations of the largest network")
-        proposed = pilot.priced(prices).plans(budget=budget)
-        found.append(mls.fit_plan(images.ladder, known.start, proposed, known.target, progress=progress, **known.given))
-    elif alone < 1:
-        raise ValueError(f'"budget" must be at least 1 evaluation of the network, got {budget}')
+        proposed = [one for one in measured.priced(prices).plans(budget=budget, count=_MANY) if one.plan.steps <= steps]
+        if proposed := proposed[:_PLANS]:
+            fitted = mls.fit_plan(images.ladder, known.start, proposed, known.target, progress=progress, **known.given)
+            found.append(fitted)
     if 1 <= alone <= (steps if found else len(process.fine_times) - 1):
         found.append(fit_alone(images, process, alone, known=known, progress=progress))
+    if not found:
+        raise ValueError(f'"budget" must pay an evaluation of the network, or a plan of {steps} steps, got {budget}')
     best = min(found, key=lambda one: one.held_out[1])
     return replace(best, cost=sum(one.cost for one in found))
 
