@@ -1,6 +1,6 @@
 """Does a fit at one scale of guidance serve at others?
 
-    python -m benchmarks.one_network.bench_guidance          # two minutes of an idle core
+    python -m benchmarks.one_network.bench_guidance          # half a minute of an idle core
 
 One network with classifier-free guidance is fitted at scale 2 in 8 evaluations of the ODE, and used at others. Beside
 it stand the best method that is not fitted (of six, on two grids) and a fit at that scale. The "network" is the

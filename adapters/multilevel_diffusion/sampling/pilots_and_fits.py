@@ -21,6 +21,7 @@ from multilevel_diffusion.process.grids import uniform
 from multilevel_diffusion.process.reverse_process import MODES, Process
 from multilevel_diffusion.sampling.one_network import base_coefficients, fit_alone
 from multilevel_diffusion.sampling.trajectories import FIRST_SEED, Trajectories
+from multilevel_sde.arguments import as_number
 from multilevel_sde.conditions import Conditions, some_rows
 from multilevel_sde.pilots.trial import squared, typical
 
@@ -159,6 +160,7 @@ def fit(
         >>> fitted.plan.cost(digits.ladder) <= 5 * digits.ladder.costs[-1], len(fitted.plan.evaluations)
         (True, 5)
     """
+    budget = as_number("budget", budget)
     _check(("samples", samples, 8), ("steps", steps, 2))
     if steps >= len(process.fine_times):
         raise ValueError(f'"steps" must be at most the {len(process.fine_times) - 1} of the finest grid, got {steps}')

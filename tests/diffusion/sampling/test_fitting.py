@@ -338,6 +338,15 @@ def test_a_network_of_ones_own_is_fitted_kept_and_found_by_neighbouring_budgets(
     assert stored_plan(mine, "ddpm", 6) is None
 
 
+def test_a_fit_at_a_scale_of_guidance_does_not_pass_for_one_without(tmp_path):
+    shutil.copytree(shipped_ladder("digits"), tmp_path / "digits", ignore=shutil.ignore_patterns("plan_*"))
+    kept, folder = shipped_ladder("digits") / "plan_ddim_8.safetensors", tmp_path / "digits"
+    shutil.copy(kept, folder / "plan_ddim_guidance_2_8.safetensors")
+    assert stored_plan(load_ladder(folder), "ddim", 8) is None
+    shutil.copy(kept, folder / "plan_ddim_8.safetensors")
+    assert stored_plan(load_ladder(folder), "ddim", 8) is not None
+
+
 def test_keeping_needs_a_fit_and_a_folder(tmp_path, capsys):
     assert main(["plan", "--ladder", "digits", "--mode", "ddim", "--budget", "5", "--save"]) == 2
     assert '"--save" is True, but belongs to --fit' in capsys.readouterr().err
