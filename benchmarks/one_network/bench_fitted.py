@@ -5,9 +5,9 @@ steps on images that no fit saw (of the median image beside it):
 
 - the largest network alone: the best of six methods on two grids as they are; fitted; fitted for fewer
   evaluations and carried over, from 8 to 10 and from 10 to 12;
-- the ladder fitted as it was before (eight plans of the pilot, no more values than the plans use), then with one change
-  at a time: the pilot's best 30, four values of the base, both; then the better of that and of the network alone, which
-  is what `fit` returns.
+- the ladder fitted from eight plans of the pilot, of which the best three are fitted once, with no more values of the
+  base than they use; then with one change at a time: the pilot's best 30, four values of the base, every candidate
+  fitted once, the last two together.
 
 All are fitted on the same samples. Seconds are CPU time of one thread. A stopped run goes on.
 
@@ -46,11 +46,12 @@ from multilevel_sde.pilots.trial import typical
 EVALUATIONS, STEPS, FITTED = (5, 8, 10, 12, 20), 28, 32
 IMAGES = {"digits": 32, "deadleaves32": 16}
 ALONE, FIT, CARRIED = "one network, unfitted", "one network, fitted", "one network, carried"
-CHANGES = {  # plans of the pilot, values of the base at least
-    "ladder, 8 plans": (8, 1),
-    "ladder, 30 plans": (30, 1),
-    "ladder, 8 plans, 4 values": (8, 4),
-    "ladder, 30 plans, 4 values": (30, 4),
+CHANGES = {  # plans of the pilot, values of the base at least, plans that are fitted once
+    "ladder, 8 plans": (8, 1, 3),
+    "ladder, 30 plans": (30, 1, 3),
+    "ladder, 8 plans, 4 values": (8, 4, 3),
+    "ladder, 8 plans, each fitted once": (8, 1, 8),
+    "ladder, 8 plans, each fitted once, 4 values": (8, 4, 8),
 }
 
 
@@ -92,10 +93,12 @@ class Case:
             if method == FIT:
                 found = fit_alone(self.images, self.process, evaluations, known=at)
             else:
-                count, order = CHANGES[method]
+                count, order, tried = CHANGES[method]
                 plans = self.pilot.plans(budget=evaluations * top, count=1000)
                 plans = [plan for plan in plans if plan.plan.steps <= STEPS][:count]
-                found = mls.fit_plan(self.images.ladder, at.start, plans, at.target, order=order, **at.given)
+                found = mls.fit_plan(
+                    self.images.ladder, at.start, plans, at.target, order=order, tried=tried, **at.given
+                )
             told = {
                 "steps": found.plan.steps,
                 "levels": [level + 1 for level in found.levels],
@@ -158,7 +161,9 @@ def measure(name: str, mode: str, options: argparse.Namespace) -> None:
     seeds, counts = range(8 if options.quick else IMAGES[name]), (None, *options.evaluations)
     todo = [(n, *one) for fewer, n in pairwise(counts) for one in methods(case, fewer, n, seeds)]
     for n, method, run in tqdm(todo, desc=f"{name} {mode}", unit="row"):
-        if not any((row["evaluations"], row["method"]) == (n, method) for row in known["rows"]):
+        if method in options.methods and not any(
+            (row["evaluations"], row["method"]) == (n, method) for row in known["rows"]
+        ):
             known["rows"].append({"evaluations": n, "method": method, **run()})
             write_json(path, known | {"images": len(seeds), "fitted": case.fitted, "machine": machine()})
 
@@ -190,6 +195,7 @@ def main() -> None:
     parser.add_argument("--ladders", nargs="*", choices=IMAGES, default=list(IMAGES), help="none: only print [all]")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="[both]")
     parser.add_argument("--evaluations", nargs="+", type=int, default=list(EVALUATIONS), help="[%(default)s]")
+    parser.add_argument("--methods", nargs="+", default=[ALONE, FIT, CARRIED, *CHANGES], help="rows to measure [all]")
     parser.add_argument("--quick", action="store_true", help="a smoke run: digits, 100 steps, 5 evaluations")
     options = parser.parse_args()
     torch.set_num_threads(1)

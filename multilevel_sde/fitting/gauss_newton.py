@@ -47,7 +47,6 @@ from multilevel_sde.steps.sums import at_least_float32
 __all__ = ["FittedPlan", "Run", "fit_plan", "fitted"]
 
 _DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
-_SEMIFINALISTS = 3
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,13 @@ def fit_plan(
     brownian: Brownian | BrownianPath | None = None,
     conditions: Conditions | None = None,
     order: int = 1,
+    tried: int = 3,
     iterations: int = 5,
     progress: bool = False,
 ) -> FittedPlan:
     """Fit the coefficients of the best of some plans.
 
-    All candidates are run, the best three fitted once, the best of those to the end.
+    All candidates are run, the best few fitted once, the best of those to the end.
 
     Arguments:
         ladder: The drifts.
@@ -102,6 +102,7 @@ def fit_plan(
         step, diffusion, brownian: As for :func:`solve`; a step that is affine in its estimate, no step rule.
         conditions: As for :func:`solve`, with one row for each sample of y0.
         order: How many of its last values the base may use at least, also where the candidates use fewer.
+        tried: How many candidates are fitted once. Which is best before a fit need not be best after it.
         iterations: Gauss-Newton steps at most.
         progress: Show a progress bar.
 
@@ -109,10 +110,10 @@ def fit_plan(
         A :class:`FittedPlan` of the cost of the candidate it came from.
 
     Raises:
-        TypeError: A step rule; candidates or a target of another kind; an order or iterations that are no integers;
-            conditions that are no mapping of names to tensors.
+        TypeError: A step rule; candidates or a target of another kind; an order, iterations or number tried that is no
+            integer; conditions that are no mapping of names to tensors.
         ValueError: Fewer than 8 samples, no candidates, or one for another number of levels, a target of another shape
-            or not finite, no order or iterations; conditions without one row a sample.
+            or not finite, an order, iterations or number tried below 1; conditions without one row a sample.
         NonFiniteError: No candidate gives a finite state.
 
     Example:
@@ -126,7 +127,7 @@ def fit_plan(
         (True, True)
     """
     plans = [candidates] if isinstance(candidates, PilotPlan) else _plans(candidates)
-    for name, value in (("order", order), ("iterations", iterations)):
+    for name, value in (("order", order), ("tried", tried), ("iterations", iterations)):
         if as_integer(name, value) < 1:
             raise ValueError(f'"{name}" must be at least 1, got {value}')
     _check(ladder, y0, plans, target, step)
@@ -137,7 +138,7 @@ def fit_plan(
     for candidate in plans:
         run = FitRun(ladder, y0, candidate.times, target, held, step, diffusion, brownian, given)
         fits.append((candidate, Parts.of(candidate.plan).padded(order), run))
-    return fitted(fits, iterations=iterations, progress=progress)
+    return fitted(fits, tried=tried, iterations=iterations, progress=progress)
 
 
 class Run(Protocol):
@@ -161,16 +162,20 @@ class Run(Protocol):
 
 
 def fitted(
-    candidates: Sequence[tuple[PilotPlan, Parts, Run]], *, iterations: int = 5, progress: bool = False
+    candidates: Sequence[tuple[PilotPlan, Parts, Run]],
+    *,
+    tried: int = 3,
+    iterations: int = 5,
+    progress: bool = False,
 ) -> FittedPlan:
-    """Fit plans whose runs are given: the best three once, the best of those to the end.
+    """Fit plans whose runs are given: the best few once, the best of those to the end.
 
     Raises:
         NonFiniteError: No candidate gives a finite state.
     """
     fits = [_Fit(candidate, run, parts) for candidate, parts, run in candidates]
-    with tqdm(total=iterations + _SEMIFINALISTS, desc="fitting", unit="step", disable=not progress) as bar:
-        semifinalists = sorted(_finite(fits), key=lambda fit: fit.errors[-1])[:_SEMIFINALISTS]
+    with tqdm(total=iterations + min(tried, len(fits)), desc="fitting", unit="step", disable=not progress) as bar:
+        semifinalists = sorted(_finite(fits), key=lambda fit: fit.errors[-1])[:tried]
         for fit in semifinalists:
             fit.improve()
             bar.update()

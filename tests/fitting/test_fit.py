@@ -346,6 +346,7 @@ def test_what_makes_no_plans_of_one_level_is_refused(change, error, message):
         ({"target": torch.ones(16, 2)}, r'"target" must have the shape of "y0", \(16, 1\), got \(16, 2\)'),
         ({"target": torch.full((16, 1), torch.nan)}, '"target" must be finite'),
         ({"iterations": 0}, '"iterations" must be at least 1, got 0'),
+        ({"tried": 0}, '"tried" must be at least 1, got 0'),
         ({"order": 0}, '"order" must be at least 1, got 0'),
     ],
 )

@@ -257,6 +257,7 @@ def test_one_network_is_fitted_below_every_method_it_began_with(one, fits):
         assert len(begun) == 12
         assert error(found) < 0.8 * min(begun)
         assert found.plan.evaluations.tolist() == [steps]
+        assert Parts.of(found.plan).base.shape == (steps, 4)
 
 
 def test_the_fit_of_a_ladder_of_one_is_that_of_its_network(one, fits):
