@@ -22,7 +22,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ class Case:
         return min(alone_plans(self.images, self.process, evaluations), key=error)
 
 
-def methods(case: Case, fewer: int | None, evaluations: int, seeds: range) -> Iterator[tuple[str, Callable[[], dict]]]:
+def methods(case: Case, fewer: int, evaluations: int, seeds: range) -> Iterator[tuple[str, Callable[[], dict]]]:
     """Yield the rows of one number of evaluations: a name, and what measures it."""
 
     def unfitted() -> dict[str, Any]:
@@ -142,12 +142,12 @@ def methods(case: Case, fewer: int | None, evaluations: int, seeds: range) -> It
         return case.row(plan, times, seeds) | told
 
     def over() -> dict[str, Any]:
-        plan, times, _ = case.fit(fewer or evaluations, FIT)
+        plan, times, _ = case.fit(fewer, FIT)
         return case.row(*carried(plan, times, case.process, evaluations), seeds)
 
     yield ALONE, unfitted
     yield FIT, lambda: fitted(FIT)
-    if fewer is not None and evaluations <= 1.25 * fewer:
+    if evaluations <= 1.25 * fewer:
         yield CARRIED, over
     for name in CHANGES:
         yield name, lambda name=name: fitted(name)
@@ -158,8 +158,8 @@ def measure(name: str, mode: str, options: argparse.Namespace) -> None:
     path = options.out / f"fitted_{name}_{mode}.json"
     known = json.loads(path.read_bytes()) if path.is_file() else {"ladder": name, "mode": mode, "rows": []}
     case = Case(name, mode, options.out, **({"fine": 100, "fitted": 8} if options.quick else {}))
-    seeds, counts = range(8 if options.quick else IMAGES[name]), (None, *options.evaluations)
-    todo = [(n, *one) for fewer, n in pairwise(counts) for one in methods(case, fewer, n, seeds)]
+    seeds, counts = range(8 if options.quick else IMAGES[name]), options.evaluations
+    todo = [(n, *one) for fewer, n in zip([0, *counts], counts, strict=False) for one in methods(case, fewer, n, seeds)]
     for n, method, run in tqdm(todo, desc=f"{name} {mode}", unit="row"):
         if method in options.methods and not any(
             (row["evaluations"], row["method"]) == (n, method) for row in known["rows"]

@@ -245,9 +245,11 @@ def measure(name: str, mode: str, images: int, budgets: tuple[int, ...], options
         runs += [(run, True) for run in fitted_runs(bench, case, [n for n in FITS if (ALONE, n) not in done])]
     order = {run[:2]: place for place, (run, _) in enumerate(runs)}
     todo = [(run, single) for run, single in runs if run[:2] not in done]
+    if not todo:
+        return
     about = {"ladder": name, "mode": mode, "images": images, "gamma": bench.pilot.rates.cost_exponent}
     with torch.no_grad():
-        reference = case.target(0, images) if todo else None
+        reference = case.target(0, images)
         for run, single in tqdm(todo, desc=f"{name} {mode}", unit="run"):
             begin = time.process_time()
             squared = (run[2]() - reference).double().square().flatten(1).mean(1)

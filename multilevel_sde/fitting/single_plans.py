@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
+from math import nan
 
 import torch
 from torch import Tensor
@@ -69,5 +69,5 @@ def single_plans(
             raise ValueError(f'"bases" must return rows with sum 1, ({steps}, order), got shape {tuple(table.shape)}')
         cost = steps * ladder.costs[level]
         plan = combined(level % levels, table, {}, levels)
-        found.append(PilotPlan(plan, grid, (level % levels,), Prediction(*4 * [math.nan], cost, math.nan), Form.ALONE))
+        found.append(PilotPlan(plan, grid, (level % levels,), Prediction(nan, nan, nan, nan, cost, nan), Form.ALONE))
     return found
