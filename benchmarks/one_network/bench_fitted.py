@@ -3,11 +3,11 @@
 On the shipped ladders, at equal evaluations of the largest network by FLOPs, mean squared distance to its path in 1,000
 steps on images that no fit saw (of the median image beside it):
 
-- the largest network alone: the best of six methods on two grids as they are; fitted; fitted for fewer
-  evaluations and carried over, from 8 to 10 and from 10 to 12;
+- the largest network alone: the best of six methods on four grids as they are; fitted, on two grids and on four; fitted
+  for fewer evaluations and carried over, from 8 to 10 and from 10 to 12;
 - the ladder fitted from eight plans of the pilot, of which the best three are fitted once, with no more values of the
   base than they use; then with one change at a time: the pilot's best 30, four values of the base, every candidate
-  fitted once, the last two together.
+  fitted once, the last two together; and the best three plans, each on four grids and fitted once.
 
 All are fitted on the same samples. Seconds are CPU time of one thread. A stopped run goes on.
 
@@ -38,7 +38,7 @@ from multilevel_diffusion import Process, load_ladder, shipped_ladder, stored_pi
 from multilevel_diffusion.networks.image_ladders import ImageLadder
 from multilevel_diffusion.process import MODES
 from multilevel_diffusion.sampling.one_network import alone_plans, carried, fit_alone
-from multilevel_diffusion.sampling.pilots_and_fits import run_pilot
+from multilevel_diffusion.sampling.pilots_and_fits import on_all_grids, run_pilot
 from multilevel_diffusion.sampling.trajectories import FIRST_SEED, Trajectories, reference
 from multilevel_sde.files import write_atomically
 from multilevel_sde.pilots.trial import typical
@@ -46,12 +46,14 @@ from multilevel_sde.pilots.trial import typical
 EVALUATIONS, STEPS, FITTED = (5, 8, 10, 12, 20), 28, 32
 IMAGES = {"digits": 32, "deadleaves32": 16}
 ALONE, FIT, CARRIED = "one network, unfitted", "one network, fitted", "one network, carried"
-CHANGES = {  # plans of the pilot, values of the base at least, plans that are fitted once
-    "ladder, 8 plans": (8, 1, 3),
-    "ladder, 30 plans": (30, 1, 3),
-    "ladder, 8 plans, 4 values": (8, 4, 3),
-    "ladder, 8 plans, each fitted once": (8, 1, 8),
-    "ladder, 8 plans, each fitted once, 4 values": (8, 4, 8),
+TWO_GRIDS = "one network, fitted, 2 grids"
+CHANGES = {  # plans of the pilot, values of the base at least, plans that are fitted once, whether on other grids too
+    "ladder, 8 plans": (8, 1, 3, False),
+    "ladder, 30 plans": (30, 1, 3, False),
+    "ladder, 8 plans, 4 values": (8, 4, 3, False),
+    "ladder, 8 plans, each fitted once": (8, 1, 8, False),
+    "ladder, 8 plans, each fitted once, 4 values": (8, 4, 8, False),
+    "ladder, 3 plans on 4 grids": (3, 1, 12, True),
 }
 
 
@@ -92,10 +94,14 @@ class Case:
             begin, top, at = time.process_time(), self.images.ladder.costs[-1], self.known
             if method == FIT:
                 found = fit_alone(self.images, self.process, evaluations, known=at)
+            elif method == TWO_GRIDS:
+                plans = alone_plans(self.images, self.process, evaluations)[:12]
+                found = mls.fit_plan(self.images.ladder, at.start, plans, at.target, order=4, **at.given)
             else:
-                count, order, tried = CHANGES[method]
+                count, order, tried, grids = CHANGES[method]
                 plans = self.pilot.plans(budget=evaluations * top, count=1000)
                 plans = [plan for plan in plans if plan.plan.steps <= STEPS][:count]
+                plans = on_all_grids(self.process, plans) if grids else plans
                 found = mls.fit_plan(
                     self.images.ladder, at.start, plans, at.target, order=order, tried=tried, **at.given
                 )
@@ -146,6 +152,7 @@ def methods(case: Case, fewer: int, evaluations: int, seeds: range) -> Iterator[
         return case.row(*carried(plan, times, case.process, evaluations), seeds)
 
     yield ALONE, unfitted
+    yield TWO_GRIDS, lambda: fitted(TWO_GRIDS)
     yield FIT, lambda: fitted(FIT)
     if evaluations <= 1.25 * fewer:
         yield CARRIED, over
@@ -195,7 +202,9 @@ def main() -> None:
     parser.add_argument("--ladders", nargs="*", choices=IMAGES, default=list(IMAGES), help="none: only print [all]")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="[both]")
     parser.add_argument("--evaluations", nargs="+", type=int, default=list(EVALUATIONS), help="[%(default)s]")
-    parser.add_argument("--methods", nargs="+", default=[ALONE, FIT, CARRIED, *CHANGES], help="rows to measure [all]")
+    parser.add_argument(
+        "--methods", nargs="+", default=[ALONE, TWO_GRIDS, FIT, CARRIED, *CHANGES], help="rows to measure [all]"
+    )
     parser.add_argument("--quick", action="store_true", help="a smoke run: digits, 100 steps, 5 evaluations")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -235,14 +235,14 @@ def measure(name: str, mode: str, images: int, budgets: tuple[int, ...], options
     """Measure every method on one process of one ladder, and keep every row as it comes."""
     bench, path = open_bench(name, mode, images), options.out / f"samplers_{name}_{mode}.json"
     known = json.loads(path.read_bytes()) if path.is_file() else {}
-    kept = known["rows"] if known.get("images") == images else []
+    kept = known["rows"] if known.get("images") == images and not options.anew else []
     kept = [row for row in kept if row["method"] not in options.again]
     done, runs = {(row["method"], row["budget"]) for row in kept}, all_runs(bench, budgets)
     case = bench_fitted.Case(
         name, mode, options.out if options.quick else Path(bench_fitted.__file__).parent / "results"
     )
     if not options.quick:
-        runs += [(run, True) for run in fitted_runs(bench, case, [n for n in FITS if (ALONE, n) not in done])]
+        runs += [(run, True) for run in fitted_runs(bench, case, [n for n in options.fits if (ALONE, n) not in done])]
     order = {run[:2]: place for place, (run, _) in enumerate(runs)}
     todo = [(run, single) for run, single in runs if run[:2] not in done]
     if not todo:
@@ -265,6 +265,10 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="[both]")
     parser.add_argument("--images", type=int, help="a multiple of 4 [32 digits, 16 dead leaves]")
     parser.add_argument("--again", nargs="*", default=[], metavar="METHOD", help="measure these once more [none]")
+    parser.add_argument("--anew", action="store_true", help="measure everything again, as after a change of the noise")
+    parser.add_argument(
+        "--fits", nargs="*", type=int, default=list(FITS), help="budgets of the fitted network %(default)s"
+    )
     parser.add_argument("--quick", action="store_true", help="a smoke run: digits, 8 images, two budgets, no fits")
     options = parser.parse_args()
     torch.set_num_threads(1)

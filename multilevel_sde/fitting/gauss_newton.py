@@ -90,7 +90,8 @@ def fit_plan(
 ) -> FittedPlan:
     """Fit the coefficients of the best of some plans.
 
-    All candidates are run, the best few fitted once, the best of those to the end.
+    All candidates are run, the best few fitted once, the best of those to the end. Of candidates with the same levels
+    and grid, which a fit brings to about the same, only the best counts.
 
     Arguments:
         ladder: The drifts.
@@ -168,18 +169,21 @@ def fitted(
     iterations: int = 5,
     progress: bool = False,
 ) -> FittedPlan:
-    """Fit plans whose runs are given: the best few once, the best of those to the end.
+    """Fit plans whose runs are given: the best few, each of other levels or another grid, once, the best to the end.
 
     Raises:
         NonFiniteError: No candidate gives a finite state.
     """
     fits = [_Fit(candidate, run, parts) for candidate, parts, run in candidates]
     with tqdm(total=iterations + min(tried, len(fits)), desc="fitting", unit="step", disable=not progress) as bar:
-        semifinalists = sorted(_finite(fits), key=lambda fit: fit.errors[-1])[:tried]
+        kinds: dict[tuple[object, ...], _Fit] = {}
+        for fit in sorted(_finite(fits), key=lambda fit: fit.errors[-1]):
+            kinds.setdefault((fit.candidate.levels, *fit.candidate.times.tolist()), fit)
+        semifinalists = list(kinds.values())[:tried]
         for fit in semifinalists:
             fit.improve()
             bar.update()
-        best = min(semifinalists, key=lambda fit: fit.errors[-1])
+        best = min(semifinalists, key=lambda fit: typical(fit.last))  # those kept out count too
         for _ in range(iterations - 1):
             if not best.improve():
                 break

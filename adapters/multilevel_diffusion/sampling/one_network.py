@@ -7,9 +7,11 @@ few trajectories. See docs/one_model.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,9 +26,22 @@ from multilevel_sde.conditions import Conditions
 from multilevel_sde.fitting.perturbed_runs import Parts
 from multilevel_sde.plans.memory import evaluated_levels
 
-__all__ = ["alone_plans", "base_coefficients", "carried", "fit_alone"]
+__all__ = ["alone_plans", "base_coefficients", "carried", "fit_alone", "grid_kinds"]
 
 _ORDER = 4  # values that a fitted method uses
+_LOWEST = (-5.1, -4.3, -3.5)  # log-SNR of the second time: after a fit, grids that leave the noise sooner err less
+
+
+def grid_kinds(process: Process) -> list[Callable[[int], Tensor]]:
+    """Return the grids that a fit tries, as functions of the steps: one uniform in time, three about so in log-SNR.
+
+    Example:
+        >>> from multilevel_diffusion import CosineSchedule, uniform
+        >>> process = Process(CosineSchedule(), 0.0, uniform(CosineSchedule(), 100))
+        >>> [round(float(kind(5)[1]), 2) for kind in grid_kinds(process)]
+        [0.8, 0.97, 0.94, 0.89]
+    """
+    return [process.grid, *(partial(process.log_snr_grid, lowest=lowest) for lowest in _LOWEST)]
 
 
 def base_coefficients(process: Process, times: Tensor) -> Tensor:
@@ -46,9 +61,9 @@ def base_coefficients(process: Process, times: Tensor) -> Tensor:
 
 
 def alone_plans(images: ImageLadder, process: Process, steps: int) -> list[mls.PilotPlan]:
-    """Return plans of the largest network alone in so many steps: six methods on two grids.
+    """Return plans of the largest network alone in so many steps: six methods on four grids.
 
-    The grids are uniform in time and about uniform in log-SNR. The methods are Euler's (DDIM, DDPM), DPM-Solver++ 2M,
+    The grids are those of :func:`grid_kinds`. The methods are Euler's (DDIM, DDPM), DPM-Solver++ 2M,
     and SA-Solver's predictors and correctors of orders 2 and 3.
 
     Example:
@@ -56,7 +71,7 @@ def alone_plans(images: ImageLadder, process: Process, steps: int) -> list[mls.P
         >>> digits = load_ladder(shipped_ladder("digits"))
         >>> plans = alone_plans(digits, Process(digits.schedule, 0.0, uniform(digits.schedule, 100)), 5)
         >>> len(plans), plans[0].levels, plans[0].plan.evaluations.tolist()
-        (12, (4,), [0, 0, 0, 0, 5])
+        (24, (4,), [0, 0, 0, 0, 5])
     """
     on = process.schedule, process.tau
     methods = [
@@ -65,9 +80,10 @@ def alone_plans(images: ImageLadder, process: Process, steps: int) -> list[mls.P
         *(partial(lambda times, order: multistep_weights(*on, times, order), order=order) for order in (2, 3)),
         *(partial(lambda times, order: corrected_weights(*on, times, order, order), order=order) for order in (2, 3)),
     ]
-    grids = [process.grid(steps)]
-    with suppress(ValueError):  # the finest grid has not so many distinct times in log-SNR
-        grids.append(process.log_snr_grid(steps))
+    grids = []
+    for kind in grid_kinds(process):
+        with suppress(ValueError):  # the finest grid has not so many distinct times in log-SNR
+            grids.append(kind(steps))
     return mls.single_plans(images.ladder, grids, methods)
 
 
@@ -101,7 +117,7 @@ def fit_alone(
         >>> from multilevel_diffusion import load_ladder, shipped_ladder, uniform
         >>> digits = load_ladder(shipped_ladder("digits"))
         >>> process = Process(digits.schedule, 0.0, uniform(digits.schedule, 40))
-        >>> fitted = fit_alone(digits, process, 5, samples=8)
+        >>> fitted = fit_alone(digits, process, 5, samples=16)
         >>> fitted.plan.evaluations.tolist(), fitted.held_out[1] < fitted.held_out[0]
         ([0, 0, 0, 0, 5], True)
     """
@@ -109,7 +125,8 @@ def fit_alone(
     if samples < 8:
         raise ValueError(f'"samples" must be at least 8 (better 32), got {samples}')
     at = known or Trajectories.of(images, process, samples, conditions, target, progress=progress)
-    return mls.fit_plan(images.ladder, at.start, candidates, at.target, order=_ORDER, progress=progress, **at.given)
+    options: dict[str, Any] = {"order": _ORDER, "tried": len(_LOWEST) + 1, "progress": progress}
+    return mls.fit_plan(images.ladder, at.start, candidates, at.target, **options, **at.given)
 
 
 def carried(plan: mls.Plan, times: Tensor, process: Process, steps: int) -> tuple[mls.Plan, Tensor]:
@@ -120,7 +137,7 @@ def carried(plan: mls.Plan, times: Tensor, process: Process, steps: int) -> tupl
 
     Arguments:
         plan: That of one network alone.
-        times: Its grid, one of `process.grid` or `process.log_snr_grid`.
+        times: Its grid, one of :func:`grid_kinds`.
         process: What is solved.
         steps: How many steps.
 
@@ -139,8 +156,7 @@ def carried(plan: mls.Plan, times: Tensor, process: Process, steps: int) -> tupl
     parts = Parts.of(plan)
     if parts.tables:
         raise ValueError(f'"plan" must evaluate one level alone, this one evaluates {evaluated_levels(plan)}; fit anew')
-    kinds = process.grid, process.log_snr_grid
-    kind = next((one for one in kinds if torch.equal(one(plan.steps), times)), None)
+    kind = next((one for one in grid_kinds(process) if torch.equal(one(plan.steps), times)), None)
     if kind is None:
         raise ValueError('"times" must be a grid of the process, uniform in time or in log-SNR; fit anew')
     old, new = (base_coefficients(process, grid) for grid in (times, kind(steps)))
