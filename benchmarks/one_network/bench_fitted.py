@@ -21,6 +21,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -37,8 +38,8 @@ from benchmarks.common import machine, parser_of, table, write_json
 from multilevel_diffusion import Process, load_ladder, shipped_ladder, stored_pilot, uniform
 from multilevel_diffusion.networks.image_ladders import ImageLadder
 from multilevel_diffusion.process import MODES
-from multilevel_diffusion.sampling.one_network import alone_plans, carried, fit_alone
-from multilevel_diffusion.sampling.pilots_and_fits import on_all_grids, run_pilot
+from multilevel_diffusion.sampling.one_network import alone_plans, carried, fit_alone, grid_kinds
+from multilevel_diffusion.sampling.pilots_and_fits import run_pilot
 from multilevel_diffusion.sampling.trajectories import FIRST_SEED, Trajectories, reference
 from multilevel_sde.files import write_atomically
 from multilevel_sde.pilots.trial import typical
@@ -55,6 +56,11 @@ CHANGES = {  # plans of the pilot, values of the base at least, plans that are f
     "ladder, 8 plans, each fitted once, 4 values": (8, 4, 8, False),
     "ladder, 3 plans on 4 grids": (3, 1, 12, True),
 }
+
+
+def on_all_grids(process: Process, plans: list[mls.PilotPlan]) -> list[mls.PilotPlan]:
+    """The plans on their own grids, and with the same coefficients on those about uniform in log-SNR."""
+    return plans + [replace(one, times=kind(one.plan.steps)) for kind in grid_kinds(process)[1:] for one in plans]
 
 
 class Case:

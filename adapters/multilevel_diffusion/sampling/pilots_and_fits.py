@@ -8,7 +8,7 @@ The largest network alone is fitted too (:mod:`.one_network`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,15 +19,15 @@ import multilevel_sde as mls
 from multilevel_diffusion.networks.image_ladders import ImageLadder, labels_in_turn
 from multilevel_diffusion.process.grids import uniform
 from multilevel_diffusion.process.reverse_process import MODES, Process
-from multilevel_diffusion.sampling.one_network import base_coefficients, fit_alone, grid_kinds
+from multilevel_diffusion.sampling.one_network import base_coefficients, fit_alone
 from multilevel_diffusion.sampling.trajectories import FIRST_SEED, Trajectories
 from multilevel_sde.arguments import as_number
 from multilevel_sde.conditions import Conditions, some_rows
 from multilevel_sde.pilots.trial import squared, typical
 
-__all__ = ["expected_seconds", "fit", "on_all_grids", "run_pilot"]
+__all__ = ["expected_seconds", "fit", "run_pilot"]
 
-_PLANS, _MANY = 3, 1000  # plans of a pilot that a fit begins with, on four grids; more than a pilot has
+_PLANS, _MANY = 8, 1000  # plans of a pilot that a fit begins with; more than a pilot has
 _MEASURED = 16  # trajectories of the pilot of a fit
 _TRIED = 8  # trajectories by which the SDE's grid is chosen
 
@@ -179,21 +179,15 @@ def fit(
         )
         prices = (ladder or images.ladder).in_evaluations("evaluations of the largest network")
         proposed = [one for one in measured.priced(prices).plans(budget=budget, count=_MANY) if one.plan.steps <= steps]
-        if proposed := on_all_grids(process, proposed[:_PLANS]):
-            tried: dict[str, Any] = {"tried": len(proposed), "progress": progress} | known.given
-            found.append(mls.fit_plan(images.ladder, known.start, proposed, known.target, **tried))
+        if proposed := proposed[:_PLANS]:
+            fitted = mls.fit_plan(images.ladder, known.start, proposed, known.target, progress=progress, **known.given)
+            found.append(fitted)
     if 1 <= alone <= (steps if found else len(process.fine_times) - 1):
         found.append(fit_alone(images, process, alone, known=known, progress=progress))
     if not found:
         raise ValueError(f'"budget" must pay an evaluation of the network, or a plan of {steps} steps, got {budget}')
     best = min(found, key=lambda one: one.held_out[1])
     return replace(best, cost=sum(one.cost for one in found))
-
-
-def on_all_grids(process: Process, plans: Sequence[mls.PilotPlan]) -> list[mls.PilotPlan]:
-    """Return the plans on their own grids, and the same coefficients on those about uniform in log-SNR."""
-    others = [replace(one, times=kind(one.plan.steps)) for kind in grid_kinds(process)[1:] for one in plans]
-    return [*plans, *others]
 
 
 def expected_seconds(
