@@ -31,6 +31,7 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
+from torch.nn.functional import pad
 from tqdm import tqdm
 
 import multilevel_sde as mls
@@ -38,10 +39,11 @@ from benchmarks.common import machine, parser_of, table, write_json
 from multilevel_diffusion import Process, load_ladder, shipped_ladder, stored_pilot, uniform
 from multilevel_diffusion.networks.image_ladders import ImageLadder
 from multilevel_diffusion.process import MODES
-from multilevel_diffusion.sampling.one_network import alone_plans, carried, fit_alone, grid_kinds
+from multilevel_diffusion.sampling.one_network import alone_plans, base_coefficients, fit_alone, grid_kinds
 from multilevel_diffusion.sampling.pilots_and_fits import run_pilot
 from multilevel_diffusion.sampling.trajectories import FIRST_SEED, Trajectories, reference
 from multilevel_sde.files import write_atomically
+from multilevel_sde.fitting.perturbed_runs import Parts
 from multilevel_sde.pilots.trial import typical
 
 EVALUATIONS, STEPS, FITTED = (5, 8, 10, 12, 20), 28, 32
@@ -56,6 +58,23 @@ CHANGES = {  # plans of the pilot, values of the base at least, plans that are f
     "ladder, 8 plans, each fitted once, 4 values": (8, 4, 8, False),
     "ladder, 3 plans on 4 grids": (3, 1, 12, True),
 }
+
+
+def carried(plan: mls.Plan, times: Tensor, process: Process, steps: int) -> tuple[mls.Plan, Tensor]:
+    """A fitted plan of one network in another number of steps, on the grid of the same kind.
+
+    Its coefficients a differ from SA-Solver's c, and a - c is interpolated in the place n / N of a step.
+    """
+    parts, kind = Parts.of(plan), next(one for one in grid_kinds(process) if torch.equal(one(plan.steps), times))
+    old, new = (base_coefficients(process, grid) for grid in (times, kind(steps)))
+    order = max(parts.base.shape[1], old.shape[1])
+    fitted, old, new = (pad(table, (0, order - table.shape[1])) for table in (parts.base, old, new))
+    at = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps * plan.steps - 0.5
+    low = at.floor().clamp(0, plan.steps - 1).long()
+    high, part = (low + 1).clamp_max(plan.steps - 1), (at - low).clamp(0, 1)[:, None]
+    base = (new + (fitted - old)[low] * (1 - part) + (fitted - old)[high] * part).tril()
+    base[:, 0] += 1 - base.sum(1)
+    return replace(parts, base=base).plan(plan.levels), kind(steps)
 
 
 def on_all_grids(process: Process, plans: list[mls.PilotPlan]) -> list[mls.PilotPlan]:

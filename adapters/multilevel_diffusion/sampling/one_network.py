@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 import multilevel_sde as mls
 from multilevel_diffusion.networks.image_ladders import ImageLadder
@@ -23,10 +20,8 @@ from multilevel_diffusion.process.multistep import corrected_weights, midpoint_m
 from multilevel_diffusion.process.reverse_process import Process
 from multilevel_diffusion.sampling.trajectories import Trajectories
 from multilevel_sde.conditions import Conditions
-from multilevel_sde.fitting.perturbed_runs import Parts
-from multilevel_sde.plans.memory import evaluated_levels
 
-__all__ = ["alone_plans", "base_coefficients", "carried", "fit_alone", "grid_kinds"]
+__all__ = ["alone_plans", "base_coefficients", "fit_alone", "grid_kinds"]
 
 _ORDER = 4  # values that a fitted method uses
 _LOWEST = (-5.1, -4.3, -3.5)  # log-SNR of the second time: after a fit, grids that leave the noise sooner err less
@@ -127,45 +122,3 @@ def fit_alone(
     at = known or Trajectories.of(images, process, samples, conditions, target, progress=progress)
     options: dict[str, Any] = {"order": _ORDER, "tried": len(_LOWEST) + 1, "progress": progress}
     return mls.fit_plan(images.ladder, at.start, candidates, at.target, **options, **at.given)
-
-
-def carried(plan: mls.Plan, times: Tensor, process: Process, steps: int) -> tuple[mls.Plan, Tensor]:
-    """Carry a fitted plan of one network to another number of steps, on the grid of the same kind.
-
-    Its coefficients a differ from SA-Solver's c, and a - c is interpolated in the place n / N of a step. For
-    neighbouring numbers it saves a fit.
-
-    Arguments:
-        plan: That of one network alone.
-        times: Its grid, one of :func:`grid_kinds`.
-        process: What is solved.
-        steps: How many steps.
-
-    Raises:
-        ValueError: The plan evaluates several levels, or is for another grid.
-
-    Example:
-        >>> from multilevel_diffusion import load_ladder, shipped_ladder, uniform
-        >>> digits = load_ladder(shipped_ladder("digits"))
-        >>> process = Process(digits.schedule, 0.0, uniform(digits.schedule, 40))
-        >>> plan = alone_plans(digits, process, 8)[-2]
-        >>> more, times = carried(plan.plan, plan.times, process, 10)
-        >>> more.evaluations.tolist(), len(times)
-        ([0, 0, 0, 0, 10], 11)
-    """
-    parts = Parts.of(plan)
-    if parts.tables:
-        raise ValueError(f'"plan" must evaluate one level alone, this one evaluates {evaluated_levels(plan)}; fit anew')
-    kind = next((one for one in grid_kinds(process) if torch.equal(one(plan.steps), times)), None)
-    if kind is None:
-        raise ValueError('"times" must be a grid of the process, uniform in time or in log-SNR; fit anew')
-    old, new = (base_coefficients(process, grid) for grid in (times, kind(steps)))
-    order = max(parts.base.shape[1], old.shape[1])
-    fitted, old, new = (pad(table, (0, order - table.shape[1])) for table in (parts.base, old, new))
-    excess = fitted - old
-    at = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps * plan.steps - 0.5
-    low = at.floor().clamp(0, plan.steps - 1).long()
-    high, part = (low + 1).clamp_max(plan.steps - 1), (at - low).clamp(0, 1)[:, None]
-    base = (new + excess[low] * (1 - part) + excess[high] * part).tril()
-    base[:, 0] += 1 - base.sum(1)
-    return replace(parts, base=base).plan(plan.levels), kind(steps)

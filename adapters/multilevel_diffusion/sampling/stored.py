@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ import multilevel_sde as mls
 from multilevel_diffusion.networks.image_ladders import ImageLadder, pilot_name, plan_name
 from multilevel_diffusion.process.grids import uniform
 from multilevel_diffusion.process.reverse_process import MODES, Process
-from multilevel_diffusion.sampling.one_network import carried
 from multilevel_diffusion.sampling.origins import load_pilot, load_plan
 
 __all__ = ["stored_pilot", "stored_plan"]
@@ -52,9 +50,6 @@ def stored_plan(
 ) -> tuple[mls.Plan, Tensor] | None:
     """Return the most expensive fitted plan of a ladder's folder that a budget pays, with its grid, or None.
 
-    That of one network alone is carried to the steps that the budget pays (:func:`.one_network.carried`), from up to
-    1.25 times as many too.
-
     Arguments:
         images: The ladder.
         mode: "ddpm" or "ddim".
@@ -74,12 +69,11 @@ def stored_plan(
         if path.match(plan_name(mode, None, "guidance_*")) and images.guidance is None:
             continue
         plan = mls.Plan.load(path)
-        least, most = (budget * _NEAR, budget / _NEAR) if len(prices) == 1 else (budget * _NEAR, budget)
-        if plan.levels == len(prices) and least <= (cost := plan.cost(prices)) <= most * (1 + 1e-9):
+        if plan.levels == len(prices) and _NEAR * budget <= (cost := plan.cost(prices)) <= budget * (1 + 1e-9):
             found[cost] = path
     if not found:
         return None
-    path = found[min(found, key=lambda cost: abs(math.log(cost / budget)))]
+    path = found[max(found)]
     if mls.Plan.load_with_times(path)[1] is None:
         raise ValueError(f'"{path}" holds no times; write it again with `multilevel-sde plan --fit`')
     name = plan_name(mode, images.guidance, r"(\d+(?:\.\d+)?)")
@@ -88,9 +82,7 @@ def stored_plan(
     again = f"multilevel-sde plan --ladder {images.folder} --mode {mode}{guided} --budget {wanted} --fit --out {path}"
     if _is_stale(path, mls.Plan.load_made_for(path), images, again):
         return None
-    process, steps = _process(images, mode), math.floor(budget * (1 + 1e-9))
-    plan, times = load_plan(path, images, process)
-    return carried(plan, times, process, steps) if len(prices) == 1 and steps != plan.steps else (plan, times)
+    return load_plan(path, images, _process(images, mode))
 
 
 def _words(guidance: float | None) -> str:

@@ -14,7 +14,7 @@ from multilevel_diffusion.networks.image_ladders import OwnLadder
 from multilevel_diffusion.networks.store import load_ladder, save_ladder, shipped_ladder
 from multilevel_diffusion.process.grids import uniform
 from multilevel_diffusion.process.reverse_process import MODES, Process
-from multilevel_diffusion.sampling.one_network import alone_plans, base_coefficients, carried, fit_alone
+from multilevel_diffusion.sampling.one_network import alone_plans, base_coefficients, fit_alone
 from multilevel_diffusion.sampling.origins import load_pilot, load_plan, made_for
 from multilevel_diffusion.sampling.pilots_and_fits import expected_seconds, fit, run_pilot
 from multilevel_diffusion.sampling.samples import sample
@@ -289,38 +289,6 @@ def test_the_fit_of_a_ladder_is_never_worse_than_that_of_its_largest_network(dig
     assert not chosen[0]
 
 
-def test_a_carried_plan_is_itself_at_its_own_steps_and_a_method_at_others(one, fits):
-    _, process = one
-    found = fits[7]
-    same, times = carried(found.plan, found.times, process, 7)
-    assert torch.equal(times, found.times)
-    torch.testing.assert_close(Parts.of(same).base, Parts.of(found.plan).base, rtol=1e-12, atol=1e-12)
-    for steps in (5, 6, 9):
-        more, times = carried(found.plan, found.times, process, steps)
-        base = Parts.of(more).base
-        assert more.evaluations.tolist() == [steps] == [len(times) - 1]
-        torch.testing.assert_close(base.sum(1), torch.ones(steps, dtype=torch.float64))
-        assert torch.equal(base, base.tril())
-
-
-def test_sa_solver_carried_is_sa_solver(digits, one):
-    """What is carried is the difference to it, here none."""
-    _, process = one
-    times = process.log_snr_grid(8)
-    plan = mls.multistep(mls.em_plan(digits.ladder, times), base_coefficients(process, times))
-    more, grid = carried(plan, times, process, 10)
-    torch.testing.assert_close(Parts.of(more).base, base_coefficients(process, grid))
-
-
-def test_what_cannot_be_carried_is_refused(digits, process):
-    plan, times = stored_plan(digits, "ddim", 12)
-    with pytest.raises(ValueError, match='"plan" must evaluate one level alone'):
-        carried(plan, times, process, 10)
-    alone = mls.em_plan(digits.ladder, times[:7])
-    with pytest.raises(ValueError, match='"times" must be a grid of the process'):
-        carried(alone, times[:7], process, 5)
-
-
 def test_a_network_of_ones_own_is_fitted_kept_and_found_by_neighbouring_budgets(digits, tmp_path, capsys):
     save_ladder(tmp_path / "mine", digits.networks[:1], digits.schedule, batch=1)
     words = ["--ladder", str(tmp_path / "mine"), "--mode", "ddim", "--threads", "1"]
@@ -328,16 +296,11 @@ def test_a_network_of_ones_own_is_fitted_kept_and_found_by_neighbouring_budgets(
     path = tmp_path / "mine" / "plan_ddim_6.safetensors"
     assert str(path) in capsys.readouterr().out
     mine = load_ladder(tmp_path / "mine")
-    process = Process(mine.schedule, 0.0, uniform(mine.schedule, 1000))
-    kept, times = load_plan(path, mine, process)
-    for budget, steps in ((6, 6), (6.9, 6), (7, 7), (5, 5), (8, None), (4, None)):
-        found = stored_plan(mine, "ddim", budget)
-        if steps is None:
-            assert found is None
-            continue
-        plan, grid = carried(kept, times, process, steps) if steps != 6 else (kept, times)
-        assert found[0] == plan
-        assert torch.equal(found[1], grid)
+    kept, _ = load_plan(path, mine, Process(mine.schedule, 0.0, uniform(mine.schedule, 1000)))
+    assert kept.evaluations.tolist() == [6]
+    for budget, found in ((6, True), (6.9, True), (7.5, True), (7.6, False), (5.9, False)):
+        assert (stored_plan(mine, "ddim", budget) is not None) == found
+    assert stored_plan(mine, "ddim", 7)[0] == kept
     assert stored_plan(mine, "ddpm", 6) is None
 
 
