@@ -31,7 +31,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise, product
 from pathlib import Path
@@ -216,9 +216,9 @@ def fitted_runs(bench: Bench, case: bench_fitted.Case, budgets: Sequence[int]) -
         yield ALONE, n, lambda times=times, plans=plans: bench.solve(times, plans), plans
 
 
-def all_runs(bench: Bench, budgets: tuple[int, ...]) -> list[tuple[Run, bool]]:
+def all_runs(bench: Bench, budgets: tuple[int, ...], fitted: Iterable[Run] = ()) -> list[tuple[Run, bool]]:
     """Return all runs, and whether each needs the largest network alone."""
-    singles, ladders = single_runs(bench, budgets), ladder_runs(bench, budgets)
+    singles, ladders = [*single_runs(bench, budgets), *fitted], ladder_runs(bench, budgets)
     return [*((run, True) for run in singles), *((run, False) for run in ladders)]
 
 
@@ -237,12 +237,12 @@ def measure(name: str, mode: str, images: int, budgets: tuple[int, ...], options
     known = json.loads(path.read_bytes()) if path.is_file() else {}
     kept = known["rows"] if known.get("images") == images and not options.anew else []
     kept = [row for row in kept if row["method"] not in options.again]
-    done, runs = {(row["method"], row["budget"]) for row in kept}, all_runs(bench, budgets)
+    done = {(row["method"], row["budget"]) for row in kept}
     case = bench_fitted.Case(
         name, mode, options.out if options.quick else Path(bench_fitted.__file__).parent / "results"
     )
-    if not options.quick:
-        runs += [(run, True) for run in fitted_runs(bench, case, [n for n in options.fits if (ALONE, n) not in done])]
+    fits = [] if options.quick else [n for n in options.fits if (ALONE, n) not in done]
+    runs = all_runs(bench, budgets, fitted_runs(bench, case, fits))
     order = {run[:2]: place for place, (run, _) in enumerate(runs)}
     todo = [(run, single) for run, single in runs if run[:2] not in done]
     if not todo:
