@@ -8,7 +8,7 @@ from .cost import CostModel, Drift, FlopCost, GivenCost, SecondsCost
 from .devices import Autocast, CudaGraph, Offload, OffloadStats, OnDevice, compiled, place
 from .errors import NonFiniteError
 from .expectations import Expectation, expectation
-from .fitting import FittedPlan, fit_plan
+from .fitting import FittedPlan, fit_plan, single_plans
 from .ladder import Ladder
 from .learning import BestPlan, DivergedError, LearnedSchedule, best_plan, central_difference, forward_mode, learn
 from .noise import (
@@ -163,6 +163,7 @@ __all__ = [
     "running_maximum",
     "scale_to_budget",
     "seeded_normal",
+    "single_plans",
     "solve",
     "systematic",
 ]

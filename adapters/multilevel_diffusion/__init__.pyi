@@ -38,7 +38,7 @@ from .process import (
     schedule_from_dict,
     uniform,
 )
-from .sampling import in_seconds, sample, stored_pilot
+from .sampling import fit, fit_alone, in_seconds, sample, stored_pilot
 
 __all__ = [
     "DDIM",
@@ -68,6 +68,8 @@ __all__ = [
     "VDenoiser",
     "corrected_weights",
     "coupled_noise",
+    "fit",
+    "fit_alone",
     "in_seconds",
     "karras",
     "load_ladder",

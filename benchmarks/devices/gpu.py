@@ -36,7 +36,7 @@ from multilevel_diffusion.networks import DiffusionLadder, train_ladder
 from multilevel_diffusion.networks.scaling import Scaling, measure_errors
 from multilevel_diffusion.process import MODES
 from multilevel_diffusion.sampling import fit
-from multilevel_diffusion.sampling.pilots_and_fits import FIRST_SEED, reference
+from multilevel_diffusion.sampling.trajectories import FIRST_SEED, reference
 from multilevel_sde.files import write_atomically
 
 __all__ = ["Benchmark", "main"]

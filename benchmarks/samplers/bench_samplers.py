@@ -6,7 +6,8 @@ and in log-SNR:
 
 - Euler-Maruyama (that is DDPM and DDIM), and from diffusers DPM-Solver++ 2M and 3M (the SDE variant of 2M for DDPM) and
   UniPC, given our noise levels, our denoiser and our noise;
-- SA-Solver with predictor and corrector of order 2 and 3, and for the ODE the forward-value sampler.
+- SA-Solver with predictor and corrector of order 2 and 3, and for the ODE the forward-value sampler;
+- the network fitted by the procedure that fits plans, on the same samples (`bench_fitted.py` makes and keeps the fits).
 
 On the ladder:
 
@@ -17,7 +18,8 @@ On the ladder:
 
 A random plan is drawn anew for each quarter of the images. Seconds are CPU time on one thread, which other processes on
 the machine disturb less than wall-clock time. The mean error and that of the median image are given: a few images that
-turn into another mode dominate the mean.
+turn into another mode dominate the mean. Rows are stored as they come, and a run that was stopped goes on; `--again
+METHOD` measures a method anew.
 
     python benchmarks/samplers/bench_samplers.py       # about 25 minutes on an idle core; --ladders digits --modes ddim
     python benchmarks/samplers/bench_samplers.py --quick --out /tmp/samplers
@@ -25,11 +27,14 @@ turn into another mode dominate the mean.
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise, product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,7 +45,8 @@ from tqdm import tqdm
 
 import multilevel_sde as mls
 from benchmarks.common import machine, parser_of, publish, write_json
-from benchmarks.samplers.sampler_tables import DRAWN, FITTED, PILOT, markdown, plot
+from benchmarks.one_network import bench_fitted
+from benchmarks.samplers.sampler_tables import ALONE, DRAWN, FITTED, PILOT, markdown, plot
 from multilevel_diffusion import ForwardValue, Process, SASolver, load_ladder, shipped_ladder, stored_pilot, uniform
 from multilevel_diffusion.networks.image_ladders import ImageLadder
 from multilevel_diffusion.process import MODES
@@ -49,6 +55,7 @@ from multilevel_sde.pilots.trial import typical
 
 FINE, QUARTERS = 1000, 4
 BUDGETS = (5, 8, 12, 20, 35, 60, 120)
+FITS = (5, 8, 12, 20)  # budgets of fits
 IMAGES = {"digits": 32, "deadleaves32": 16}
 GRIDS = ("uniform", "log-SNR")
 
@@ -201,9 +208,17 @@ def ladder_runs(bench: Bench, budgets: tuple[int, ...]) -> Iterator[Run]:
             yield FITTED, n, lambda times=fitted[1], plans=plans: bench.solve(times, plans), plans
 
 
-def all_runs(bench: Bench, budgets: tuple[int, ...]) -> list[tuple[Run, bool]]:
+def fitted_runs(bench: Bench, case: bench_fitted.Case, budgets: Sequence[int]) -> Iterator[Run]:
+    """Yield the fitted largest network, as `single_runs`."""
+    for n in budgets:
+        plan, times, _ = case.fit(n, bench_fitted.FIT)
+        plans = [plan] * QUARTERS
+        yield ALONE, n, lambda times=times, plans=plans: bench.solve(times, plans), plans
+
+
+def all_runs(bench: Bench, budgets: tuple[int, ...], fitted: Iterable[Run] = ()) -> list[tuple[Run, bool]]:
     """Return all runs, and whether each needs the largest network alone."""
-    singles, ladders = single_runs(bench, budgets), ladder_runs(bench, budgets)
+    singles, ladders = [*single_runs(bench, budgets), *fitted], ladder_runs(bench, budgets)
     return [*((run, True) for run in singles), *((run, False) for run in ladders)]
 
 
@@ -216,30 +231,31 @@ def open_bench(name: str, mode: str, images: int) -> Bench:
     return Bench(stored, Process(stored.schedule, MODES[mode], uniform(stored.schedule, FINE)), pilot, images, mode)
 
 
-def measure(name: str, mode: str, images: int, budgets: tuple[int, ...]) -> dict:
-    """Measure every method on one process of one ladder."""
-    bench = open_bench(name, mode, images)
-    todo, rows = all_runs(bench, budgets), []
-    fine = bench.process.grid(FINE)
-    with tqdm(total=1 + len(todo), desc=f"{name} {mode}", unit="run") as bar, torch.no_grad():
-        begin = time.process_time()
-        reference = bench.solve(fine, [mls.em_plan(bench.stored.ladder, fine)] * QUARTERS)
-        reference_seconds = (time.process_time() - begin) / images
-        bar.update()
-        for run, single in todo:
+def measure(name: str, mode: str, images: int, budgets: tuple[int, ...], options: argparse.Namespace) -> None:
+    """Measure every method on one process of one ladder, and keep every row as it comes."""
+    bench, path = open_bench(name, mode, images), options.out / f"samplers_{name}_{mode}.json"
+    known = json.loads(path.read_bytes()) if path.is_file() else {}
+    kept = known["rows"] if known.get("images") == images and not options.anew else []
+    kept = [row for row in kept if row["method"] not in options.again]
+    done = {(row["method"], row["budget"]) for row in kept}
+    case = bench_fitted.Case(
+        name, mode, options.out if options.quick else Path(bench_fitted.__file__).parent / "results"
+    )
+    fits = [] if options.quick else [n for n in options.fits if (ALONE, n) not in done]
+    runs = all_runs(bench, budgets, fitted_runs(bench, case, fits))
+    order = {run[:2]: place for place, (run, _) in enumerate(runs)}
+    todo = [(run, single) for run, single in runs if run[:2] not in done]
+    if not todo:
+        return
+    about = {"ladder": name, "mode": mode, "images": images, "gamma": bench.pilot.rates.cost_exponent}
+    with torch.no_grad():
+        reference = case.target(0, images)
+        for run, single in tqdm(todo, desc=f"{name} {mode}", unit="run"):
             begin = time.process_time()
             squared = (run[2]() - reference).double().square().flatten(1).mean(1)
-            rows.append(bench.row(run, single, squared, time.process_time() - begin))
-            bar.update()
-    return {
-        "ladder": name,
-        "mode": mode,
-        "images": images,
-        "gamma": bench.pilot.rates.cost_exponent,
-        "reference_seconds": reference_seconds,
-        "machine": machine(),
-        "rows": [asdict(row) for row in rows],
-    }
+            kept.append(asdict(bench.row(run, single, squared, time.process_time() - begin)))
+            kept.sort(key=lambda row: order.get((row["method"], row["budget"]), len(order)))
+            write_json(path, about | {"machine": machine(), "rows": kept})
 
 
 def main() -> None:
@@ -248,15 +264,19 @@ def main() -> None:
     parser.add_argument("--ladders", nargs="*", choices=IMAGES, default=list(IMAGES), help="none: only redraw [all]")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="[both]")
     parser.add_argument("--images", type=int, help="a multiple of 4 [32 digits, 16 dead leaves]")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: digits, 8 images, two budgets")
+    parser.add_argument("--again", nargs="*", default=[], metavar="METHOD", help="measure these once more [none]")
+    parser.add_argument("--anew", action="store_true", help="measure everything again, as after a change of the noise")
+    parser.add_argument(
+        "--fits", nargs="*", type=int, default=list(FITS), help="budgets of the fitted network %(default)s"
+    )
+    parser.add_argument("--quick", action="store_true", help="a smoke run: digits, 8 images, two budgets, no fits")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name, mode in product(["digits"] if options.quick else options.ladders, options.modes):
         images = 8 if options.quick else options.images or IMAGES[name]
         if images < 8 or images % QUARTERS:
             parser.error(f'"--images" must be a multiple of {QUARTERS}, at least 8, got {images}')
-        result = measure(name, mode, images, BUDGETS[:2] if options.quick else BUDGETS)
-        write_json(options.out / f"samplers_{name}_{mode}.json", result)
+        measure(name, mode, images, BUDGETS[:2] if options.quick else BUDGETS, options)
     names = [f"{name}_{mode}" for name, mode in product(IMAGES, MODES)]
     publish(options.out, "samplers", names, markdown, plot)
 

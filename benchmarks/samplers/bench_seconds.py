@@ -8,8 +8,8 @@ On one thread, 64 images in batches of 16. Plans are made for seconds: levels ar
 (:class:`multilevel_sde.StepSecondsCost`), and budgets count those of the largest network. The error is the mean squared
 distance to the largest network's path in 1,000 steps with the same noise. Rivals are all samplers of
 `bench_samplers.py` with the largest network; the network and number of steps that the pilot takes for the best to use
-alone, which may be a smaller one with more steps; and the largest network fitted: SA-Solver's method on both grids, its
-coefficients fitted as those of plans are, on the same samples. A cell of the last two columns is what the best rival
+alone, which may be a smaller one with more steps; and the largest network fitted, from six methods on two grids, on the
+same samples as plans are. A cell of the last two columns is what the best rival
 takes for that error over what the plan takes.
 """
 
@@ -22,32 +22,21 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import multilevel_sde as mls
 from benchmarks.common import cost_at, machine, parser_of, table, write_json
-from benchmarks.samplers.bench_samplers import FINE, GRIDS, QUARTERS, Bench, Run, open_bench, single_runs
+from benchmarks.samplers.bench_samplers import FINE, QUARTERS, Bench, Run, open_bench, single_runs
 from multilevel_diffusion.process import MODES
-from multilevel_diffusion.sampling.pilots_and_fits import FIRST_SEED, base_coefficients, fit, reference
+from multilevel_diffusion.sampling.one_network import fit_alone
+from multilevel_diffusion.sampling.pilots_and_fits import fit
 from multilevel_diffusion.sampling.prices import in_seconds
+from multilevel_diffusion.sampling.trajectories import FIRST_SEED, reference
 from multilevel_sde.files import write_atomically
-from multilevel_sde.pilots.answers import Prediction
 
 BUDGETS, SINGLES, FITS = (5, 8, 12, 20, 35), (5, 8, 12, 20, 35, 60), (5, 8, 12)
 IMAGES, FITTED = 64, 32
 PLAN, FIT, ALONE, CHOSEN = "the pilot's plan", "a fitted plan", "one network, fitted", "one network, by the pilot"
-
-
-def alone(bench: Bench, steps: int, target: Tensor, seeds: range) -> mls.FittedPlan:
-    """The largest network with SA-Solver's method in so many steps, fitted on the better grid."""
-    process, ladder, nothing = bench.process, bench.stored.ladder, Prediction(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    candidates = []
-    for place in GRIDS:
-        times = process.grid(steps) if place == "uniform" else process.log_snr_grid(steps)
-        plan = mls.multistep(mls.em_plan(ladder, times), base_coefficients(process, times))
-        candidates.append(mls.PilotPlan(plan, times, (len(ladder) - 1,), nothing))
-    return mls.fit_plan(ladder, bench.start(seeds), candidates, target, **process.arguments(seeds))
 
 
 def fits(bench: Bench, prices: mls.Ladder, budgets: tuple[int, ...]) -> Iterator[Run]:
@@ -55,7 +44,7 @@ def fits(bench: Bench, prices: mls.Ladder, budgets: tuple[int, ...]) -> Iterator
     seeds = range(FIRST_SEED, FIRST_SEED + FITTED)
     target = reference(bench.stored, bench.process, seeds, progress=True)
     for n in budgets:
-        found = alone(bench, n, target, seeds)
+        found = fit_alone(bench.stored, bench.process, n, samples=FITTED, target=target)
         plans = [found.plan] * QUARTERS
         yield ALONE, n, lambda t=found.times, p=plans: bench.solve(t, p), plans
     for n in budgets:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from benchmarks.common import cost_at, table, write_figure
 
-__all__ = ["DRAWN", "EM", "FITTED", "PILOT", "markdown", "plot"]
+__all__ = ["ALONE", "DRAWN", "EM", "FITTED", "PILOT", "markdown", "plot"]
 
-EM, PILOT, FITTED = "EM, uniform", "ML-EM, pilot's plan", "ML-EM, fitted plan"
+EM, PILOT, FITTED, ALONE = "EM, uniform", "ML-EM, pilot's plan", "ML-EM, fitted plan", "one network, fitted"
 DRAWN = "ML-EM, drawn"
 OURS = (  # in the figure
     f"{DRAWN} independently",
@@ -23,13 +23,17 @@ OURS = (  # in the figure
 
 
 def ratios(result: dict, ours: str, unit: str) -> list[str]:
-    """Return the speed-up of one of ours: the cost of others at its errors, divided by its own."""
+    """Return the speed-up of one of ours: the cost of others at its errors, divided by its own.
+
+    The best single network may be fitted, too; "best unfitted" leaves that one out.
+    """
     singles = list(dict.fromkeys(row["method"] for row in result["rows"] if row["single"]))
-    head = [unit, "EM, mean", "EM, median", "best single, mean", "best single, median"]
+    rivals = {"EM": [EM], "best unfitted": [name for name in singles if name != ALONE], "best single": singles}
+    head = [unit, *(f"{name}, {kind}" for name in rivals for kind in ("mean", "median"))]
     rows = []
     for found in (row for row in result["rows"] if row["method"] == ours):
         cells = [f"{found[unit]:.3g}"]
-        for methods, key in product(([EM], singles), ("mse", "median")):
+        for methods, key in product(rivals.values(), ("mse", "median")):
             cost, sign = cost_at(result["rows"], methods, unit, key, found[key])
             cells.append(f"{sign}{cost / found[unit]:.2f}")
         rows.append(cells)
@@ -68,11 +72,13 @@ def plot(path: Path, results: list[dict], unit: str = "cost") -> None:
         curves: dict[str, list[tuple[float, float]]] = {}
         for row in result["rows"]:
             curves.setdefault(row["method"], []).append((row[unit], row["median"]))
-        singles = {row["method"] for row in result["rows"] if row["single"]} - {EM}
+        singles = {row["method"] for row in result["rows"] if row["single"]} - {EM, ALONE}
         for place, method in enumerate(sorted(singles)):
             label = "other samplers of the largest network" if place == 0 else None
             axes.loglog(*zip(*curves[method], strict=True), "-", color="0.75", linewidth=1, label=label)
-        axes.loglog(*zip(*curves[EM], strict=True), "--", color="black", linewidth=1.5, label=EM)
+        for method, style in ((EM, "--"), (ALONE, "-s")):
+            points = curves.get(method, [(math.nan, math.nan)])
+            axes.loglog(*zip(*points, strict=True), style, color="black", linewidth=1.5, ms=4, label=method)
         for place, method in enumerate(ours):
             points = curves.get(method, [(math.nan, math.nan)])
             axes.loglog(*zip(*points, strict=True), "-o", color=f"C{place}", label=method, linewidth=2, ms=4)

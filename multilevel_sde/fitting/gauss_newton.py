@@ -47,7 +47,6 @@ from multilevel_sde.steps.sums import at_least_float32
 __all__ = ["FittedPlan", "Run", "fit_plan", "fitted"]
 
 _DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
-_SEMIFINALISTS = 3
 
 
 @dataclass(frozen=True)
@@ -84,21 +83,27 @@ def fit_plan(
     diffusion: Diffusion | None = None,
     brownian: Brownian | BrownianPath | None = None,
     conditions: Conditions | None = None,
+    order: int = 1,
+    tried: int = 3,
     iterations: int = 5,
     progress: bool = False,
 ) -> FittedPlan:
     """Fit the coefficients of the best of some plans.
 
-    All candidates are run, the best three fitted once, the best of those to the end.
+    All candidates are run, the best few fitted once, the best of those to the end. Of candidates with the same levels
+    and grid, which a fit brings to about the same, only the best counts.
 
     Arguments:
         ladder: The drifts.
         y0: Initial states, at least 8 samples; every fourth is kept out of the fit.
-        candidates: Plans with their grids, such as `pilot.plans(budget=...)`.
+        candidates: Plans with their grids, such as `pilot.plans(budget=...)`, or those of one level alone,
+            :func:`single_plans`.
         target: The final states to be near, shaped like y0: usually those of the top level on a fine grid with the same
             noise.
         step, diffusion, brownian: As for :func:`solve`; a step that is affine in its estimate, no step rule.
         conditions: As for :func:`solve`, with one row for each sample of y0.
+        order: How many of its last values the base may use at least, also where the candidates use fewer.
+        tried: How many candidates are fitted once. Which is best before a fit need not be best after it.
         iterations: Gauss-Newton steps at most.
         progress: Show a progress bar.
 
@@ -106,10 +111,10 @@ def fit_plan(
         A :class:`FittedPlan` of the cost of the candidate it came from.
 
     Raises:
-        TypeError: A step rule; candidates or a target of another kind; iterations that are no integer; conditions that
-            are no mapping of names to tensors.
+        TypeError: A step rule; candidates or a target of another kind; an order, iterations or number tried that is no
+            integer; conditions that are no mapping of names to tensors.
         ValueError: Fewer than 8 samples, no candidates, or one for another number of levels, a target of another shape
-            or not finite, no iterations; conditions without one row a sample.
+            or not finite, an order, iterations or number tried below 1; conditions without one row a sample.
         NonFiniteError: No candidate gives a finite state.
 
     Example:
@@ -123,15 +128,18 @@ def fit_plan(
         (True, True)
     """
     plans = [candidates] if isinstance(candidates, PilotPlan) else _plans(candidates)
-    _check(ladder, y0, plans, target, as_integer("iterations", iterations), step)
+    for name, value in (("order", order), ("tried", tried), ("iterations", iterations)):
+        if as_integer(name, value) < 1:
+            raise ValueError(f'"{name}" must be at least 1, got {value}')
+    _check(ladder, y0, plans, target, step)
     given = as_conditions(conditions, y0)
     ladder, y0, target = in_float32(ladder, y0.dtype), at_least_float32(y0), at_least_float32(target)
     held = torch.arange(len(y0)) % 4 == 3
     fits = []
     for candidate in plans:
         run = FitRun(ladder, y0, candidate.times, target, held, step, diffusion, brownian, given)
-        fits.append((candidate, Parts.of(candidate.plan), run))
-    return fitted(fits, iterations=iterations, progress=progress)
+        fits.append((candidate, Parts.of(candidate.plan).padded(order), run))
+    return fitted(fits, tried=tried, iterations=iterations, progress=progress)
 
 
 class Run(Protocol):
@@ -155,20 +163,27 @@ class Run(Protocol):
 
 
 def fitted(
-    candidates: Sequence[tuple[PilotPlan, Parts, Run]], *, iterations: int = 5, progress: bool = False
+    candidates: Sequence[tuple[PilotPlan, Parts, Run]],
+    *,
+    tried: int = 3,
+    iterations: int = 5,
+    progress: bool = False,
 ) -> FittedPlan:
-    """Fit plans whose runs are given: the best three once, the best of those to the end.
+    """Fit plans whose runs are given: the best few, each of other levels or another grid, once, the best to the end.
 
     Raises:
         NonFiniteError: No candidate gives a finite state.
     """
     fits = [_Fit(candidate, run, parts) for candidate, parts, run in candidates]
-    with tqdm(total=iterations + _SEMIFINALISTS, desc="fitting", unit="step", disable=not progress) as bar:
-        semifinalists = sorted(_finite(fits), key=lambda fit: fit.errors[-1])[:_SEMIFINALISTS]
+    with tqdm(total=iterations + min(tried, len(fits)), desc="fitting", unit="step", disable=not progress) as bar:
+        kinds: dict[tuple[object, ...], _Fit] = {}
+        for fit in sorted(_finite(fits), key=lambda fit: fit.errors[-1]):
+            kinds.setdefault((fit.candidate.levels, *fit.candidate.times.tolist()), fit)
+        semifinalists = list(kinds.values())[:tried]
         for fit in semifinalists:
             fit.improve()
             bar.update()
-        best = min(semifinalists, key=lambda fit: fit.errors[-1])
+        best = min(semifinalists, key=lambda fit: typical(fit.last))  # those kept out count too
         for _ in range(iterations - 1):
             if not best.improve():
                 break
@@ -244,7 +259,7 @@ def _plans(candidates: Sequence[PilotPlan]) -> list[PilotPlan]:
     return plans
 
 
-def _check(ladder: Ladder, y0: Tensor, plans: list[PilotPlan], target: Tensor, iterations: int, step: Step) -> None:
+def _check(ladder: Ladder, y0: Tensor, plans: list[PilotPlan], target: Tensor, step: Step) -> None:
     if isinstance(step, StepRule):
         raise TypeError(
             f'"step" must be a function step(y, estimate, t, s, noise) for a fit, got the rule {type(step).__name__}; '
@@ -268,5 +283,3 @@ def _check(ladder: Ladder, y0: Tensor, plans: list[PilotPlan], target: Tensor, i
         raise ValueError(f'"target" must have the shape of "y0", {tuple(y0.shape)}, got {tuple(target.shape)}')
     if not bool(target.isfinite().all()):
         raise ValueError('"target" must be finite, got NaN or infinity')
-    if iterations < 1:
-        raise ValueError(f'"iterations" must be at least 1, got {iterations}')

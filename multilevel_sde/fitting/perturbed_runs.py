@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -74,6 +74,11 @@ class Parts:
         for lag in range(order):
             base[lag:, lag] = whole.diagonal(-lag)
         return cls(lowest, base, tables, hits)
+
+    def padded(self, order: int) -> Parts:
+        """Return the parts with so many columns of the base at least: more values for a fit to use."""
+        more = max(0, order - self.base.shape[1])
+        return replace(self, base=torch.nn.functional.pad(self.base, (0, more)))
 
     def plan(self, levels: int, *, truncated: bool = False) -> Plan:
         """Return the plan of these parts, for a ladder of so many levels."""

@@ -1,7 +1,8 @@
 """`multilevel-sde plan`: turn the measurements of a pilot into a plan file.
 
 The file knows the grid that it is for, part of the uniform grid with 1000 steps, and `multilevel-sde sample --plan`
-takes it from there. `plan --fit` also fits the coefficients (:mod:`multilevel_diffusion.sampling.pilots_and_fits`).
+takes it from there. `plan --fit` also fits the coefficients, of a ladder's plan or of one network alone
+(:mod:`multilevel_diffusion.sampling.pilots_and_fits`), and `--save` keeps the plan for `sample --budget`.
 """
 
 from __future__ import annotations
@@ -66,7 +67,11 @@ def register(subparsers) -> None:
     )
     parser.add_argument("--samples", type=at_least(8, better=_SAMPLES), help=f"trajectories of the fit [{_SAMPLES}]")
     parser.add_argument("--steps", type=at_least(2), help=f"largest number of steps of the fit [{_FITTED}]")
-    parser.add_argument("-o", "--out", type=file, required=True, help="file of the plan, .safetensors")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("-o", "--out", type=file, help="file of the plan, .safetensors")
+    place.add_argument(
+        "--save", action="store_true", help="with --fit: keep it beside the ladder, where `sample` finds it"
+    )
     add_device(parser)
     add_threads(parser)
     parser.set_defaults(run=_run)
@@ -107,8 +112,8 @@ def _check(arguments: argparse.Namespace) -> None:
         if (arguments.steps or _FITTED) > _STEPS:
             raise ValueError(f'"--steps" must be at most {_STEPS}, the finest grid, got {arguments.steps}; give fewer')
         return
-    for name in ("samples", "steps"):
-        if (value := getattr(arguments, name)) is not None:
+    for name in ("samples", "steps", "save"):
+        if (value := getattr(arguments, name)) not in (None, False):
             raise ValueError(
                 f'"--{name}" is {value}, but belongs to --fit, which is not given; add it, or leave it out'
             )
@@ -128,26 +133,31 @@ def _pilot(arguments: argparse.Namespace, images: ImageLadder, device: torch.dev
 
 
 def _fit(arguments: argparse.Namespace, images: ImageLadder) -> int:
+    from multilevel_diffusion.networks.image_ladders import plan_name
     from multilevel_diffusion.process.grids import uniform
     from multilevel_diffusion.process.reverse_process import MODES, Process
     from multilevel_diffusion.sampling.origins import made_for
     from multilevel_diffusion.sampling.pilots_and_fits import expected_seconds, fit
     from multilevel_diffusion.sampling.samples import batch_for
 
+    if arguments.save and images.folder is None:
+        raise ValueError(f'"--save" needs a ladder with a folder, and {arguments.ladder} has none; give "--out" a file')
     process = Process(images.schedule, MODES[arguments.mode], uniform(images.schedule, _STEPS))
     samples, steps = arguments.samples or _SAMPLES, arguments.steps or _FITTED
     ladder = priced(arguments, images, process, batch_for(images.image_shape))
-    expected = duration(expected_seconds(images, process, samples=samples, steps=steps))
+    expected = duration(expected_seconds(images, process, arguments.budget, samples=samples, steps=steps))
     print(f"a fit with {samples} trajectories and {steps} steps takes about {expected}; fewer of both take less")
     found = fit(images, process, arguments.budget, ladder, samples=samples, steps=steps, progress=True)
-    found.plan.save(arguments.out, found.times, made_for(images, process))
+    name = plan_name(arguments.mode, arguments.guidance, arguments.budget)
+    out = arguments.out if images.folder is None or not arguments.save else images.folder / name
+    found.plan.save(out, found.times, made_for(images, process))
     top = images.ladder.costs[-1]
     cost = found.plan.cost(ladder.in_evaluations())
     print(
         f"{found.plan.steps} steps, levels {_numbers(found.levels)}: cost {cost:.3g} "
         f"evaluations of the largest network by {ladder.unit}; squared error on samples kept out "
         f"{found.held_out[0]:.3g} before the fit, {found.held_out[1]:.3g} after (typical), {found.mean:.3g} (mean); "
-        f"the fit cost {found.cost / top:.0f} evaluations; written to {arguments.out}"
+        f"the fit cost {found.cost / top:.0f} evaluations; written to {out}"
     )
     return 0
 

@@ -259,11 +259,7 @@ def _fitted(
     runs = LoopRun(run, ladder, target)
     found = []
     for plan in plans_at(pilot, ladder, budget_fraction)[:_FITTED]:
-        parts = Parts.of(plan.plan)
-        order = max(_ORDER, parts.base.shape[1])
-        wider = torch.zeros(pilot.steps, order, dtype=torch.float64)
-        wider[:, : parts.base.shape[1]] = parts.base
-        found.append((plan, replace(parts, base=wider), runs))
+        found.append((plan, Parts.of(plan.plan).padded(_ORDER), runs))
     return fitted(found, progress=progress)
 
 

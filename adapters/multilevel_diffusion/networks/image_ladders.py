@@ -23,7 +23,7 @@ from multilevel_diffusion.networks.guidance import Guided
 from multilevel_diffusion.networks.modulated import ModulatedNetwork
 from multilevel_diffusion.process.schedule_base import NoiseSchedule
 
-__all__ = ["DiffusionLadder", "ImageLadder", "OwnLadder", "class_labels", "labels_in_turn", "pilot_name"]
+__all__ = ["DiffusionLadder", "ImageLadder", "OwnLadder", "class_labels", "labels_in_turn", "pilot_name", "plan_name"]
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,21 @@ def pilot_name(mode: str, guidance: float | None) -> str:
         >>> pilot_name("ddim", None), pilot_name("ddpm", 2.0)
         ('pilot_ddim.safetensors', 'pilot_ddpm_guidance_2.safetensors')
     """
-    return f"pilot_{mode}{'' if guidance is None else f'_guidance_{guidance:g}'}.safetensors"
+    return f"pilot_{mode}{_guided(guidance)}.safetensors"
+
+
+def plan_name(mode: str, guidance: float | None, budget: float | str) -> str:
+    """Return the name of the file of a ladder's fitted plan.
+
+    Example:
+        >>> plan_name("ddim", None, 8.0), plan_name("ddpm", 2.0, 12.5)
+        ('plan_ddim_8.safetensors', 'plan_ddpm_guidance_2_12.5.safetensors')
+    """
+    return f"plan_{mode}{_guided(guidance)}_{budget if isinstance(budget, str) else f'{budget:g}'}.safetensors"
+
+
+def _guided(guidance: float | None) -> str:
+    return "" if guidance is None else f"_guidance_{guidance:g}"
 
 
 def labels_in_turn(images: ImageLadder, samples: int) -> dict[str, Tensor]:

@@ -2,48 +2,34 @@
 
 The base level is integrated by SA-Solver, on a grid about uniform in log-SNR; a pilot on that grid proposes levels and
 hits, and :func:`multilevel_sde.fit_plan` fits the coefficients to the path of the largest network on the finest grid.
+The largest network alone is fitted too (:mod:`.one_network`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import multilevel_sde as mls
 from multilevel_diffusion.networks.image_ladders import ImageLadder, labels_in_turn
 from multilevel_diffusion.process.grids import uniform
-from multilevel_diffusion.process.multistep import REACH, corrected_weights, multistep_weights
 from multilevel_diffusion.process.reverse_process import MODES, Process
-from multilevel_diffusion.sampling.samples import batch_for
+from multilevel_diffusion.sampling.one_network import base_coefficients, fit_alone
+from multilevel_diffusion.sampling.trajectories import FIRST_SEED, Trajectories
+from multilevel_sde.arguments import as_number
 from multilevel_sde.conditions import Conditions, some_rows
 from multilevel_sde.pilots.trial import squared, typical
 
-__all__ = ["base_coefficients", "expected_seconds", "fit", "reference", "run_pilot"]
+__all__ = ["expected_seconds", "fit", "run_pilot"]
 
-FIRST_SEED = 1_000_000  # far from the seeds that anyone samples
+_PLANS, _MANY = 8, 1000  # plans of a pilot that a fit begins with; more than a pilot has
 _MEASURED = 16  # trajectories of the pilot of a fit
 _TRIED = 8  # trajectories by which the SDE's grid is chosen
-
-
-def base_coefficients(process: Process, times: Tensor) -> Tensor:
-    """Return the coefficients of the base on a grid, those of SA-Solver.
-
-    The predictor is of order 2, and of order 1 where a step is more than three times as long in log-SNR as the last.
-    For the ODE a corrector of order 2 follows (PEC).
-
-    Example:
-        >>> from multilevel_diffusion import CosineSchedule, uniform
-        >>> process = Process(CosineSchedule(), 0.0, uniform(CosineSchedule(), 10))
-        >>> base_coefficients(process, process.grid(5)).sum(1)
-        tensor([1.0000, 1.0000, 1.0000, 1.0000, 1.0000], dtype=torch.float64)
-    """
-    if process.tau == 0:
-        return corrected_weights(process.schedule, process.tau, times, 2, 2, reach=REACH)
-    return multistep_weights(process.schedule, process.tau, times, 2, reach=REACH)
 
 
 def run_pilot(
@@ -131,34 +117,6 @@ def _error(
     return typical(squared(few, fine))
 
 
-def reference(
-    images: ImageLadder,
-    process: Process,
-    seeds: range,
-    *,
-    conditions: Conditions | None = None,
-    progress: bool = False,
-) -> Tensor:
-    """Return where the largest network ends on the finest grid, (B, C, H, W).
-
-    Arguments:
-        images: The ladder.
-        process: What is solved.
-        seeds: One a sample.
-        conditions: What the denoisers are told about each sample.
-        progress: Show a progress bar.
-    """
-    plan = mls.em_plan(images.ladder, process.fine_times)
-    size, out = min(8, batch_for(images.image_shape)), []
-    for first in tqdm(range(0, len(seeds), size), desc="targets", unit="batch", disable=not progress):
-        part = seeds[first : first + size]
-        start = process.start(part, images.image_shape, dtype=images.dtype, device=images.device)
-        told = some_rows(conditions or {}, slice(first, first + size))
-        known: dict[str, Any] = process.arguments(part) | {"conditions": told or None, "gradients": False}
-        out.append(mls.solve(images.ladder, start, process.fine_times, plan, **known).y)
-    return torch.cat(out)
-
-
 def fit(
     images: ImageLadder,
     process: Process,
@@ -169,9 +127,12 @@ def fit(
     steps: int = 28,
     conditions: Conditions | None = None,
     target: Tensor | None = None,
+    pilot: mls.Pilot | None = None,
     progress: bool = False,
 ) -> mls.FittedPlan:
-    """Fit a plan for a budget.
+    """Fit a plan for a budget: the ladder's, or that of its largest network alone where this errs less.
+
+    Both are fitted on the same samples, and judged on those kept out. A ladder may have one network only.
 
     Arguments:
         images: The ladder.
@@ -179,14 +140,16 @@ def fit(
         budget: Cost of an image in evaluations of the largest network.
         ladder: The ladder at the prices by which the budget counts; by default `images.ladder`.
         samples: Trajectories, a quarter of them to judge; their seeds start at 1,000,000.
-        steps: Steps of the grid; plans with half as many are tried too.
+        steps: Steps of the grid of the ladder's plans; plans with half as many are tried too. In a ladder of several
+            the network alone is fitted in at most so many.
         conditions: What the denoisers are told about each sample; by default, with classes, every class in turn.
-        target: :func:`reference` of those seeds, where it is known already.
+        target: :func:`.trajectories.reference` of those seeds, where it is known already.
+        pilot: Measurements of the ladder, where there are some; its plans of at most so many steps are tried.
         progress: Show progress bars.
 
     Raises:
-        ValueError: Fewer than 8 samples, fewer than 2 steps or more than the finest grid has; as
-            :func:`multilevel_sde.pilot` and :func:`multilevel_sde.fit_plan`.
+        ValueError: Fewer than 8 samples, fewer than 2 steps or more than the finest grid has, a budget that pays no
+            plan; as :func:`multilevel_sde.pilot` and :func:`multilevel_sde.fit_plan`.
 
     Example:
         >>> from multilevel_diffusion import uniform
@@ -194,51 +157,60 @@ def fit(
         >>> digits = load_ladder(shipped_ladder("digits"))
         >>> process = Process(digits.schedule, 0.0, uniform(digits.schedule, 40))
         >>> fitted = fit(digits, process, 5.0, samples=8, steps=8)
-        >>> fitted.plan.cost(digits.ladder) <= 5 * digits.ladder.costs[-1], fitted.plan.steps
-        (True, 8)
+        >>> fitted.plan.cost(digits.ladder) <= 5 * digits.ladder.costs[-1], len(fitted.plan.evaluations)
+        (True, 5)
     """
+    budget = as_number("budget", budget)
     _check(("samples", samples, 8), ("steps", steps, 2))
     if steps >= len(process.fine_times):
         raise ValueError(f'"steps" must be at most the {len(process.fine_times) - 1} of the finest grid, got {steps}')
-    seeds = range(FIRST_SEED, FIRST_SEED + samples)
-    start = process.start(seeds, images.image_shape, dtype=images.dtype, device=images.device)
-    told = labels_in_turn(images, samples) if conditions is None else conditions
-    if target is None:
-        target = reference(images, process, seeds, conditions=told, progress=progress)
-    given: dict[str, Any] = process.arguments(seeds) | {"conditions": told or None}
-    pilot = mls.pilot(
-        images.ladder,
-        start,
-        process.fine_times,
-        samples=min(_MEASURED, samples),
-        candidates=process.log_snr_grid(steps),
-        multistep=lambda times: base_coefficients(process, times),
-        progress=progress,
-        **given,
-    )
-    prices = (ladder or images.ladder).in_evaluations("evaluations of the largest network")
-    proposed = pilot.priced(prices).plans(budget=budget)
-    return mls.fit_plan(images.ladder, start, proposed, target, progress=progress, **given)
+    known = Trajectories.of(images, process, samples, conditions, target, progress=progress)
+    alone, found = math.floor(budget * (1 + 1e-9)), []
+    if len(images.ladder) > 1:
+        measured = pilot or mls.pilot(
+            images.ladder,
+            known.start,
+            process.fine_times,
+            samples=min(_MEASURED, samples),
+            candidates=process.log_snr_grid(steps),
+            multistep=lambda times: base_coefficients(process, times),
+            progress=progress,
+            **known.given,
+        )
+        prices = (ladder or images.ladder).in_evaluations("evaluations of the largest network")
+        proposed = [one for one in measured.priced(prices).plans(budget=budget, count=_MANY) if one.plan.steps <= steps]
+        if proposed := proposed[:_PLANS]:
+            fitted = mls.fit_plan(images.ladder, known.start, proposed, known.target, progress=progress, **known.given)
+            found.append(fitted)
+    if 1 <= alone <= (steps if found else len(process.fine_times) - 1):
+        found.append(fit_alone(images, process, alone, known=known, progress=progress))
+    if not found:
+        raise ValueError(f'"budget" must pay an evaluation of the network, or a plan of {steps} steps, got {budget}')
+    best = min(found, key=lambda one: one.held_out[1])
+    return replace(best, cost=sum(one.cost for one in found))
 
 
-def expected_seconds(images: ImageLadder, process: Process, *, samples: int = 32, steps: int = 28) -> float:
+def expected_seconds(
+    images: ImageLadder, process: Process, budget: float, *, samples: int = 32, steps: int = 28
+) -> float:
     """Return about how long :func:`fit` takes, to a factor of two, by the time of a few calls of each level.
 
-    The targets take the largest network on the finest grid. The pilot runs every level alone, and carries its
-    perturbations to the end on the cheapest level, as the fit does with its own: those grow with the square of the
-    steps.
+    The targets take the largest network on the finest grid. The fit of that network alone carries its perturbations to
+    the end on it: those grow with the square of the steps. The pilot runs every level alone, and carries its own on the
+    cheapest level, as the fit of the ladder does.
 
     Arguments:
         images: The ladder.
         process: What is solved.
+        budget: Evaluations of the largest network.
         samples: Trajectories of the fit.
-        steps: Steps of its grid.
+        steps: Steps of the grid of the ladder's plans.
 
     Example:
-        >>> from multilevel_diffusion import load_ladder, shipped_ladder
+        >>> from multilevel_diffusion import load_ladder, shipped_ladder, uniform
         >>> digits = load_ladder(shipped_ladder("digits"))
         >>> process = Process(digits.schedule, 0.0, uniform(digits.schedule, 100))
-        >>> few, many = (expected_seconds(digits, process, steps=steps) for steps in (10, 90))
+        >>> few, many = (expected_seconds(digits, process, 5.0, steps=steps) for steps in (10, 90))
         >>> 0 < few < many
         True
     """
@@ -246,10 +218,12 @@ def expected_seconds(images: ImageLadder, process: Process, *, samples: int = 32
     x = process.start(range(_MEASURED), images.image_shape, dtype=images.dtype, device=images.device)
     timer = mls.SecondsCost(x, float(process.fine_times[fine // 2]), 3, 1, labels_in_turn(images, _MEASURED) or None)
     seconds = [one / _MEASURED for one in timer(images.ladder.drifts)]
-    alone = sum(3 * min(fine, steps * costs[-1] / cost) * one for cost, one in zip(costs, seconds, strict=True))
-    carried = seconds[0] * steps**2
-    pilot = min(_MEASURED, samples) * (alone + carried * (len(costs) - 1) / 2)
-    return fine * samples * seconds[-1] + pilot + 3 * samples * carried
+    expected = (fine + 5 * min(budget, steps) ** 2) * samples * seconds[-1]
+    if len(costs) > 1:
+        alone = sum(3 * min(fine, steps * costs[-1] / cost) * one for cost, one in zip(costs, seconds, strict=True))
+        carried = seconds[0] * steps**2
+        expected += min(_MEASURED, samples) * (alone + carried * (len(costs) - 1) / 2) + 3 * samples * carried
+    return expected
 
 
 def _check(*numbers: tuple[str, int, int]) -> None:

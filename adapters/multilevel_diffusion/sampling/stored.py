@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 import multilevel_sde as mls
-from multilevel_diffusion.networks.image_ladders import ImageLadder, pilot_name
+from multilevel_diffusion.networks.image_ladders import ImageLadder, pilot_name, plan_name
 from multilevel_diffusion.process.grids import uniform
 from multilevel_diffusion.process.reverse_process import MODES, Process
 from multilevel_diffusion.sampling.origins import load_pilot, load_plan
@@ -38,8 +38,8 @@ def stored_pilot(ladder: ImageLadder, mode: str) -> mls.Pilot | None:
     name = pilot_name(mode, ladder.guidance)
     if ladder.folder is None or not (ladder.folder / name).is_file():
         return None
-    path, guided = ladder.folder / name, "" if ladder.guidance is None else f" --guidance {ladder.guidance:g}"
-    again = f"multilevel-sde pilot --ladder {ladder.folder} --mode {mode}{guided} --save"
+    path = ladder.folder / name
+    again = f"multilevel-sde pilot --ladder {ladder.folder} --mode {mode}{_words(ladder.guidance)} --save"
     if _is_stale(path, mls.Pilot.load_made_for(path), ladder, again):
         return None
     return load_pilot(path, ladder, _process(ladder, mode))
@@ -62,10 +62,12 @@ def stored_plan(
     Raises:
         ValueError: The file is damaged, or holds no times.
     """
-    if images.folder is None or images.guidance is not None:
+    if images.folder is None:
         return None
     prices, found = (ladder or images.ladder).in_evaluations(), {}
-    for path in Path(images.folder).glob(f"plan_{mode}_*.safetensors"):
+    for path in Path(images.folder).glob(plan_name(mode, images.guidance, "*")):
+        if path.match(plan_name(mode, None, "guidance_*")) and images.guidance is None:
+            continue
         plan = mls.Plan.load(path)
         if plan.levels == len(prices) and _NEAR * budget <= (cost := plan.cost(prices)) <= budget * (1 + 1e-9):
             found[cost] = path
@@ -74,12 +76,17 @@ def stored_plan(
     path = found[max(found)]
     if mls.Plan.load_with_times(path)[1] is None:
         raise ValueError(f'"{path}" holds no times; write it again with `multilevel-sde plan --fit`')
-    named = re.fullmatch(rf"plan_{mode}_(\d+(?:\.\d+)?)", path.stem)
-    wanted = named[1] if named else f"{budget:g}"
-    again = f"multilevel-sde plan --ladder {images.folder} --mode {mode} --budget {wanted} --fit --out {path}"
+    name = plan_name(mode, images.guidance, r"(\d+(?:\.\d+)?)")
+    named = re.fullmatch(name.removesuffix(".safetensors"), path.stem)
+    wanted, guided = named[1] if named else f"{budget:g}", _words(images.guidance)
+    again = f"multilevel-sde plan --ladder {images.folder} --mode {mode}{guided} --budget {wanted} --fit --out {path}"
     if _is_stale(path, mls.Plan.load_made_for(path), images, again):
         return None
     return load_plan(path, images, _process(images, mode))
+
+
+def _words(guidance: float | None) -> str:
+    return "" if guidance is None else f" --guidance {guidance:g}"
 
 
 def _process(images: ImageLadder, mode: str) -> Process:

@@ -9,7 +9,7 @@ import torch
 from multilevel_diffusion import CosineSchedule, Process, uniform
 from multilevel_diffusion.loops.euler_base import euler_base
 from multilevel_diffusion.process.multistep import REACH, corrected_table, corrected_weights, predictor_table
-from multilevel_diffusion.sampling.pilots_and_fits import base_coefficients
+from multilevel_diffusion.sampling.one_network import base_coefficients
 
 
 @pytest.mark.parametrize(("length", "order"), [(2.9, 2), (3.1, 1)])

@@ -10,14 +10,19 @@ import torch
 
 import multilevel_sde as mls
 from multilevel_diffusion.commands.options import duration
+from multilevel_diffusion.networks.image_ladders import OwnLadder
 from multilevel_diffusion.networks.store import load_ladder, save_ladder, shipped_ladder
 from multilevel_diffusion.process.grids import uniform
 from multilevel_diffusion.process.reverse_process import MODES, Process
+from multilevel_diffusion.sampling.one_network import alone_plans, base_coefficients, fit_alone
 from multilevel_diffusion.sampling.origins import load_pilot, load_plan, made_for
-from multilevel_diffusion.sampling.pilots_and_fits import base_coefficients, expected_seconds, fit, reference, run_pilot
+from multilevel_diffusion.sampling.pilots_and_fits import expected_seconds, fit, run_pilot
 from multilevel_diffusion.sampling.samples import sample
 from multilevel_diffusion.sampling.stored import stored_pilot, stored_plan
+from multilevel_diffusion.sampling.trajectories import reference
 from multilevel_sde.cli import main
+from multilevel_sde.fitting.perturbed_runs import Parts
+from multilevel_sde.pilots.trial import typical
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +103,8 @@ def test_a_fit_says_how_long_it_takes_before_it_starts(digits, process, monkeypa
     monkeypatch.setattr(mls, "SecondsCost", lambda *_: lambda drifts: seconds)
     costs = digits.ladder.costs
     alone = sum(3 * min(1000, 50 * costs[-1] / cost) * level for level, cost in enumerate(costs, start=1))
-    expected = 1000 * 40 * 5 + 16 * (alone + 50**2 * 2) + 3 * 40 * 50**2
-    assert expected_seconds(digits, process, samples=40, steps=50) == pytest.approx(expected)
+    expected = (1000 + 5 * 5**2) * 40 * 5 + 16 * (alone + 50**2 * 2) + 3 * 40 * 50**2
+    assert expected_seconds(digits, process, 5.0, samples=40, steps=50) == pytest.approx(expected)
 
     def stopped(*_, **__):
         assert f"a fit with 40 trajectories and 50 steps takes about {duration(expected)}" in capsys.readouterr().out
@@ -220,3 +225,94 @@ def test_numbers_out_of_range_are_refused_before_anything_runs(use, message, dig
     monkeypatch.setattr(mls, "pilot", None)
     with pytest.raises(ValueError, match=message):
         use(digits, process)
+
+
+# -- one network ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one(digits):
+    """The smallest of the digits' networks alone, as a network of one's own, in 60 steps of the ODE."""
+    own = OwnLadder(mls.Ladder(digits.ladder.drifts[:1], [1.0]), digits.schedule, digits.image_shape)
+    return own, Process(digits.schedule, 0.0, uniform(digits.schedule, 60))
+
+
+@pytest.fixture(scope="module")
+def fits(one):
+    return {steps: fit_alone(*one, steps, samples=16) for steps in (6, 7)}
+
+
+def test_one_network_is_fitted_below_every_method_it_began_with(one, fits):
+    """On samples that took no part."""
+    images, process = one
+    seeds = range(24)
+    start, target = process.start(seeds, images.image_shape), reference(images, process, seeds)
+
+    def error(found):
+        y = mls.solve(images.ladder, start, found.times, found.plan, **process.arguments(seeds)).y
+        return typical((y - target).square().flatten(1).mean(1))
+
+    for steps, found in fits.items():
+        begun = [error(plan) for plan in alone_plans(images, process, steps)]
+        assert len(begun) == 24
+        assert error(found) < 0.8 * min(begun)
+        assert found.plan.evaluations.tolist() == [steps]
+        assert Parts.of(found.plan).base.shape == (steps, 4)
+
+
+def test_the_fit_of_a_ladder_of_one_is_that_of_its_network(one, fits):
+    found = fit(*one, 6.9, samples=16)
+    assert found.plan == fits[6].plan
+    assert found.held_out == fits[6].held_out
+    assert found.cost == fits[6].cost
+    with pytest.raises(ValueError, match=r'"budget" must pay an evaluation of the network, .* got 0\.5'):
+        fit(*one, 0.5, samples=16)
+
+
+def test_the_fit_of_a_ladder_is_never_worse_than_that_of_its_largest_network(digits):
+    """By the samples kept out; both are fitted on the same. A level that says nothing leaves the network alone."""
+    small, large = digits.ladder.drifts[:2]
+    process = Process(digits.schedule, 0.0, uniform(digits.schedule, 40))
+    target, chosen = None, []
+    for cheap, budget in ((small, 2), (small, 6), (lambda x, t: torch.zeros_like(x), 6)):
+        two = mls.Ladder([cheap, large], [0.2, 1.0])
+        images = OwnLadder(two, digits.schedule, digits.image_shape)
+        if target is None:
+            target = reference(images, process, range(1_000_000, 1_000_008))
+        alone = fit_alone(images, process, budget, samples=8, target=target)
+        found = fit(images, process, budget, samples=8, steps=6, target=target)
+        assert found.held_out[1] <= alone.held_out[1]
+        assert found.plan.cost(two) <= budget * two.costs[-1] * (1 + 1e-9)
+        assert found.cost > alone.cost
+        chosen.append(found.levels == alone.levels)
+    assert chosen[-1]
+    assert not chosen[0]
+
+
+def test_a_network_of_ones_own_is_fitted_kept_and_found_by_neighbouring_budgets(digits, tmp_path, capsys):
+    save_ladder(tmp_path / "mine", digits.networks[:1], digits.schedule, batch=1)
+    words = ["--ladder", str(tmp_path / "mine"), "--mode", "ddim", "--threads", "1"]
+    assert main(["plan", *words, "--budget", "6", "--fit", "--samples", "8", "--price", "flops", "--save"]) == 0
+    path = tmp_path / "mine" / "plan_ddim_6.safetensors"
+    assert str(path) in capsys.readouterr().out
+    mine = load_ladder(tmp_path / "mine")
+    kept, _ = load_plan(path, mine, Process(mine.schedule, 0.0, uniform(mine.schedule, 1000)))
+    assert kept.evaluations.tolist() == [6]
+    for budget, found in ((6, True), (6.9, True), (7.5, True), (7.6, False), (5.9, False)):
+        assert (stored_plan(mine, "ddim", budget) is not None) == found
+    assert stored_plan(mine, "ddim", 7)[0] == kept
+    assert stored_plan(mine, "ddpm", 6) is None
+
+
+def test_a_fit_at_a_scale_of_guidance_does_not_pass_for_one_without(tmp_path):
+    shutil.copytree(shipped_ladder("digits"), tmp_path / "digits", ignore=shutil.ignore_patterns("plan_*"))
+    kept, folder = shipped_ladder("digits") / "plan_ddim_8.safetensors", tmp_path / "digits"
+    shutil.copy(kept, folder / "plan_ddim_guidance_2_8.safetensors")
+    assert stored_plan(load_ladder(folder), "ddim", 8) is None
+    shutil.copy(kept, folder / "plan_ddim_8.safetensors")
+    assert stored_plan(load_ladder(folder), "ddim", 8) is not None
+
+
+def test_keeping_needs_a_fit_and_a_folder(tmp_path, capsys):
+    assert main(["plan", "--ladder", "digits", "--mode", "ddim", "--budget", "5", "--save"]) == 2
+    assert '"--save" is True, but belongs to --fit' in capsys.readouterr().err
