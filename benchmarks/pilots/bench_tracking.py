@@ -47,7 +47,8 @@ def main() -> None:
     for name in options.problems:
         problem = PROBLEMS[name]()
         cells = [f"{ratio:.2f}" for ratio in ratios(problem)]
-        rows.append([name, *cells, "tracking" if problem.pilot.tracks else "at once"])
+        best = problem.pilot.plan(budget=BUDGETS[0] * problem.ladder.costs[-1]).plan
+        rows.append([name, *cells, "at once" if best.recall is None else "tracking"])
     print("\n".join(table(["problem", *map(str, BUDGETS), "the pilot takes"], rows)))
 
 

@@ -81,9 +81,9 @@ def measure(ladder: str, mode: str, images: int, fitted: tuple[int, ...], quick:
         todo += [(run, run[0] == CHOSEN) for run in pilots(bench, prices, budgets)]
         for run, single in tqdm(todo, desc=f"{ladder} {mode}", unit="run"):
             begin = time.process_time()
-            images = run[2]()
+            made = run[2]()
             taken = time.process_time() - begin
-            squared = (images - end).double().square().flatten(1).mean(1)
+            squared = (made - end).double().square().flatten(1).mean(1)
             row = asdict(bench.row(run, single, squared, taken))
             if run[3]:
                 row["cost"] = float(run[3][0].evaluations.double() @ top)
