@@ -68,8 +68,8 @@ def best_scheduler(run: PipelineRun, level: int, *, progress: bool) -> Any:
         progress: Show a progress bar.
 
     Raises:
-        ValueError: The scheduler adds noise, so that another grid has another noise; there is no fine path, see
-            :func:`.calibration.fine_path`.
+        ValueError: The scheduler adds noise, so that another grid has another noise; the pipeline takes none of first
+            order; there is no fine path, see :func:`.calibration.fine_path`.
     """
     pipe, given = run.pipe, run.pipe.scheduler
     run(Alone(level, run.base))  # after which it is set
@@ -87,9 +87,14 @@ def best_scheduler(run: PipelineRun, level: int, *, progress: bool) -> Any:
                 signal = math.exp(-run.noise_level)
                 start = start if place else signal
                 same = abs(signal - start) < _SAME_START
-            except _UNKNOWN:
-                if not place:
+            except _UNKNOWN as error:
+                if not place and tried[0] is given:
                     raise
+                if not place:
+                    raise ValueError(
+                        f"the pipeline runs with no scheduler of first order in the place of its "
+                        f"{type(given).__name__}, so there is none to propose; keep it ({error})"
+                    ) from error
                 same = False
             ends.append(end if same else torch.full_like(ends[0], math.nan))
         for _ in range(2):  # the fine path on the best grid is finer

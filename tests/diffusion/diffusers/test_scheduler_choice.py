@@ -11,6 +11,7 @@ from torch import Tensor
 diffusers = pytest.importorskip("diffusers")
 
 from diffusers.models.unets.unet_2d import UNet2DOutput  # noqa: E402
+from families import cosmos, zimage  # noqa: E402
 
 from multilevel_diffusion.diffusers import attach  # noqa: E402
 from multilevel_diffusion.diffusers.scheduler_choice import on_other_grids  # noqa: E402
@@ -138,3 +139,21 @@ def test_the_base_does_not_extrapolate_over_the_long_step_before_the_last(shift:
     """FlowMatchEuler's last call is at 0.001: the step to it is five times as long as the others in log-SNR."""
     plain = error(flow_pipe(shift), 8, target, calibrated=False)
     assert error(flow_pipe(shift), 8, target) < plain
+
+
+def test_a_pipeline_that_changes_its_outputs_gets_one_without_memory():
+    """Z-Image's turns the sign of what its model says before the step."""
+    family = zimage()
+    found = attach(family.pipe, family.lower).scheduler(
+        family.pipe, num_inference_steps=8, samples=2, progress=False, **family.call
+    )
+    assert type(found) is type(family.pipe.scheduler)
+
+
+def test_a_pipeline_that_takes_no_other_scheduler_says_so():
+    """Cosmos gives its scheduler noise levels of its own, in units that have no steps of first order here."""
+    family = cosmos()
+    with pytest.raises(ValueError, match="runs with no scheduler of first order in the place of its FlowMatchEuler"):
+        attach(family.pipe, family.lower).scheduler(
+            family.pipe, num_inference_steps=8, samples=2, progress=False, **family.call
+        )
