@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator
+from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
 import multilevel_sde as mls
 from multilevel_forces.systems import Systems
 from multilevel_sde.arguments import as_items, as_number
 
-__all__ = ["ForceError", "Forces", "Levels", "as_prices", "ladder", "levels_of", "measured_seconds"]
+__all__ = ["ForceError", "Forces", "Levels", "as_prices", "is_model", "ladder", "levels_of", "measured_seconds"]
 
 Source = Calculator | Callable[[Tensor], Any]
 Levels = Sequence[Source] | Mapping[str, Source]
@@ -39,8 +40,8 @@ class Forces:
     """One level: a calculator or a function, called for every system.
 
     Arguments:
-        source: An ASE calculator; or a function of positions (systems, atoms, 3) in Angstrom, a float64 tensor of all
-            atoms, that returns forces in eV / Angstrom, a tensor or an array of that shape.
+        source: An ASE calculator; a model of torch-sim; or a function of positions (systems, atoms, 3) in Angstrom, a
+            float64 tensor of all atoms, that returns forces in eV / Angstrom, a tensor or an array of that shape.
         systems: What it is for.
         level: Its number in messages, from 0.
         name: What messages and tables call it; by default the function's name or the calculator's class.
@@ -71,6 +72,8 @@ class Forces:
         placed = self.systems.placed(q)
         if isinstance(self.source, Calculator):
             found = np.stack([self._of_system(number, positions) for number, positions in enumerate(placed)])
+        elif is_model(self.source):
+            found = self._of_model(placed)
         else:
             found = self._of_function(placed)
         return torch.from_numpy(found[:, self.systems.free].astype(np.float64)).to(q)
@@ -93,6 +96,28 @@ class Forces:
         stress = results.get("stress")
         self.stress[number] = stress if stress is not None and np.shape(stress) == (6,) else np.nan
         return np.asarray(forces)
+
+    def _of_model(self, placed: list[np.ndarray]) -> np.ndarray:
+        """All systems in one call of a model of torch-sim, whose cells have vectors as columns."""
+        model: Any = self.source
+        like, count = {"device": model.device, "dtype": model.dtype}, len(placed[0])
+        state = {
+            "positions": torch.from_numpy(np.concatenate(placed)).to(**like),
+            "cell": torch.from_numpy(np.stack([box.cell.array.T for box in self._boxes])).to(**like),
+            "pbc": bool(self._boxes[0].pbc.all()),
+            "atomic_numbers": torch.from_numpy(np.concatenate([box.numbers for box in self._boxes])).to(model.device),
+            "system_idx": torch.arange(len(placed), device=model.device).repeat_interleave(count),
+        }
+        try:
+            with torch.enable_grad():  # some differentiate an energy
+                found = {name: value.detach().double().cpu().numpy() for name, value in model(state).items()}
+            forces = found["forces"].reshape(len(placed), count, 3)
+        except Exception as error:
+            raise self._failed(error, "") from error
+        self.energy[:] = found.get("energy", np.nan)
+        if "stress" in found:
+            self.stress[:] = [full_3x3_to_voigt_6_stress(one) for one in found["stress"]]
+        return forces
 
     def _of_function(self, placed: list[np.ndarray]) -> np.ndarray:
         everywhere = torch.from_numpy(np.stack(placed))
@@ -117,6 +142,11 @@ class Forces:
         )
 
 
+def is_model(source: object) -> bool:
+    """Whether it is a model of torch-sim, which is known by what it says of itself."""
+    return isinstance(source, torch.nn.Module) and hasattr(source, "memory_scales_with")
+
+
 def ladder(
     calculators: Levels,
     atoms: Atoms | Sequence[Atoms] | Systems,
@@ -128,8 +158,8 @@ def ladder(
     atoms, 3).
 
     Arguments:
-        calculators: ASE calculators, or functions of positions (systems, atoms, 3), a float64 tensor in Angstrom, that
-            return forces in eV / Angstrom. Cheapest first; or {name: calculator}.
+        calculators: ASE calculators, models of torch-sim, or functions of positions (systems, atoms, 3), a float64
+            tensor in Angstrom, that return forces in eV / Angstrom. Cheapest first; or {name: calculator}.
         atoms: One `ase.Atoms` or several of the same species; FixAtoms is honoured. Fixed atoms are no part of q.
         prices: Seconds of one force of all systems. By default they are measured here: the median of calls on this
             machine after a warm-up, every time at other positions.
@@ -181,6 +211,11 @@ def levels_of(calculators: Levels, systems: Systems) -> list[Forces]:
             raise TypeError(
                 f'"calculators[{level}]" must be an ASE calculator or a function of positions, got '
                 f"{'the class ' + one.__name__ if isinstance(one, type) else type(one).__name__}{made}"
+            )
+        if is_model(one) and any(box.pbc.any() != box.pbc.all() for box in systems.atoms):
+            raise ValueError(
+                f'"calculators[{level}]" is a model of torch-sim, which knows cells that are periodic in all '
+                f"directions or in none, got {systems.atoms[0].pbc.tolist()}; give an ASE calculator"
             )
     levels = [Forces(one, systems, level, name) for level, (name, one) in enumerate(named)]
     names = [level.name for level in levels]
