@@ -162,7 +162,7 @@ def _particles() -> Case:
     truth = sigma**2 / count * (1 - centre) / 2 + spread / count
     ladder = mls.Ladder([attraction(0.15), attraction(0.7), whole], costs=[16.0, 80.0, 256.0])
     phi, times = (lambda x: x.square().mean(1)), _unit(256)
-    return Case(truth, 0.001, phi, ladder, lambda s: begin.expand(len(s), count).clone(), times, {"diffusion": sigma})
+    return Case(truth, 0.0007, phi, ladder, lambda s: begin.expand(len(s), count).clone(), times, {"diffusion": sigma})
 
 
 @cache
