@@ -26,7 +26,9 @@ from pathlib import Path
 
 from benchmarks.common import table
 
-SETTINGS = frozenset({"batch", "budget", "budget_fraction", "elements", "images", "levels", "steps"})
+SETTINGS = frozenset(
+    {"batch", "budget", "budget_fraction", "elements", "evaluations", "images", "levels", "period", "scale", "steps"}
+)
 NOT_RESULTS = frozenset({"gamma", "machine", "rounds", "samples", "settings", "turns"})
 SPREADS = ("_low", "_high")
 STANDARD_ERROR = "standard_error"  # of the row's "mse"

@@ -83,14 +83,21 @@ def measured(found, result, name, kind, period, steps):
         plan = mls.hold(plan, torch.arange(period + 1.0)) if kind == "held" else extrapolated(period)
     off = temperatures([LEVELS[name], TOP], plan, steps) / np.array(result["top"]) - 1
     said = found._expected(plan, (list(LEVELS).index(name), 2), (1, period)).temperature - 1
-    return [float(off.mean()), float(off.std(ddof=1) / 2) if np.isfinite(off).all() else 0.0, said]
+    error = float(off.std(ddof=1) / 2) if np.isfinite(off).all() else 0.0
+    return {
+        "plan": f"{kind}, {name} level",
+        "period": period,
+        "off": float(off.mean()),
+        "error": error,
+        "expected": said,
+    }
 
 
 def markdown(result):
     """The table."""
     head = ["correction every", *[f"{period} steps" for period in PERIODS]]
     lines = [
-        [row, *(f"{words(off, error)} ({words(said)})" for off, error, said in cells)]
+        [row, *(f"{words(cell['off'], cell['error'])} ({words(cell['expected'])})" for cell in cells)]
         for row, cells in result["rows"].items()
     ]
     note = (

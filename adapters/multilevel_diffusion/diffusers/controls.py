@@ -204,8 +204,8 @@ class Controls(Allocating):
             >>> pipe = Pipe(net, FlowMatchEulerDiscreteScheduler())
             >>> ladder = attach(pipe)
             >>> pipe.scheduler = ladder.scheduler(pipe, num_inference_steps=6, samples=2, progress=False)
-            >>> type(pipe.scheduler).__name__
-            'FlowMatchEulerDiscreteScheduler'
+            >>> pipe.scheduler.config.num_train_timesteps
+            1000
         """
         arguments = {"num_inference_steps": num_inference_steps, **pipeline_arguments}
         with self._measuring(pipe, as_integer("samples", samples), seed, arguments) as run:
