@@ -41,14 +41,8 @@ class Controls(Allocating):
     A class that inherits it gives :meth:`_begin_with` the levels, and :meth:`_respond` each call.
     """
 
-    def _begin_with(
-        self,
-        models: Sequence[nn.Module],
-        costs: Sequence[float] | mls.GivenCost | None,
-        draw: mls.Draw | None,
-        seed: int,
-    ) -> None:
-        super()._begin_with(models, costs, draw, seed)
+    def _begin_with(self, models: Sequence[nn.Module], *chosen: Any) -> None:
+        super()._begin_with(models, *chosen)
         self._follower, self._stale = Follower([uncompiled(model) for model in models]), False
         self._weights: Fingerprint | None = None
 

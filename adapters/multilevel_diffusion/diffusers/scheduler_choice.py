@@ -72,7 +72,7 @@ def best_scheduler(run: PipelineRun, level: int, *, progress: bool) -> Any:
             order; there is no fine path, see :func:`.calibration.fine_path`.
     """
     pipe, given = run.pipe, run.pipe.scheduler
-    run(Alone(level, run.base))  # after which it is set
+    first = run(Alone(level, run.base))  # after which it is set
     if adds_noise(given, run.given):
         raise ValueError(
             f"{type(given).__name__} adds noise, which is another one on another grid, so that errors do not compare; "
@@ -83,7 +83,7 @@ def best_scheduler(run: PipelineRun, level: int, *, progress: bool) -> Any:
     try:
         for place, pipe.scheduler in enumerate(tqdm(tried, desc="grids", unit="run", disable=not progress)):
             try:
-                end = checked(run(Alone(level, run.base)))
+                end = checked(first if pipe.scheduler is given else run(Alone(level, run.base)))
                 signal = math.exp(-run.noise_level)
                 start = start if place else signal
                 same = abs(signal - start) < _SAME_START
