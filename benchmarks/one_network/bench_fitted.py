@@ -48,6 +48,7 @@ from multilevel_sde.pilots.trial import typical
 
 EVALUATIONS, STEPS, FITTED = (5, 8, 10, 12, 20), 28, 32
 IMAGES = {"digits": 32, "deadleaves32": 16}
+RESULTS = Path(__file__).parent / "results"
 ALONE, FIT, CARRIED = "one network, unfitted", "one network, fitted", "one network, carried"
 TWO_GRIDS = "one network, fitted, 2 grids"
 CHANGES = {  # plans of the pilot, values of the base at least, plans that are fitted once, whether on other grids too
@@ -85,7 +86,7 @@ def on_all_grids(process: Process, plans: list[mls.PilotPlan]) -> list[mls.Pilot
 class Case:
     """One process on one ladder, with its targets, pilot and fits on disk."""
 
-    def __init__(self, name: str, mode: str, out: Path, *, fine: int = 1000, fitted: int = FITTED):
+    def __init__(self, name: str, mode: str, out: Path = RESULTS, *, fine: int = 1000, fitted: int = FITTED):
         self.images: ImageLadder = load_ladder(shipped_ladder(name))
         self.process = Process(self.images.schedule, MODES[mode], uniform(self.images.schedule, fine))
         self.fitted, self.scratch = fitted, out / f"fitted_{name}_{mode}"

@@ -5,6 +5,7 @@ evaluations of the largest network (by FLOPs):
 
 - on the largest network alone Euler-Maruyama (that is DDPM and DDIM), DPM-Solver++ 2M and SA-Solver; for the ODE also
   DPM-Solver++ 3M, UniPC and the forward-value sampler, on two grids;
+- the largest network fitted in at most 20 evaluations (`bench_fitted.py` makes and keeps the fits);
 - ML-EM with p = C/T and systematic draws, the pilot's plan, fitted plans;
 - one level a step, chosen by the pilot, or a small network first and the largest one from some time on;
 - each smaller network alone, and the largest one with 100 and 1000 steps.
@@ -31,7 +32,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -43,9 +44,21 @@ from tqdm import tqdm
 
 import multilevel_sde as mls
 from benchmarks.common import machine, parser_of, publish, write_json
+from benchmarks.one_network import bench_fitted
 from benchmarks.quality.quality_tables import DRAWN_BY_COST, REAL, draw_figure, markdown, top_alone
-from benchmarks.samplers.bench_samplers import FINE, GRIDS, QUARTERS, Bench, Run, ladder_runs, open_bench, single_runs
-from benchmarks.samplers.sampler_tables import EM, FITTED, PILOT
+from benchmarks.samplers.bench_samplers import (
+    FINE,
+    FITS,
+    GRIDS,
+    QUARTERS,
+    Bench,
+    Run,
+    fitted_runs,
+    ladder_runs,
+    open_bench,
+    single_runs,
+)
+from benchmarks.samplers.sampler_tables import ALONE, EM, FITTED, PILOT
 from multilevel_diffusion import shipped_ladder
 from multilevel_diffusion.networks.data import DeadLeaves
 from multilevel_diffusion.process import MODES
@@ -177,11 +190,11 @@ def other_runs(bench: Bench) -> Iterator[Run]:
                 yield run(f"level {level + 1} alone", n, times, [plan] * QUARTERS)
 
 
-def runs(bench: Bench) -> list[Run]:
+def runs(bench: Bench, fitted: Iterable[Run] = ()) -> list[Run]:
     """Return all samplers, the most expensive last."""
     found = [run for run in single_runs(bench, BUDGETS) if run[0] in SINGLES[bench.mode]]
     found += [run for run in ladder_runs(bench, BUDGETS) if run[0] in LADDER]
-    found += other_runs(bench)
+    found += [*fitted, *other_runs(bench)]
     for steps in LONG:
         plans = [mls.em_plan(bench.stored.ladder, times := bench.process.grid(steps))] * QUARTERS
         found.append((top_alone(steps), steps, lambda times=times, plans=plans: bench.solve(times, plans), plans))
@@ -194,7 +207,9 @@ def relative_cost(bench: Bench, budget: float, plans: list[mls.Plan]) -> float:
     return sum(float(plan.evaluations.double() @ costs) for plan in plans) / QUARTERS if plans else budget
 
 
-def measure(name: str, mode: str, images: int, path: Path, now: Sequence[int], again: Sequence[str] = ()) -> None:
+def measure(
+    name: str, mode: str, images: int, path: Path, now: Sequence[int], again: Sequence[str] = (), fitted: bool = True
+) -> None:
     """Measure what the file does not hold yet and the methods wanted again, at those of the budgets wanted now."""
     bench, judge = open_bench(name, mode, images), JUDGES[name](images)
     pilot = (shipped_ladder(name) / f"pilot_{mode}.safetensors").read_bytes()
@@ -204,8 +219,9 @@ def measure(name: str, mode: str, images: int, path: Path, now: Sequence[int], a
         result = {**head, "machine": machine(), "halves": judge.halves(), "rows": []}
     result["rows"] = [row for row in result["rows"] if row["method"] not in again or row["budget"] not in now]
     done = {(row["method"], row["budget"]) for row in result["rows"]}
+    fits = [n for n in FITS if fitted and n in now and (ALONE, n) not in done]
     todo: list[Run] = [(REAL, 0, lambda: judge.floor, [])]
-    todo += [run for run in runs(bench) if run[1] in now]
+    todo += [run for run in runs(bench, fitted_runs(bench, bench_fitted.Case(name, mode), fits)) if run[1] in now]
     with tqdm(total=len(todo), desc=f"{name} {mode}", unit="run") as bar, torch.no_grad():
         for method, budget, sampled, plans in todo:
             if (method, budget) not in done:
@@ -229,7 +245,7 @@ def main() -> None:
     )
     parser.add_argument("--again", nargs="+", default=[], help="methods to measure again, by name")
     parser.add_argument("--images", type=int, help="a multiple of 4 [512 digits, 96 dead leaves]")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: 16 digits, one budget")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: 16 digits, one budget, no fits")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name, mode in product(["digits"] if options.quick else options.ladders, options.modes):
@@ -237,7 +253,9 @@ def main() -> None:
         if not 8 <= images <= 996 or images % QUARTERS:
             parser.error(f'"--images" must be a multiple of {QUARTERS} from 8 to 996 (the real digits), got {images}')
         budgets = BUDGETS[:1] if options.quick else options.budgets
-        measure(name, mode, images, options.out / f"quality_{name}_{mode}.json", budgets, options.again)
+        measure(
+            name, mode, images, options.out / f"quality_{name}_{mode}.json", budgets, options.again, not options.quick
+        )
     names = [f"{name}_{mode}" for name, mode in product(IMAGES, MODES)]
     publish(options.out, "quality", names, markdown, draw_figure)
 

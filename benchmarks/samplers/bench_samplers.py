@@ -34,7 +34,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise, product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -238,9 +237,7 @@ def measure(name: str, mode: str, images: int, budgets: tuple[int, ...], options
     kept = known["rows"] if known.get("images") == images and not options.anew else []
     kept = [row for row in kept if row["method"] not in options.again]
     done = {(row["method"], row["budget"]) for row in kept}
-    case = bench_fitted.Case(
-        name, mode, options.out if options.quick else Path(bench_fitted.__file__).parent / "results"
-    )
+    case = bench_fitted.Case(name, mode, options.out if options.quick else bench_fitted.RESULTS)
     fits = [] if options.quick else [n for n in options.fits if (ALONE, n) not in done]
     runs = all_runs(bench, budgets, fitted_runs(bench, case, fits))
     order = {run[:2]: place for place, (run, _) in enumerate(runs)}
