@@ -5,9 +5,9 @@ steps on images that no fit saw (of the median image beside it):
 
 - the largest network alone: the best of six methods on four grids as they are; fitted, on two grids and on four; fitted
   for fewer evaluations and carried over, from 8 to 10 and from 10 to 12;
-- the ladder fitted from eight plans of the pilot, of which the best three are fitted once, with no more values of the
-  base than they use; then with one change at a time: the pilot's best 30, four values of the base, every candidate
-  fitted once, the last two together; and the best three plans, each on four grids and fitted once.
+- the ladder by the pilot's best plan; fitted from eight plans of the pilot, of which the best three are fitted once,
+  with no more values of the base than they use; then with one change at a time: the pilot's best 30, four values of the
+  base, every candidate fitted once, the last two together; and the best three plans, each on four grids.
 
 All are fitted on the same samples. Seconds are CPU time of one thread. A stopped run goes on.
 
@@ -46,10 +46,12 @@ from multilevel_sde.files import write_atomically
 from multilevel_sde.fitting.perturbed_runs import Parts
 from multilevel_sde.pilots.trial import typical
 
-EVALUATIONS, STEPS, FITTED = (5, 8, 10, 12, 20), 28, 32
+EVALUATIONS, FITTED = (5, 8, 10, 12, 20), 32
+STEPS = {"ddim": 28, "ddpm": 100}  # of a ladder's plans at most
 IMAGES = {"digits": 32, "deadleaves32": 16}
 RESULTS = Path(__file__).parent / "results"
 ALONE, FIT, CARRIED = "one network, unfitted", "one network, fitted", "one network, carried"
+PLAN = "ladder, unfitted"
 TWO_GRIDS = "one network, fitted, 2 grids"
 CHANGES = {  # plans of the pilot, values of the base at least, plans that are fitted once, whether on other grids too
     "ladder, 8 plans": (8, 1, 3, False),
@@ -111,7 +113,7 @@ class Case:
         stored = stored_pilot(self.images, self.process.mode)
         if stored is not None and len(stored.fine_times) == len(self.process.fine_times):
             return stored
-        return run_pilot(self.images, self.process, samples=8, candidates=STEPS)
+        return run_pilot(self.images, self.process, samples=8, candidates=STEPS[self.process.mode])
 
     def fit(self, evaluations: int, method: str) -> tuple[mls.Plan, Tensor, dict[str, Any]]:
         """A fit of the network alone (`FIT`) or of the ladder (one of `CHANGES`), and what is known of it."""
@@ -125,8 +127,7 @@ class Case:
                 found = mls.fit_plan(self.images.ladder, at.start, plans, at.target, order=4, **at.given)
             else:
                 count, order, tried, grids = CHANGES[method]
-                plans = self.pilot.plans(budget=evaluations * top, count=1000)
-                plans = [plan for plan in plans if plan.plan.steps <= STEPS][:count]
+                plans = self.plans(evaluations)[:count]
                 plans = on_all_grids(self.process, plans) if grids else plans
                 found = mls.fit_plan(
                     self.images.ladder, at.start, plans, at.target, order=order, tried=tried, **at.given
@@ -142,6 +143,11 @@ class Case:
         plan, times = mls.Plan.load_with_times(path)
         assert times is not None
         return plan, times, dict(mls.Plan.load_made_for(path))
+
+    def plans(self, evaluations: int) -> list[mls.PilotPlan]:
+        """Those of the pilot, the best first."""
+        found = self.pilot.plans(budget=evaluations * self.images.ladder.costs[-1], count=1000)
+        return [plan for plan in found if plan.plan.steps <= STEPS[self.process.mode]]
 
     def row(self, plan: mls.Plan, times: Tensor, seeds: range) -> dict[str, Any]:
         """What a plan errs on images that no fit saw."""
@@ -169,6 +175,10 @@ def methods(case: Case, fewer: int, evaluations: int, seeds: range) -> Iterator[
         best = case.unfitted(evaluations)
         return case.row(best.plan, best.times, seeds)
 
+    def plan() -> dict[str, Any]:
+        best = case.plans(evaluations)[0]
+        return case.row(best.plan, best.times, seeds) | {"steps": best.plan.steps}
+
     def fitted(method: str) -> dict[str, Any]:
         plan, times, told = case.fit(evaluations, method)
         return case.row(plan, times, seeds) | told
@@ -182,6 +192,7 @@ def methods(case: Case, fewer: int, evaluations: int, seeds: range) -> Iterator[
     yield FIT, lambda: fitted(FIT)
     if evaluations <= 1.25 * fewer:
         yield CARRIED, over
+    yield PLAN, plan
     for name in CHANGES:
         yield name, lambda name=name: fitted(name)
 
@@ -229,7 +240,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="[both]")
     parser.add_argument("--evaluations", nargs="+", type=int, default=list(EVALUATIONS), help="[%(default)s]")
     parser.add_argument(
-        "--methods", nargs="+", default=[ALONE, TWO_GRIDS, FIT, CARRIED, *CHANGES], help="rows to measure [all]"
+        "--methods", nargs="+", default=[ALONE, TWO_GRIDS, FIT, CARRIED, PLAN, *CHANGES], help="rows to measure [all]"
     )
     parser.add_argument("--quick", action="store_true", help="a smoke run: digits, 100 steps, 5 evaluations")
     options = parser.parse_args()
