@@ -36,7 +36,7 @@ from multilevel_sde.files import write_atomically
 
 BUDGETS, SINGLES, FITS = (5, 8, 12, 20, 35), (5, 8, 12, 20, 35, 60), (5, 8, 12)
 IMAGES, FITTED = 64, 32
-STEPS = {"ddim": 28, "ddpm": 100}  # of a fitted plan at most
+LONGER = {"ddim": lambda bench: {}, "ddpm": lambda bench: {"pilot": bench.pilot, "steps": 100}}  # plans to fit
 PLAN, FIT, ALONE, CHOSEN = "the pilot's plan", "a fitted plan", "one network, fitted", "one network, by the pilot"
 
 
@@ -50,8 +50,9 @@ def fits(bench: Bench, prices: mls.Ladder, budgets: tuple[int, ...]) -> Iterator
         yield ALONE, n, lambda t=found.times, p=plans: bench.solve(t, p), plans
     for n in budgets:
         try:
-            given = {"samples": FITTED, "target": target, "pilot": bench.pilot, "steps": STEPS[bench.mode]}
-            found = fit(bench.stored, bench.process, n, prices, **given)
+            found = fit(
+                bench.stored, bench.process, n, prices, samples=FITTED, target=target, **LONGER[bench.mode](bench)
+            )
         except ValueError as error:  # no plan is so cheap in seconds
             warnings.warn(str(error), stacklevel=1)
             continue
