@@ -53,7 +53,7 @@ class _Langevin(NoiseRule):
     friction: float = 1.0
     mass: float | Tensor = 1.0
 
-    only_additive = True
+    only_additive, own_scale = True, True
 
     def __post_init__(self) -> None:
         for name, least in (("temperature", 0.0), ("friction", 0.0)):
@@ -116,7 +116,8 @@ class BAOAB(_Langevin):
 
     Raises:
         TypeError, ValueError: A temperature or friction below 0, a mass that is not positive; on a step a state that
-            is not (samples, 2, ...), times that decrease, a temperature without noise.
+            is not (samples, 2, ...), times that decrease, a temperature without noise; a
+            diffusion that is another number than 1.
 
     Reference:
         Leimkuhler and Matthews 2013.

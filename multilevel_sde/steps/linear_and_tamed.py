@@ -42,7 +42,7 @@ class ExponentialEuler(StepRule):
 
     Raises:
         TypeError: A is no number or tensor of real numbers.
-        ValueError: A is not finite, or two-dimensional and not square.
+        ValueError: A is not finite, or two-dimensional and not square; on a step, of another size than the state.
 
     Reference:
         Hochbruck and Ostermann 2010, section 2 (exponential Euler).
@@ -76,6 +76,7 @@ class ExponentialEuler(StepRule):
         def factors(h: float, y: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal known
             if not abs(h - known[0]) <= 1e-12 * abs(h):  # steps of a uniform grid differ by rounding
+                _check_size(A, y)
                 phi = _phi_of_matrix(h * A.double()) if A.dim() == 2 else _phi(h * A.double())
                 known = (h, A.to(y), phi.to(y))
             return known[1], known[2]
@@ -88,6 +89,19 @@ class ExponentialEuler(StepRule):
             return y + times(phi, change if noise is None else change + noise)
 
         return advance
+
+
+def _check_size(A: Tensor, y: Tensor) -> None:
+    if A.dim() == 2:
+        fits = y.dim() > 0 and y.shape[-1] == len(A)
+    else:
+        own = (1,) * (y.dim() - A.dim()) + tuple(A.shape)
+        fits = all(side in (1, whole) for side, whole in zip(own, y.shape, strict=False)) and len(own) == y.dim()
+    if not fits:
+        raise ValueError(
+            f'"A" of shape {tuple(A.shape)} does not fit a state of shape {tuple(y.shape)}; give a matrix (d, d) for '
+            "its last dimension, or what multiplies it element by element"
+        )
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ class NoiseRule(StepRule):
     Attributes:
         area: It needs the space-time Levy area H.
         only_additive: It needs noise that does not depend on the state.
+        own_scale: It scales the noise itself, so that a diffusion that is a number must be 1.
         stratonovich: As for a :class:`StepRule`.
 
     Example:
@@ -101,6 +102,7 @@ class NoiseRule(StepRule):
 
     area: bool = False
     only_additive: bool = False
+    own_scale: bool = False
 
     def noise_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of a sample's Brownian motions, for a sample of the state of this shape: the same."""
