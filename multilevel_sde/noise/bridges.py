@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from multilevel_sde.arguments import as_integer, as_items, as_tensor
+from multilevel_sde.arguments import as_integer, as_items, as_tensor, multiplies
 from multilevel_sde.noise.space_time import other_seeds
 from multilevel_sde.noise.start import seeded_normal
 from multilevel_sde.steps.sums import HALF
@@ -150,8 +150,7 @@ def _parts(
     h = grid.diff().abs().to(ys).reshape(-1, *[1] * (ys.dim() - 1))
     scale = as_tensor("sigma", sigma).to(ys)
     steps = ys[1:].shape
-    sides = zip(reversed(scale.shape), reversed(steps), strict=False)
-    if scale.dim() > len(steps) or any(side not in (1, whole) for side, whole in sides):
+    if not multiplies(scale, steps):
         raise ValueError(
             f'"sigma" must be a number or fit the starts of the steps, (S - 1, B, ...) = {tuple(steps)}, got shape '
             f"{tuple(scale.shape)}; for example 0.2 * ys[:-1]"

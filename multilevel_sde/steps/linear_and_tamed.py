@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multilevel_sde.arguments import as_tensor
+from multilevel_sde.arguments import as_tensor, multiplies
 from multilevel_sde.steps.rules import Advance, Estimate, StepRule, euler_maruyama
 
 __all__ = ["ExponentialEuler", "TamedEuler"]
@@ -92,12 +92,7 @@ class ExponentialEuler(StepRule):
 
 
 def _check_size(A: Tensor, y: Tensor) -> None:
-    if A.dim() == 2:
-        fits = y.dim() > 0 and y.shape[-1] == len(A)
-    else:
-        own = (1,) * (y.dim() - A.dim()) + tuple(A.shape)
-        fits = all(side in (1, whole) for side, whole in zip(own, y.shape, strict=False)) and len(own) == y.dim()
-    if not fits:
+    if not (y.shape[-1:] == A.shape[-1:] if A.dim() == 2 else multiplies(A, y.shape)):
         raise ValueError(
             f'"A" of shape {tuple(A.shape)} does not fit a state of shape {tuple(y.shape)}; give a matrix (d, d) for '
             "its last dimension, or what multiplies it element by element"
