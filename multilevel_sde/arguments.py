@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["as_integer", "as_items", "as_number", "as_tensor", "check_drift", "required_arguments"]
+__all__ = ["as_integer", "as_items", "as_number", "as_tensor", "check_drift", "multiplies", "required_arguments"]
 
 
 def as_number(name: str, value: Any) -> float:
@@ -113,6 +113,17 @@ def check_drift(value: Any) -> None:
     """
     if not callable(value):
         raise TypeError(f'"drift" must be a callable f(x, t) -> Tensor, got {type(value).__name__}')
+
+
+def multiplies(factor: Tensor, shape: Sequence[int]) -> bool:
+    """Return whether a factor multiplies tensors of a shape without changing it.
+
+    Example:
+        >>> multiplies(torch.ones(3), (4, 3)), multiplies(torch.ones(3), (4, 1)), multiplies(torch.ones(1, 4, 3), (3,))
+        (True, False, False)
+    """
+    sides = zip(reversed(factor.shape), reversed(shape), strict=False)
+    return factor.dim() <= len(shape) and all(side in (1, whole) for side, whole in sides)
 
 
 def required_arguments(function: object) -> int | None:

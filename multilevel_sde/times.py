@@ -75,7 +75,7 @@ def places_on(ascending: Tensor, times: Tensor) -> Tensor:
     nearest = torch.where(times - ascending[right - 1] < ascending[right] - times, right - 1, right)
     cells = ascending.diff()
     shorter = torch.minimum(cells[(nearest - 1).clamp_min(0)], cells[nearest.clamp_max(len(cells) - 1)])
-    off = (times - ascending[nearest]).abs() > 1e-3 * shorter
+    off = ~((times - ascending[nearest]).abs() <= 1e-3 * shorter)  # so NaN is off
     if off.any():
         raise ValueError(
             f'"times" contains {times[off][0].item():.9g}, which is not on the grid that the noise was made for; make '

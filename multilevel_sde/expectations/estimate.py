@@ -24,9 +24,9 @@ from torch import distributed as processes
 
 from multilevel_sde.arguments import as_integer, as_number, required_arguments
 from multilevel_sde.expectations.grids import Grids
-from multilevel_sde.expectations.paths import Paths
+from multilevel_sde.expectations.paths import LARGEST, Paths
 from multilevel_sde.expectations.result import Expectation, Facts, expectation_of
-from multilevel_sde.expectations.sampling import BIAS_SHARE, LEAST, Run
+from multilevel_sde.expectations.sampling import BIAS_SHARE, LEAST, Run, check_bias
 from multilevel_sde.expectations.trial import Trial
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.noise.brownian import Brownian, BrownianPath
@@ -80,7 +80,8 @@ def expectation(
         brownian_source: brownian_source(seeds) -> noise as for `solve`, on every grid the same path; by default
             `lambda seeds: BrownianPath(seeds, grid=times)`.
         step: As for `solve`.
-        save: Which states phi sees: True for all of each grid, or times of the finest grid (or their indices).
+        save: Which states phi sees: True for all of each grid, or times of the finest grid (or their indices), in the
+            order of `times`.
         confidence: Of the interval.
         seed: Of everything.
         coarsest: Steps of the coarsest grid. With as many as `times` has, there is one grid only, and the expectation
@@ -96,8 +97,9 @@ def expectation(
         An :class:`Expectation`.
 
     Raises:
-        TypeError, ValueError: An argument of another kind or out of range; phi returns another shape or NaN; a
-            tolerance that the finest grid's bias does not allow; a budget that pays no trial.
+        TypeError, ValueError: An argument of another kind or out of range; phi returns another shape, NaN or numbers
+            above 1e60; `start`, `brownian_source` or phi do not answer by the seeds; a tolerance that the finest grid's
+            bias does not allow; a budget that pays no trial.
         NonFiniteError: A path became infinite on a grid that is needed; coarser ones are then left out by the trial.
 
     Example:
@@ -166,7 +168,7 @@ def _explore(trial: Trial, goal: float | None, price: float) -> int:
         trial.enlarge(more)
         last, _ = _last(trial, goal, price - trial.cost)
     if goal is not None:
-        _check_bias(trial, goal)
+        check_bias(trial.decay(), grids.steps(len(grids) - 1), goal)
     return last
 
 
@@ -189,21 +191,6 @@ def _last(trial: Trial, goal: float | None, left: float) -> tuple[int, float]:
         if not errors or LEAST * sum(scheme.costs) <= left / 2:  # else its terms would have too few samples
             errors[grid] = float(decay.likely_beyond(grids.steps(grid)).max()) ** 2 + scheme.work / left
     return min(errors, key=errors.__getitem__), left
-
-
-def _check_bias(trial: Trial, goal: float) -> None:
-    decay = trial.decay()
-    if decay is None:
-        return
-    steps = trial.paths.grids.steps(len(trial.paths.grids) - 1)
-    if float(decay.at_least(steps).max()) > goal:
-        left = float(decay.beyond(steps).max())
-        needed = math.ceil(steps * (left / (BIAS_SHARE * goal)) ** (1 / decay.order.value))
-        raise ValueError(
-            f'"tolerance" of {goal:.3g} is below the bias of the finest grid: its {steps} steps leave about '
-            f"{left:.2g}, of order {decay.order.value:.1f}; give times with about {needed} steps, or a tolerance above "
-            f"{2 * left:.1g}"
-        )
 
 
 def _check(phi: object, ladder: object, start: object, brownian_source: object, shared: bool) -> None:
@@ -238,6 +225,11 @@ def _goal(tolerance: float | None, budget: float | None) -> tuple[float | None, 
     number = as_number(name, value)
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f'"{name}" must be a positive number, got {number}')
+    if budget is None and not 1 / LARGEST < number < LARGEST:
+        raise ValueError(
+            f'"tolerance" must lie between {1 / LARGEST:.0e} and {LARGEST:.0e}, so that its powers are numbers, got '
+            f"{number}; give phi in another unit"
+        )
     return (number, math.inf) if budget is None else (None, number)
 
 

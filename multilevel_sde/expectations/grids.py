@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -37,7 +38,8 @@ class Grids:
         """Return the grids down to `coarsest` steps; the times of `save` are on all of them.
 
         Raises:
-            TypeError, ValueError: As `solve` does for times, saved times and steps; `coarsest` outside 1..steps.
+            TypeError, ValueError: As `solve` does for times, saved times and steps; saved times in another order than
+                `times`; `coarsest` outside 1..steps.
 
         Example:
             >>> from multilevel_sde.steps.rules import euler_maruyama
@@ -50,7 +52,12 @@ class Grids:
             raise ValueError(
                 f'"coarsest" must be a number of steps within 1..{steps}, which is what "times" has, got {coarsest}'
             )
-        saved = None if isinstance(save, bool) else sorted(kept_indices(save, finest))
+        saved = None if isinstance(save, bool) else kept_indices(save, finest)
+        if saved is not None and any(after <= before for before, after in pairwise(saved)):
+            raise ValueError(
+                f'"save" must have its times in the order of "times" and each once, as phi sees the states in that '
+                f"order, got {torch.as_tensor(save).tolist()}"
+            )
         grids: list[Tensor] = []
         kept: list[bool | tuple[int, ...]] = []
         count = steps

@@ -25,9 +25,10 @@ from multilevel_sde.solver.integrate import solve
 from multilevel_sde.solver.noise_along import increments_along
 from multilevel_sde.steps.rules import Step, StepRule
 
-__all__ = ["Paths", "seeds_of"]
+__all__ = ["LARGEST", "Paths", "seeds_of"]
 
-_HUGE = 1e30  # a state that is as good as infinite
+_HUGE = 1e15  # a state that is as good as infinite
+LARGEST = 1e60  # of phi: its fourth power is summed
 _ELEMENTS, _SAVED = 1 << 18, 1 << 22  # numbers of the states of a batch, and of all its saved states
 
 
@@ -116,10 +117,12 @@ class Paths:
         while first < len(seeds):
             some = seeds[first : first + self._size(indices)]
             y0 = self._states(some)
-            self._numel = max(1, y0[0].numel())
+            new, self._numel = self._numel is None, max(1, y0[0].numel())
             noise = None if self.brownian_source is None else self.brownian_source(some)
             for values, index in zip(found, indices, strict=True):
                 values.append(self._value(index, y0, noise, some))
+            if new:
+                self._check_seeds(some, y0)
             first += len(some)
         return [torch.cat(values) for values in found] if len(seeds) else []
 
@@ -142,6 +145,36 @@ class Paths:
             raise TypeError(f'"start" must return floating-point states, got {y0.dtype}; for example with .double()')
         return y0
 
+    def _check_seeds(self, seeds: range, y0: Tensor) -> None:
+        """Ask for start and noise again, the start of every other seed.
+
+        Raises:
+            ValueError: A state is not that of its seed; noise is not, or is the same for other seeds.
+        """
+        if not _near(self._states(seeds[::2]), y0[::2]):
+            raise ValueError(
+                f'"start" gave other states when it was asked for {len(seeds[::2])} of the {len(seeds)} seeds again; '
+                "each state must follow from its own seed, as in lambda seeds: mls.seeded_normal(seeds, (2,))"
+            )
+        if self.brownian_source is None or self.diffusion is None:
+            return
+        firsts = []
+        for some, start in ((seeds, y0), (seeds, y0), (seeds[::2], y0[::2]), (seeds[1::2], y0[1::2])):
+            if len(some):
+                given = self.step, self.diffusion, self.brownian_source(some), self.grids.times[0], start
+                found = next(increments_along(*given))
+                firsts.append(found[0] if isinstance(found, tuple) else found)
+        if not _near(firsts[0], firsts[1]):
+            raise ValueError(
+                '"brownian_source" gave other noise when it was asked for the same seeds again; noise must follow from '
+                "the seeds, as in lambda seeds: mls.BrownianPath(seeds, grid=times)"
+            )
+        if len(seeds) > 1 and firsts[3].any() and torch.equal(firsts[2][: len(firsts[3])], firsts[3]):
+            raise ValueError(
+                '"brownian_source" gave the same noise for other seeds; pass on the seeds that it is given, as in '
+                "lambda seeds: mls.BrownianPath(seeds, grid=times)"
+            )
+
     @torch.no_grad()
     def _value(self, index: Index, y0: Tensor, noise: Brownian | BrownianPath | None, seeds: range) -> Tensor:
         level, grid = index[:2]
@@ -157,11 +190,24 @@ class Paths:
         given: dict[str, Any] = {"step": self.step, "diffusion": self.diffusion, "brownian": noise, "save": kept}
         solution = solve(ladder, y0, times, plan, gradients=False, **given)
         states = solution.y if kept is False else solution.ys
+        part = None
+        if self.scalar is None:  # a first call: is a value that of its own sample?
+            part = (states[::2] if kept is False else states[:, ::2]).clone()
         value = self.phi(*(states, solution.times, seeds)[: self._takes])
         largest = float(states.abs().max()) if states.numel() else 0.0
-        if largest > _HUGE and isinstance(value, Tensor) and not bool(value.isfinite().all()):
+        good = largest <= _HUGE or not isinstance(value, Tensor) or value.is_complex()
+        if not good and not bool((value.double().abs() <= LARGEST).all()):
             raise NonFiniteError(len(times) - 2, float(times[-2]), None, [])  # the path is to blame, not phi
-        return self._checked(value, index, seeds)
+        table = self._checked(value, index, seeds)
+        if part is not None:
+            again = self._checked(self.phi(*(part, solution.times, seeds[::2])[: self._takes]), index, seeds[::2])
+            if not _near(again, table[::2]):
+                raise ValueError(
+                    f'"phi" gave other values when it saw {len(again)} of the {len(seeds)} samples again; each value '
+                    "must follow from the states of its own sample, and random numbers in it from its third argument, "
+                    "the seeds"
+                )
+        return table
 
     def _checked(self, value: Any, index: Index, seeds: range) -> Tensor:
         n = len(seeds)
@@ -187,7 +233,20 @@ class Paths:
                 f"level {index[0] + 1} with {self.grids.steps(index[1])} steps; make it finite, or look at that path "
                 f"with start([{seeds[bad]}])"
             )
+        if float(table.abs().max()) > LARGEST:
+            raise ValueError(
+                f'"phi" returned {float(table.abs().max()):.3g}, and the fourth powers of its values must be numbers, '
+                f"up to {LARGEST:.0e}; give it in another unit"
+            )
         return table
+
+
+def _near(again: Tensor, first: Tensor) -> bool:
+    """Whether they are the same, but for how another batch is rounded."""
+    if again.shape != first.shape:
+        return False
+    rounding = 1e-3 * float(first.abs().max()) if first.numel() else 0.0
+    return torch.allclose(again, first, rtol=0.0, atol=rounding, equal_nan=True)
 
 
 def _reversed_inside(source: Iterator[Tensor], counts: Sequence[int]) -> Iterator[Tensor]:

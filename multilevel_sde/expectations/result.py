@@ -139,6 +139,8 @@ class Expectation:
             lines.append(
                 f"{row.name:<26}{row.samples:>9}{mean:>12.4g}{variance:>12.4g}{kurtosis:>10.3g}{row.cost:>10.4g}"
             )
+        if isinstance(self.value, Tensor) and len(self.value) > 1:
+            lines.append(f"(means, variances and kurtoses of the first of {len(self.value)} outputs)")
         lines += [
             "",
             f"alpha = {self.alpha:.2f}  (bias ~ steps^-alpha)",

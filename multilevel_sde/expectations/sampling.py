@@ -20,12 +20,13 @@ from multilevel_sde.expectations.paths import Paths, seeds_of
 from multilevel_sde.expectations.terms import Term
 from multilevel_sde.expectations.trial import EXPECTED, Scheme, Trial
 
-__all__ = ["BIAS_SHARE", "LEAST", "Run", "optimal_samples"]
+__all__ = ["BIAS_SHARE", "LEAST", "Run", "check_bias", "optimal_samples"]
 
 BIAS_SHARE = 0.5  # of the tolerance that the trial plans for the bias
 _MOST_BIAS = 0.6  # of the tolerance, beyond which a finer grid is added
 _LAST_BIAS = 0.85  # of the tolerance, that samples make up for where there is no finer grid
 _PORTION = 1 << 18  # samples in memory, a multiple of the blocks of Moments
+_STAGE, _LONGER = 16.0, 4.0  # times the trial's cost, after which the bias is looked at, and each later stage's length
 LEAST = 5  # samples of a term, at the least
 
 
@@ -38,6 +39,22 @@ def optimal_samples(variances: Sequence[float], costs: Sequence[float], target: 
     """
     length = sum(math.sqrt(v * c) for v, c in zip(variances, costs, strict=True))
     return [math.ceil(math.sqrt(v / c) * length / target - 1e-9) for v, c in zip(variances, costs, strict=True)]
+
+
+def check_bias(decay: Decay | None, steps: int, tolerance: float) -> None:
+    """Refuse a tolerance that is surely below the bias of the finest grid, which has so many steps.
+
+    Raises:
+        ValueError: It is.
+    """
+    if decay is not None and float(decay.at_least(steps).max()) > tolerance:
+        left = float(decay.beyond(steps).max())
+        needed = math.ceil(steps * (left / (BIAS_SHARE * tolerance)) ** (1 / decay.order.value))
+        raise ValueError(
+            f'"tolerance" of {tolerance:.3g} is below the bias of the finest grid: its {steps} steps leave about '
+            f"{left:.2g}, of order {decay.order.value:.1f}; give times with about {needed} steps, or a tolerance above "
+            f"{2 * left:.1g}"
+        )
 
 
 class Run:
@@ -112,7 +129,7 @@ class Run:
 
     def until(self, tolerance: float) -> None:
         """Sample until bias and variance are within a tolerance."""
-        self.sample([max(LEAST, n // 2) for n in self.wanted(tolerance**2)])
+        self._sample_half(tolerance)
         bias = 0.0
         while True:
             counts = [moments.count for moments in self.moments]
@@ -130,6 +147,25 @@ class Run:
                 return
             else:
                 bias = min(found, most)
+
+    def _sample_half(self, tolerance: float) -> None:
+        """Take half of the samples that are wanted; in stages where they are many, lest a bias is found after days.
+
+        Raises:
+            ValueError: The tolerance is below the bias of the finest grid, which the trial did not see for noise.
+        """
+        stage = _STAGE * self.trial.cost
+        while True:
+            half = [max(LEAST, n // 2) for n in self.wanted(tolerance**2)]
+            missing = [max(0, n - moments.count) for n, moments in zip(half, self.moments, strict=True)]
+            price = sum(n * cost for n, cost in zip(missing, self.costs, strict=True))
+            if price <= stage:
+                return self.sample(missing)
+            floor = [max(0, LEAST - moments.count) for moments in self.moments]
+            self.sample([max(least, int(n * stage / price)) for least, n in zip(floor, missing, strict=True)])
+            if self.grid == len(self.paths.grids) - 1:
+                check_bias(self.decay(), self._steps(), tolerance)
+            stage *= _LONGER
 
     def _refining_pays(self, tolerance: float, paid: float, bias: float) -> bool:
         """Whether the samples that make up for a bias would cost more than twice a term that makes it smaller.

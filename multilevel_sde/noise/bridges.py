@@ -23,9 +23,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from multilevel_sde.arguments import as_integer, as_items, as_tensor
+from multilevel_sde.arguments import as_integer, as_items, as_tensor, multiplies
 from multilevel_sde.noise.space_time import other_seeds
 from multilevel_sde.noise.start import seeded_normal
+from multilevel_sde.steps.sums import HALF
 from multilevel_sde.times import as_times
 
 __all__ = ["exit_times", "running_maximum"]
@@ -46,8 +47,8 @@ def running_maximum(ys: Tensor, times: Tensor | Sequence[float], sigma: float | 
         Shape (S, B, ...); the first is the first state.
 
     Raises:
-        TypeError: `ys` is no tensor; seeds that are no integers.
-        ValueError: `ys`, `times` and `seeds` do not fit.
+        TypeError: `ys` is no tensor of floating-point numbers; seeds that are no integers.
+        ValueError: `ys`, `times`, `sigma` and `seeds` do not fit; a sigma that is not finite.
 
     Example:
         >>> import torch, multilevel_sde as mls
@@ -58,6 +59,8 @@ def running_maximum(ys: Tensor, times: Tensor | Sequence[float], sigma: float | 
         >>> maximum.shape, bool((maximum >= solution.ys).all())
         (torch.Size([9, 4]), True)
     """
+    if isinstance(ys, Tensor) and ys.dtype in HALF:
+        return running_maximum(ys.float(), times, sigma, seeds).to(ys.dtype)
     variance, numbers = _parts(ys, times, sigma, seeds, family=2)
     log_u = _log_uniform(numbers[..., 0])
     first, second = ys[:-1], ys[1:]
@@ -87,7 +90,7 @@ def exit_times(
         Shape (B, ...), of the dtype of `ys`; the first time where the path starts at or above the barrier.
 
     Raises:
-        TypeError, ValueError: As for :func:`running_maximum`; times that decrease.
+        TypeError, ValueError: As for :func:`running_maximum`; times that decrease; a barrier that is NaN.
 
     Example:
         >>> import torch, multilevel_sde as mls
@@ -96,7 +99,11 @@ def exit_times(
         >>> float(out[0]), 0.3 < float(out[1]) < 0.7
         (inf, True)
     """
+    if isinstance(ys, Tensor) and ys.dtype in HALF:
+        return exit_times(ys.float(), times, sigma, barrier, seeds).to(ys.dtype)
     variance, numbers = _parts(ys, times, sigma, seeds, family=3)
+    if bool(as_tensor("barrier", barrier).isnan().any()):
+        raise ValueError('"barrier" must be a number, got NaN')
     points = as_times(times).to(ys)
     if not points[1] > points[0]:
         raise ValueError('"times" must increase for exit times, got decreasing ones')
@@ -128,8 +135,9 @@ def _parts(
     ys: Tensor, times: Tensor | Sequence[float], sigma: float | Tensor, seeds: Iterable[int], family: int
 ) -> tuple[Tensor, Tensor]:
     """The variance of each bridge, and three normals for each, (S - 1, B, ..., 3), independent of the path's."""
-    if not isinstance(ys, Tensor):
-        raise TypeError(f'"ys" must be a Tensor of saved states, got {type(ys).__name__}')
+    if not isinstance(ys, Tensor) or not ys.is_floating_point():
+        got = ys.dtype if isinstance(ys, Tensor) else type(ys).__name__
+        raise TypeError(f'"ys" must be a floating-point Tensor of saved states, got {got}')
     grid = as_times(times)
     if ys.dim() < 2 or len(ys) != len(grid):
         raise ValueError(
@@ -140,7 +148,16 @@ def _parts(
     if len(given) != ys.shape[1]:
         raise ValueError(f'"seeds" must be one for each of the {ys.shape[1]} samples, got {len(given)}')
     h = grid.diff().abs().to(ys).reshape(-1, *[1] * (ys.dim() - 1))
-    variance = as_tensor("sigma", sigma).to(ys).square() * h
+    scale = as_tensor("sigma", sigma).to(ys)
+    steps = ys[1:].shape
+    if not multiplies(scale, steps):
+        raise ValueError(
+            f'"sigma" must be a number or fit the starts of the steps, (S - 1, B, ...) = {tuple(steps)}, got shape '
+            f"{tuple(scale.shape)}; for example 0.2 * ys[:-1]"
+        )
+    if not bool(scale.isfinite().all()):
+        raise ValueError('"sigma" must be finite, got NaN or infinity')
+    variance = scale.square() * h
     numbers = seeded_normal(
         other_seeds(given, family), (len(grid) - 1, *ys.shape[2:], 3), dtype=ys.dtype, device=ys.device
     )

@@ -101,37 +101,38 @@ def check_rows(plan: Plan, step: Step | StepRule, grid: Tensor) -> None:
     raise ValueError(f'"plan" has {plan.steps} steps, "times" has {rows}; draw the plan for these times{rule}')
 
 
-def kept_indices(save: bool | Sequence[int] | Sequence[float] | Tensor, grid: Tensor) -> set[int]:
-    """Return the indices of the times to keep: all, the last, indices, or those of times on the grid.
+def kept_indices(save: bool | Sequence[int] | Sequence[float] | Tensor, grid: Tensor) -> list[int]:
+    """Return the indices of the times to keep, as they were given: all, the last, indices, or times on the grid.
 
     Raises:
         TypeError: Neither integers nor numbers.
         ValueError: Indices outside, or times that are not on the grid.
 
     Example:
-        >>> sorted(kept_indices([0.5, 1.0], torch.linspace(0.0, 1.0, 11)))
-        [5, 10]
+        >>> kept_indices([1.0, 0.5], torch.linspace(0.0, 1.0, 11))
+        [10, 5]
     """
     points = len(grid)
     if save is True:
-        return set(range(points))
+        return list(range(points))
     if save is False:
-        return {points - 1}
+        return [points - 1]
     given = save.tolist() if isinstance(save, Tensor) else list(as_items("save", save, "indices or times"))
     if given and any(isinstance(value, Real) and not isinstance(value, Integral) for value in given):
         return _places(given, grid)
-    kept = {as_integer("save", index) for index in given}
+    kept = [as_integer("save", index) for index in given]
     wrong = [index for index in kept if not -points <= index < points]
     if wrong or not kept:
         raise ValueError(f'"save" must be True, False or indices of times within 0..{points - 1}, got {given}')
-    return {index % points for index in kept}
+    return [index % points for index in kept]
 
 
-def _places(times: list[float], grid: Tensor) -> set[int]:
+def _places(times: list[float], grid: Tensor) -> list[int]:
     points, wanted = grid.double(), torch.tensor([float(time) for time in times], dtype=torch.float64)
     ascending = points if points[1] > points[0] else points.flip(0)
     try:
-        found = places_on(ascending, wanted.unique()).tolist()
+        each, where = wanted.unique(return_inverse=True)
+        found = places_on(ascending, each)[where].tolist()
     except ValueError:
         cell = float(points.diff().abs().min())
         off = [time for time in wanted.tolist() if not float((points - time).abs().min()) <= 1e-3 * cell]
@@ -139,4 +140,4 @@ def _places(times: list[float], grid: Tensor) -> set[int]:
             f'"save" has the time {off[0] if off else wanted.tolist()[0]:.6g}, which is not on the grid of the solve '
             f'(states between its {len(grid)} times are not interpolated); put it into "times"'
         ) from None
-    return set(found) if ascending is points else {len(grid) - 1 - place for place in found}
+    return found if ascending is points else [len(grid) - 1 - place for place in found]

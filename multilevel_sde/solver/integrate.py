@@ -76,7 +76,7 @@ def solve(
         brownian: Callable of an interval (t, s) -> W(s) - W(t), variance abs(s - t); for example :class:`BrownianPath`.
         estimator: How hits become an estimate.
         save: True for all states, or which to keep: indices (integers) or times of the grid (floats); by default only
-            the last state.
+            the last state. States come in the order of `times`, each once.
         callback: callback(n, t, y), called with each new state y at t = times[n], which it must not change. It stops
             the solve by returning True: the solution ends there, and its status says so.
         conditions: What drifts are told about each sample: tensors by name, with one row a sample. Drifts are then
@@ -120,7 +120,7 @@ def solve(
     warn_of_heat(step, plan, grid)
     if moving:
         check_moving(step, diffusion, y0.dtype)
-    kept = kept_indices(save, grid)
+    kept = set(kept_indices(save, grid))
     off = detacher() if gradients is False else None
     half = y0.dtype if y0.dtype in HALF else None
     y = begin = (y0 if off is None else off(y0)).to(y0.dtype if half is None else torch.float32)

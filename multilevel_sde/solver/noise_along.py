@@ -14,6 +14,7 @@ from multilevel_sde.noise.space_time import increments_and_areas
 from multilevel_sde.solver.loop import Noise
 from multilevel_sde.steps.rules import Step, StepRule
 from multilevel_sde.steps.step_noise import NoiseRule, StepNoise
+from multilevel_sde.steps.sums import transformed
 from multilevel_sde.times import device_dtype
 
 __all__ = ["check_sense", "increments_along", "noise_along", "noise_maker"]
@@ -26,7 +27,7 @@ def check_sense(step: Step | StepRule, diffusion: Diffusion | None) -> None:
 
     Raises:
         ValueError: Stratonovich noise with an Ito step or the other way round; noise that depends on the state with a
-            step for additive noise.
+            step for additive noise; another number than 1 with a step that scales its noise itself.
     """
     if diffusion is None:
         return
@@ -42,6 +43,14 @@ def check_sense(step: Step | StepRule, diffusion: Diffusion | None) -> None:
         raise ValueError(
             f"the step {name} needs noise that does not depend on the state, got a diffusion g(y, t) or a NoiseTerm "
             "without additive=True; give a number, sigma(t) or such a term, or take mls.Milstein()"
+        )
+    if not getattr(step, "own_scale", False) or callable(diffusion) or isinstance(diffusion, NoiseTerm):
+        return
+    number = torch.as_tensor(diffusion).detach()
+    if not transformed() and float(number) != 1:
+        raise ValueError(
+            f'"diffusion" of {float(number):g} would change the temperature of {name}, which scales its noise itself; '
+            "give diffusion=1.0"
         )
 
 

@@ -38,7 +38,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multilevel_sde.arguments import as_number, as_tensor
+from multilevel_sde.arguments import as_number, as_tensor, multiplies
 from multilevel_sde.steps.rules import Estimate
 from multilevel_sde.steps.step_noise import NoiseAdvance, NoiseRule, StepNoise
 
@@ -53,7 +53,7 @@ class _Langevin(NoiseRule):
     friction: float = 1.0
     mass: float | Tensor = 1.0
 
-    only_additive = True
+    only_additive, own_scale = True, True
 
     def __post_init__(self) -> None:
         for name, least in (("temperature", 0.0), ("friction", 0.0)):
@@ -78,6 +78,11 @@ class _Langevin(NoiseRule):
         if not isinstance(self.mass, Tensor):
             return float(self.mass), math.sqrt(self.mass * self.temperature)
         mass = self.mass.to(q)
+        if not multiplies(mass, q.shape):
+            raise ValueError(
+                f'"mass" of shape {tuple(mass.shape)} does not multiply positions of shape {tuple(q.shape)}; give a '
+                "number, or one for each coordinate"
+            )
         return mass, (mass * self.temperature).sqrt()
 
     def _parts(
@@ -116,7 +121,9 @@ class BAOAB(_Langevin):
 
     Raises:
         TypeError, ValueError: A temperature or friction below 0, a mass that is not positive; on a step a state that
-            is not (samples, 2, ...), times that decrease, a temperature without noise.
+            is not (samples, 2, ...), times that decrease, a mass of another size, a temperature without
+            noise; a
+            diffusion that is another number than 1.
 
     Reference:
         Leimkuhler and Matthews 2013.
@@ -229,7 +236,7 @@ class OverdampedLangevin(_Langevin):
         def advance(y: Tensor, F: Estimate, t: float, s: float, noise: StepNoise | None) -> Tensor:
             nonlocal last
             _check_noise(self, noise, s - t)
-            mobility = 1 / (self.friction * (self.mass.to(y) if isinstance(self.mass, Tensor) else float(self.mass)))
+            mobility = 1 / (self.friction * self._masses(y)[0])
             following = y + F(y, t) * ((s - t) * mobility)
             if noise is None:
                 return following

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multilevel_sde.arguments import as_tensor
+from multilevel_sde.arguments import as_tensor, multiplies
 from multilevel_sde.steps.rules import Advance, Estimate, StepRule, euler_maruyama
 
 __all__ = ["ExponentialEuler", "TamedEuler"]
@@ -42,7 +42,7 @@ class ExponentialEuler(StepRule):
 
     Raises:
         TypeError: A is no number or tensor of real numbers.
-        ValueError: A is not finite, or two-dimensional and not square.
+        ValueError: A is not finite, or two-dimensional and not square; on a step, of another size than the state.
 
     Reference:
         Hochbruck and Ostermann 2010, section 2 (exponential Euler).
@@ -76,6 +76,7 @@ class ExponentialEuler(StepRule):
         def factors(h: float, y: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal known
             if not abs(h - known[0]) <= 1e-12 * abs(h):  # steps of a uniform grid differ by rounding
+                _check_size(A, y)
                 phi = _phi_of_matrix(h * A.double()) if A.dim() == 2 else _phi(h * A.double())
                 known = (h, A.to(y), phi.to(y))
             return known[1], known[2]
@@ -88,6 +89,14 @@ class ExponentialEuler(StepRule):
             return y + times(phi, change if noise is None else change + noise)
 
         return advance
+
+
+def _check_size(A: Tensor, y: Tensor) -> None:
+    if not (y.shape[-1:] == A.shape[-1:] if A.dim() == 2 else multiplies(A, y.shape)):
+        raise ValueError(
+            f'"A" of shape {tuple(A.shape)} does not fit a state of shape {tuple(y.shape)}; give a matrix (d, d) for '
+            "its last dimension, or what multiplies it element by element"
+        )
 
 
 @dataclass(frozen=True)

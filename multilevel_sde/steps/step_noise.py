@@ -28,7 +28,9 @@ from torch import Tensor
 from multilevel_sde.steps.rules import Estimate, StepRule
 from multilevel_sde.steps.sums import transformed
 
-__all__ = ["NoiseAdvance", "NoiseRule", "StepNoise", "along", "diagonal_square"]
+__all__ = ["NoiseAdvance", "NoiseRule", "StepNoise", "along", "check_elements", "diagonal_square"]
+
+_MASKS = 8  # that every coupling is looked for with; each finds it with probability 1/2
 
 
 class StepNoise:
@@ -82,6 +84,7 @@ class NoiseRule(StepRule):
     Attributes:
         area: It needs the space-time Levy area H.
         only_additive: It needs noise that does not depend on the state.
+        own_scale: It scales the noise itself, so that a diffusion that is a number must be 1.
         stratonovich: As for a :class:`StepRule`.
 
     Example:
@@ -99,6 +102,7 @@ class NoiseRule(StepRule):
 
     area: bool = False
     only_additive: bool = False
+    own_scale: bool = False
 
     def noise_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of a sample's Brownian motions, for a sample of the state of this shape: the same."""
@@ -154,3 +158,36 @@ def diagonal_square(function: Callable[[Tensor], Tensor], y: Tensor, factor: Ten
             return g, torch.zeros_like(g)
         (back,) = torch.autograd.grad(g, x, g * factor, create_graph=keep, retain_graph=True, allow_unused=True)
     return g if keep else g.detach(), torch.zeros_like(g) if back is None else back
+
+
+def check_elements(noise: StepNoise, y: Tensor, t: float, h: float, advice: str) -> None:
+    """Refuse diagonal noise of which an element depends on another element of the state, or of another sample.
+
+    Some elements are moved and the others not: each g must then be what it is where all are moved, or none.
+
+    Raises:
+        ValueError: It is not; `advice` says what to do.
+
+    Example:
+        >>> noise = StepNoise(torch.ones(2, 2), lambda y, t, v: y.flip(1) * v, torch.tensor, diagonal=True)
+        >>> check_elements(noise, torch.ones(2, 2), 0.0, 0.1, "take another step")
+        Traceback (most recent call last):
+        ValueError: ... needs a diffusion g(y, t) of which element i depends on element i of the state only, ...
+    """
+    if transformed() or y.numel() < 2:
+        return
+    chance, ones = torch.Generator().manual_seed(0), torch.ones_like(noise.dW)
+    with torch.no_grad():
+        still = noise(y, t, ones)
+        ahead = torch.where(still == 0, y + h**0.5, y + h**0.5 * still)
+        moved = noise(ahead, t, ones)
+        scale = 1e-3 * (moved - still).abs().nan_to_num().max() + 100 * torch.finfo(y.dtype).eps * still.abs().max()
+        for _ in range(-(-_MASKS // len(y))):
+            some = (torch.rand(y.shape, generator=chance) < 0.5).to(y.device)
+            for mask in (some, ~some):
+                off = noise(torch.where(mask, ahead, y), t, ones) - torch.where(mask, moved, still)
+                if bool((off.abs() > scale).any()):  # NaN is no such difference
+                    raise ValueError(
+                        "the step needs a diffusion g(y, t) of which element i depends on element i of the state only, "
+                        f"and here it also depends on others; {advice}"
+                    )

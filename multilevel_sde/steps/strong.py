@@ -36,9 +36,14 @@ import torch
 from torch import Tensor
 
 from multilevel_sde.steps.rules import Estimate
-from multilevel_sde.steps.step_noise import NoiseAdvance, NoiseRule, StepNoise, along, diagonal_square
+from multilevel_sde.steps.step_noise import NoiseAdvance, NoiseRule, StepNoise, along, check_elements, diagonal_square
 
 __all__ = ["SRA1", "EulerHeun", "Milstein", "StratonovichHeun", "StratonovichMidpoint"]
+
+_COUPLED = (
+    "give NoiseTerm.of_matrix(lambda y, t: torch.diag_embed(g(y, t)), motions=d), or take mls.euler_maruyama",
+    "take mls.EulerHeun(), or mls.Milstein(stratonovich=True, gradient_free=True)",
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,10 @@ class Milstein(NoiseRule):
     Arguments:
         stratonovich: Solve the Stratonovich SDE.
         gradient_free: Take differences of g.
+
+    Raises:
+        ValueError: On the first step, diagonal noise of which an element depends on other elements (as in Heston's
+            model), which is no diagonal noise in this sense.
 
     Reference:
         Kloeden and Platen 1992, (10.3.1), (10.3.16) for commutative noise, (11.1.3) without derivatives.
@@ -73,8 +82,17 @@ class Milstein(NoiseRule):
         return [1] * (len(times) - 1)
 
     def start(self, times: Tensor) -> NoiseAdvance:
-        """Return the step, which remembers nothing."""
-        return self._advance
+        """Return the step, which looks once whether elements of diagonal noise depend on one another."""
+        checked = self.gradient_free and self.stratonovich  # right for all noise
+
+        def advance(y: Tensor, F: Estimate, t: float, s: float, noise: StepNoise | None) -> Tensor:
+            nonlocal checked
+            if not checked and noise is not None and noise.diagonal and not noise.additive:
+                check_elements(noise, y, t, abs(s - t), _COUPLED[self.stratonovich])
+            checked = True
+            return self._advance(y, F, t, s, noise)
+
+        return advance
 
     def _advance(self, y: Tensor, F: Estimate, t: float, s: float, noise: StepNoise | None) -> Tensor:
         following = torch.add(y, F(y, t), alpha=s - t)

@@ -57,6 +57,48 @@ def test_a_start_that_is_no_function():
         estimate(start=lambda seeds: torch.ones(len(seeds), 1, dtype=torch.long))
 
 
+def test_states_noise_and_phi_that_do_not_follow_from_their_seeds():
+    with refused('"start" gave other states when it was asked for 128 of the 256 seeds again; each state must follow'):
+        estimate(start=lambda seeds: torch.randn(len(seeds), 1))
+    with refused('"start" gave other states'):
+        estimate(start=lambda seeds: torch.linspace(0.0, 1.0, len(seeds))[:, None])
+    with refused('"brownian_source" gave the same noise for other seeds; pass on the seeds that it is given'):
+        estimate(brownian_source=lambda seeds: mls.BrownianPath(range(len(seeds))))
+    with refused('"brownian_source" gave other noise when it was asked for the same seeds again'):
+        estimate(brownian_source=lambda seeds: lambda t, s: abs(s - t) ** 0.5 * torch.randn(len(seeds), 1))
+    with refused('"phi" gave other values when it saw 128 of the 256 samples again; .* from its third argument'):
+        estimate(phi=lambda y: y[:, 0] + torch.randn(len(y)))
+    with refused('"phi" gave other values'):
+        estimate(phi=lambda ys: (ys[-1, :, 0] - ys[-1, :, 0].mean()) ** 2, save=True)
+
+
+def test_saved_times_in_another_order_than_phi_will_see_them():
+    for save in ([1.0, 0.5], [0.5, 0.5], [-1, 0]):
+        with refused(r'"save" must have its times in the order of "times" and each once, .* got \['):
+            estimate(phi=lambda ys: ys[0, :, 0], save=save)
+
+
+def test_numbers_whose_powers_are_none():
+    with refused(r'"phi" returned 1e\+200, and the fourth powers of its values must be numbers, up to 1e\+60'):
+        estimate(phi=lambda y: 1e200 + 0 * y[:, 0], tolerance=1e50)
+    with refused('"tolerance" must lie between 1e-60 and 1e\\+60'):
+        estimate(tolerance=1e-201)
+
+
+def test_a_bias_that_the_trial_did_not_see_is_found_before_the_work_is_done():
+    called = 0
+
+    def phi(y):
+        nonlocal called
+        called += len(y)
+        return y[:, 0]
+
+    given = {"diffusion": lambda y, t: y, "times": TIMES[::32], "trial": 32}
+    with refused('"tolerance" of 0.001 is below the bias of the finest grid: its 8 steps leave about 0.0'):
+        estimate(mls.Ladder([lambda y, t: 0.3 * y], [1.0]), phi=phi, tolerance=0.001, **given)
+    assert 1e4 < called < 1e6  # more than the trial, and less than a quarter of the samples that it would take
+
+
 def test_noise_of_another_dimension_than_declared():
     noise = mls.NoiseTerm(lambda y, t, dW: dW.sum(1, keepdim=True), shape=(2,), additive=True)
     with refused(r'"diffusion" is declared for Brownian motions of shape \(2,\)'):

@@ -195,6 +195,11 @@ def test_what_is_printed():
     assert all(word in text for word in ("paths", "kurtosis", "alpha", "beta", "gamma", "plain Monte Carlo"))
 
 
+def test_what_is_printed_of_several_outputs_says_whose_it_is():
+    text = str(estimate(phi=lambda y: torch.cat((y, y**2), 1)))
+    assert "(means, variances and kurtoses of the first of 2 outputs)" in text
+
+
 def test_advice_names_what_is_cheaper():
     """Two levels that are almost the same at almost the same cost, and two that have nothing in common."""
     ladder = mls.Ladder([lambda y, t: 1e-4 - y, lambda y, t: -y], costs=[1.0, 1.01])

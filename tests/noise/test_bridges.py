@@ -70,15 +70,27 @@ def test_without_noise_it_is_the_chord():
     assert mls.exit_times(ys, times, 1.0, -1.0, [0]).tolist() == [0.0]
 
 
+def test_states_of_16_bits_are_carried_in_float32():
+    ys = paths(0.0)[:, :3].half()
+    for function, given in ((mls.running_maximum, [SIGMA]), (mls.exit_times, [SIGMA, BARRIER])):
+        assert torch.equal(
+            function(ys, TIMES, *given, [1, 2, 3]), function(ys.float(), TIMES, *given, [1, 2, 3]).half()
+        )
+
+
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"ys": [[0.0]]}, TypeError, '"ys" must be a Tensor of saved states, got list'),
+        ({"ys": [[0.0]]}, TypeError, '"ys" must be a floating-point Tensor of saved states, got list'),
         (
             {"ys": torch.zeros(2, 3)},
             ValueError,
             r'"ys" must hold a state .* for each of the 5 times, got shape \(2, 3\)',
         ),
+        ({"ys": torch.zeros(5, 3, dtype=torch.long)}, TypeError, "got torch.int64"),
+        ({"sigma": math.nan}, ValueError, '"sigma" must be finite, got NaN or infinity'),
+        ({"sigma": torch.ones(5, 3)}, ValueError, r'"sigma" must .* = \(4, 3\), got shape \(5, 3\)'),
+        ({"barrier": math.nan}, ValueError, '"barrier" must be a number, got NaN'),
         ({"seeds": [1]}, ValueError, '"seeds" must be one for each of the 3 samples, got 1'),
         ({"times": TIMES.flip(0)}, ValueError, '"times" must increase for exit times'),
     ],

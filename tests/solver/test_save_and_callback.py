@@ -31,10 +31,10 @@ def test_saved_times_are_those_indices(times, save):
     assert [round(float(time), 6) for time in by_time.times] == asked
 
 
-@pytest.mark.parametrize("save", [[0.25], [0.3, 1.1], [0.1 + 2e-4]])
+@pytest.mark.parametrize("save", [[0.25], [0.3, 1.1], [0.1 + 2e-4], [float("nan")]])
 def test_a_time_off_the_grid_is_refused(save):
     with pytest.raises(
-        ValueError, match=r'"save" has the time (0.25|1.1|0.1002), which is not on the grid of the solve'
+        ValueError, match=r'"save" has the time (0.25|1.1|0.1002|nan), which is not on the grid of the solve'
     ):
         solve(save=save)
 

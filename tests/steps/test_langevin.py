@@ -260,3 +260,22 @@ def test_states_times_and_noise_are_checked(y0, times, noisy, message):
     noise = {"diffusion": 1.0, "brownian": mls.BrownianPath(range(3))} if noisy else {}
     with pytest.raises(ValueError, match=message):
         mls.solve(spring(), y0, times, mls.em_plan(spring(), times, step=rule), step=rule, **noise)
+
+
+@pytest.mark.parametrize("rule", [mls.BAOAB, mls.OBABO, mls.OverdampedLangevin])
+def test_a_mass_of_another_size_than_positions_is_refused(rule):
+    step, times = rule(1.0, mass=torch.ones(3)), [0.0, 1.0]
+    y0 = torch.ones(4, 1) if rule is mls.OverdampedLangevin else torch.ones(4, 2, 1)
+    given = {"diffusion": 1.0, "brownian": mls.BrownianPath(range(4))}
+    with pytest.raises(ValueError, match=r'"mass" of shape \(3,\) does not multiply positions of shape \(4, 1\)'):
+        mls.solve(spring(), y0, times, mls.em_plan(spring(), times, step=step), step=step, **given)
+
+
+@pytest.mark.parametrize("sigma", [0.5, torch.tensor(2.0, requires_grad=True)])
+def test_a_diffusion_that_changes_the_temperature_is_refused(sigma):
+    rule, path, times = mls.BAOAB(1.0), mls.BrownianPath(range(3)), [0.0, 1.0]
+    plan = mls.em_plan(spring(), times, step=rule)
+    with pytest.raises(ValueError, match=r'"diffusion" of .* would change the temperature of BAOAB'):
+        mls.solve(spring(), torch.ones(3, 2), times, plan, step=rule, diffusion=sigma, brownian=path)
+    warming = mls.solve(spring(), torch.ones(3, 2), times, plan, step=rule, diffusion=lambda t: 1 + t, brownian=path)
+    assert warming.y.isfinite().all()

@@ -56,3 +56,11 @@ def test_taming_is_of_each_sample():
 def test_a_linear_part_that_is_none_is_refused(A, error, message):
     with pytest.raises(error, match=message):
         mls.ExponentialEuler(A)
+
+
+@pytest.mark.parametrize("A", [torch.eye(3), torch.ones(3), torch.ones(1, 4, 1, 2)])
+def test_a_linear_part_of_another_size_than_the_state_is_refused(A):
+    times = [0.0, 1.0]
+    ladder = mls.Ladder([lambda y, t: y], [1.0])
+    with pytest.raises(ValueError, match=r'"A" of shape .* does not fit a state of shape \(4, 1\); give a matrix'):
+        mls.solve(ladder, torch.ones(4, 1), times, mls.em_plan(ladder, times), step=mls.ExponentialEuler(A))

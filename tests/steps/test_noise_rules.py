@@ -284,6 +284,24 @@ def test_a_path_without_areas_is_refused(brownian, message):
         solve(mls.SRA1(), pair(), states(), brownian=brownian)
 
 
+@pytest.mark.parametrize("samples", [1, 2, 50])
+@pytest.mark.parametrize("rule", [mls.Milstein(), mls.Milstein(gradient_free=True), mls.Milstein(stratonovich=True)])
+def test_milstein_refuses_diagonal_noise_whose_elements_depend_on_one_another(rule, samples):
+    """Heston's model is of that kind; the rule would take the wrong derivatives."""
+    y0, ladder = torch.tensor([[1.0, 0.04]], dtype=DOUBLE).repeat(samples, 1), pair()
+    advice = "mls.EulerHeun" if rule.stratonovich else r"NoiseTerm.of_matrix\(lambda y, t: torch.diag_embed"
+    for g in (
+        lambda y, t: torch.stack((y[:, 1].abs().sqrt() * y[:, 0], 0.2 * y[:, 1].abs().sqrt()), 1),
+        lambda y, t: torch.stack((torch.ones_like(y[:, 0]), y[:, 0]), 1),
+        lambda y, t: y.mean() + 0 * y,
+    ):
+        with pytest.raises(ValueError, match="of which element i depends on element i of the state only, .*" + advice):
+            solve(rule, ladder, y0, diffusion=g)
+    other = mls.Milstein(stratonovich=True, gradient_free=True)  # it takes no derivative of a single element
+    assert solve(other, ladder, y0, diffusion=g).y.isfinite().all()
+    assert solve(rule, ladder, y0, diffusion=lambda y, t: (y**2 + 0.1).sqrt()).y.isfinite().all()
+
+
 def test_a_matrix_of_another_shape_is_named():
     term = mls.NoiseTerm.of_matrix(lambda y, t: torch.ones(4, 3, 5, dtype=DOUBLE), 2)
     with pytest.raises(ValueError, match=r"the matrix of the diffusion must have the shape .* got \(4, 3, 5\) for"):
