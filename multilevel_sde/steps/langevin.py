@@ -122,8 +122,7 @@ class BAOAB(_Langevin):
     Raises:
         TypeError, ValueError: A temperature or friction below 0, a mass that is not positive; on a step a state that
             is not (samples, 2, ...), times that decrease, a mass of another size, a temperature without
-            noise; a
-            diffusion that is another number than 1.
+            noise, a diffusion that is another number than 1.
 
     Reference:
         Leimkuhler and Matthews 2013.
