@@ -22,8 +22,8 @@ from multilevel_diffusion.loops.trajectory import Trajectory
 __all__ = ["PipelineClock"]
 
 _FOREIGN = (
-    "the pipeline that the ladder is installed in is not the one that calls it: its scheduler was not set for this run, or "
-    "stands still; give both pipelines one scheduler, or detach the ladder and attach it to the one that runs"
+    "the pipeline that the ladder is installed in is not the one that calls it: its scheduler was not set for this "
+    "run, or stands still; give both pipelines one scheduler, or detach the ladder and attach it to the one that runs"
 )
 _TIMES = 2  # different times in a call: of what is made, and of what is given (image to video)
 
