@@ -96,7 +96,8 @@ class Allocating(Answering):
                 )
         elif plan is not None:
             plan.check_ladder(self._ladder)
-        self._follow(replace(self._settings, probabilities=table, plan=plan, held=held, budget=asked))
+        chosen = {"probabilities": table, "plan": plan, "held": held, "budget": asked, "fitted": None}
+        self._follow(replace(self._settings, **chosen))
 
     @property
     def probabilities(self) -> Tensor | None:

@@ -32,6 +32,7 @@ from multilevel_diffusion.loops.held import held_plan
 from multilevel_diffusion.loops.memory import DataMap, Memory, in_data
 from multilevel_diffusion.loops.rows import DrawnRows, PlannedRows, combine, step_probabilities
 from multilevel_diffusion.loops.trajectory import Meter
+from multilevel_sde.pilots.answers import Form
 
 __all__ = ["INVERSE_COST", "Answering"]
 
@@ -48,7 +49,7 @@ class Answering:
     config: Any
     levels: Any  # a sequence of modules
     _checked: object = None
-    _warned = _compared = _told = False
+    _warned = _compared = _told = _told_of_other = False
 
     def _set_up(self, models: Sequence[nn.Module], costs: mls.GivenCost, draw: mls.Draw | None, seed: int) -> None:
         self._names = list(inspect.signature(type(uncompiled(models[-1])).forward).parameters)[1:]
@@ -64,8 +65,8 @@ class Answering:
         self._expected: int | None = None
         self._aim: Callable[[], bool] | None = None
         self._handed: HandedOn | None = None
-        self._other: tuple[Settings, tuple[float, ...], mls.Plan] | None = None  # of a run with other calls
-        self._grid: tuple[tuple[Any, list[float], int, bool], Tensor | None] | None = None
+        self._other: tuple[Settings, tuple[float, ...], Tensor | None, mls.Plan | None] | None = None  # of the last run
+        self._grid: tuple[tuple[Any, list[float], int, Any], Tensor | None] | None = None
 
     def _follow(self, settings: Settings) -> None:
         if settings.plan is not None:
@@ -140,7 +141,7 @@ class Answering:
         plan, budget = self._settings.plan, self._settings.held
         part = self._clock.offset > 0 and plan is not None and plan.steps == self._clock.calls != self._expected
         by_pilot = self._settings.budget is not None
-        if plan is not None and by_pilot and self._expected not in (None, plan.steps):
+        if plan is not None and by_pilot and self._expected is not None:
             plan = self._carried(scheduler) or plan
             part = part and plan.steps != self._expected
         if part and self._settings.pilot is not None:
@@ -179,7 +180,7 @@ class Answering:
         """The plan of a ladder that has not been measured for this run; None where a draw must do."""
         if self._expected is None or self._data_maps(scheduler, needed=False) is None:
             return None
-        base = self._base_of_run(scheduler, corrected=False)
+        base = self._base_of_run(scheduler, None)
         base = None if base is None else base[: self._expected]
         if len(self._ladder) > 1:
             return held_plan(self._ladder, self._expected, fraction, base)
@@ -187,29 +188,51 @@ class Answering:
         return plan if base is None else mls.multistep(plan, base)
 
     def _carried(self, scheduler: Any) -> mls.Plan | None:
-        """The pilot's plan for another number of calls than it measured; None where noise levels are not known.
+        """The pilot's plan for other noise levels or another scheduler than it measured; None where it is for these.
 
-        It is made once for the same calls in a row.
+        Also None where noise levels are not known. It is made once for the same calls in a row.
         """
         settings, places = self._settings, half_log_snr(scheduler, self._clock.offset)
-        if settings.pilot is None or not settings.places or len(places) - 1 != self._expected:
+        pilot = settings.pilot
+        if pilot is None or not settings.places or len(places) - 1 != self._expected:
             return None
-        if self._other is not None and self._other[0] is settings and self._other[1] == places:
-            return self._other[2]
-        base = next(iter(settings.pilot.multistep.values()), None)
-        if base is not None:  # a corrector, which is for steps without noise, reaches one value further back
-            base = self._base_of_run(scheduler, corrected=base.shape[1] > 2)
-        pilot = carried(settings.pilot, settings.places, places, base)
-        assert settings.budget is not None
-        plan = plans_at(pilot, self._ladder, settings.budget)[0].plan
-        self._other = settings, places, plan
-        return plan
+        forms = [one.form for one in pilot.calibration]
+        remembers = Form.PLAIN not in forms if forms else bool(pilot.multistep)
+        base = self._base_of_run(scheduler, settings.given) if remembers else None
+        last = self._other
+        if last is None or last[0] is not settings or last[1] != places or last[2] is not base:
+            measured = next(iter(pilot.multistep.values()), None)
+            same = _near(measured, base) and _near(torch.tensor(settings.places), torch.tensor(places))
+            plan = None
+            if not same:
+                self._tell_of_other(measured, base)
+                assert settings.budget is not None
+                plan = plans_at(carried(pilot, settings.places, places, base), self._ladder, settings.budget)[0].plan
+            self._other = last = settings, places, base, plan
+        return last[3]
 
-    def _base_of_run(self, scheduler: Any, *, corrected: bool) -> Tensor | None:
-        """The base's coefficients, found by trial steps once for a grid: they take as long as a call of a model."""
-        grid = (scheduler.config, scheduler.timesteps.tolist(), self._clock.offset, corrected)
+    def _tell_of_other(self, measured: Tensor | None, base: Tensor | None) -> None:
+        """Say once that a plan is for another scheduler, or no longer fitted; other noise levels alone are no news."""
+        kind = [None if table is None else table.shape[1] for table in (measured, base)]
+        other, fitted = kind[0] != kind[1], self._settings.fitted is not None
+        if (other or fitted) and self._answer is None and not self._told_of_other:
+            self._told_of_other = True
+            what = "of another kind" if other else "at other noise levels"
+            lost = ", without the fit" if fitted else ""
+            warnings.warn(
+                f"the scheduler is {what} than in the calibration, so the plan is carried over{lost}; calibrate again",
+                stacklevel=2,
+            )
+
+    def _base_of_run(self, scheduler: Any, arguments: Mapping[str, Any] | None) -> Tensor | None:
+        """The base's coefficients, found by trial steps once for a grid: they take as long as a call of a model.
+
+        Where the arguments of steps are not known there may be noise, so that there is no corrector.
+        """
+        grid = (scheduler.config, scheduler.timesteps.tolist(), self._clock.offset, arguments)
         if self._grid is None or self._grid[0][0] is not grid[0] or self._grid[0][1:] != grid[1:]:
-            found = base_coefficients(scheduler, first=self._clock.offset, corrected=corrected)
+            known = arguments is not None
+            found = base_coefficients(scheduler, arguments, self._clock.offset, corrected=known)
             self._grid = grid, found
         return self._grid[1]
 
@@ -321,3 +344,9 @@ class Answering:
 
     def _map(self, position: int) -> DataMap | None:
         return None if self._maps is None else self._maps[position + self._clock.offset]
+
+
+def _near(first: Tensor | None, second: Tensor | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return first.shape == second.shape and torch.allclose(first, second, rtol=1e-3, atol=1e-3)

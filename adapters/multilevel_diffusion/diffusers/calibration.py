@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -41,7 +42,8 @@ _FITTED = 3  # plans of a pilot that a fit begins with
 _ORDER = 3  # values of the base that a fit uses at least
 _SAME_START = 1e-3  # difference in log-SNR
 _COUNTS = ("batch_size", "num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
-_PROMPTS = ("prompt", "prompt_embeds", "image_embeds")  # the first that is given says how many there are
+_PROMPTS = ("prompt", r"prompt_embeds(?!_llama3|_scale)\w*", "image_embeds")  # the first that is given says how many
+_OF_PROMPTS = re.compile(r"(negative_)?(pooled_)?prompt|.*(_embeds|_embeddings|attention_mask)$")  # one for each
 
 
 class PipelineRun:
@@ -271,7 +273,9 @@ def _call_arguments(pipe: Any, samples: int, arguments: Mapping[str, Any]) -> di
             raise ValueError(f'"{name}" is set by the pilot, leave it out; "samples" and "seed" say how many and which')
     given: dict[str, Any] = {"output_type": "latent"} if "output_type" in names else {}
     given |= dict(arguments)
-    prompts = next((_length(arguments[name]) for name in _PROMPTS if arguments.get(name) is not None), None)
+    given_names = [name for name, value in arguments.items() if value is not None]
+    counted = (name for kind in _PROMPTS for name in given_names if re.fullmatch(kind, name))
+    prompts = next((_length(arguments[name]) for name in counted), None)
     if prompts is not None:
         if samples % prompts:
             raise ValueError(f'"samples" is {samples}, expected a multiple of the {prompts} prompts')
@@ -290,12 +294,16 @@ def _length(prompt: Any) -> int:
 
 def _repeated(name: str, value: Any, prompts: int, times: int) -> Any:
     """A prompt, its embeddings and masks for every sample: not all pipelines multiply what they are given."""
-    if not ("prompt" in name or name.endswith("_embeds")):
+    if not _OF_PROMPTS.match(name):
         return value
     if isinstance(value, str):
         return [value] * (prompts * times)
-    if isinstance(value, Tensor) and len(value) == prompts:
-        return value.repeat_interleave(times, dim=0)
+    if isinstance(value, Tensor) and name.endswith("cu_seqlens"):  # Kandinsky 5: where the prompts begin and end
+        lengths = value.diff().repeat_interleave(times)
+        return torch.cat([value[:1], lengths.cumsum(0).to(value.dtype)])
+    axis = int(name.endswith("llama3"))  # HiDream: of each layer of its encoder
+    if isinstance(value, Tensor) and value.shape[axis] == prompts:
+        return value.repeat_interleave(times, dim=axis)
     if isinstance(value, list) and len(value) == prompts and isinstance(value[0], str | Tensor):
         return [entry for entry in value for _ in range(times)]
     return value

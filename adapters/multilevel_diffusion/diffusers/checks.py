@@ -220,6 +220,11 @@ def check_scheduler(scheduler: Any, channels: int) -> None:
             "estimates are biased; compare with budget_fraction=1 before relying on it",
             stacklevel=2,
         )
+    elif not affine and config.get("rescale_betas_zero_snr") and prediction == "epsilon":
+        raise ValueError(
+            f"{name} has rescale_betas_zero_snr=True, so that no signal is left at the first call, of which "
+            "prediction_type='epsilon' says nothing; take the model's own v_prediction, or switch the rescaling off"
+        )
     elif not affine:
         raise ValueError(
             f"a step of {name} is not affine in the model's output (it clips, rescales or exponentiates it), so "

@@ -14,12 +14,17 @@ import math
 import weakref
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from multilevel_diffusion.loops.trajectory import Trajectory
 
 __all__ = ["PipelineClock"]
 
+_FOREIGN = (
+    "the pipeline that the ladder is installed in is not the one that calls it: its scheduler was not set for this "
+    "run, or stands still; give both pipelines one scheduler, or detach the ladder and attach it to the one that runs"
+)
 _TIMES = 2  # different times in a call: of what is made, and of what is given (image to video)
 
 
@@ -95,6 +100,7 @@ class PipelineClock:
         """Ask the scheduler of this pipeline, held weakly, from now on; None forgets it."""
         self._pipe = None if pipe is None else weakref.ref(pipe)
         self._scheduler = getattr(pipe, "scheduler", None)
+        self._used = getattr(self._scheduler, "timesteps", None)
         self.slot = slot
         self.reset()
 
@@ -104,12 +110,13 @@ class PipelineClock:
         self._time: Tensor | float | None = None
         self._step = self._first_step = -1
         self._stands = False  # the scheduler, while its copies step
+        self._shows = self._doubted = False  # its own timesteps; whose the calls are
         self.offset = 0
         self._trajectory.reset()
 
     def __getstate__(self) -> dict[str, Any]:
         """Forget the pipeline, which is another one in another process."""
-        return self.__dict__ | {"_pipe": None, "_scheduler": None}
+        return self.__dict__ | {"_pipe": None, "_scheduler": None, "_used": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PipelineClock:
         """Link the clock of a copied pipeline to the copy."""
@@ -137,8 +144,17 @@ class PipelineClock:
                 "the frames of a call are at different times (diffusion forcing), for which there are no plans; run "
                 "the pipeline with ar_step=0, or detach the ladder"
             )
-        scheduler = self.scheduler
+        number, scheduler = self.number, self.scheduler
         timesteps = getattr(scheduler, "timesteps", None)
+        if scheduler is not None and timesteps is None:
+            raise ValueError(_FOREIGN)
+        position = self._visit(time, state, step, timesteps)
+        if isinstance(timesteps, Tensor):
+            self._check_caller(time, timesteps, begins=self.number != number)
+        return position
+
+    def _visit(self, time: Tensor | float, state: Tensor, step: int | None, timesteps: Tensor | None) -> int:
+        scheduler = self._scheduler
         begins = timesteps is not self._timesteps
         if begins:
             self.reset()
@@ -160,11 +176,8 @@ class PipelineClock:
             if index < len(timesteps) and (begins or moves):
                 self._time = time
                 return self._trajectory.place(position)
-            if not bool((timesteps == _number(time)).any()):
-                raise ValueError(
-                    "the pipeline that the ladder is installed in is not the one that calls it: its scheduler stands "
-                    "still while the timesteps go on; attach the ladder to the pipeline that runs"
-                )
+            if self.offset < index < len(timesteps) or not bool((timesteps == _number(time)).any()):
+                raise ValueError(_FOREIGN)
             self._stands = True
             if index < len(timesteps):
                 self._trajectory.resume(_number(self._time))
@@ -175,6 +188,23 @@ class PipelineClock:
         if self._trajectory.number != number and timesteps is not None:
             self.offset = self._place_of(time)
         return position
+
+    def _check_caller(self, time: Tensor | float, timesteps: Tensor, *, begins: bool) -> None:
+        """Refuse calls of a pipeline that has a scheduler of its own, so that the linked one was not set for them.
+
+        A call at a view of the timesteps is none of these. Times are compared in a run at timesteps that a run before
+        had, and where those of the first call were a view.
+        """
+        if begins:
+            self._shows = _is_view(time, timesteps)
+            self._doubted, self._used = timesteps is self._used, timesteps
+        doubted = (self._doubted or self._shows) and not _is_view(time, timesteps)
+        if not doubted or hasattr(self._scheduler, "undo_step"):
+            return
+        place = self.offset + self._trajectory.position
+        if place >= len(timesteps) or not _is_time(time, float(timesteps[place])):
+            self.reset()
+            raise ValueError(_FOREIGN)
 
     def _place_of(self, time: Tensor | float) -> int:
         """Where a time stands in the timesteps."""
@@ -195,6 +225,19 @@ def _index(scheduler: Any) -> int:
     """Where a scheduler is that counts its steps."""
     index = scheduler.step_index
     return (getattr(scheduler, "begin_index", None) or 0) if index is None else index
+
+
+def _is_view(time: Tensor | float, timesteps: Tensor) -> bool:
+    """Whether a time is a part of the timesteps, not only a number like one."""
+    start = timesteps.data_ptr()
+    return isinstance(time, Tensor) and 0 <= time.data_ptr() - start < timesteps.numel() * timesteps.element_size()
+
+
+def _is_time(time: Tensor | float, expected: float) -> bool:
+    """Whether a time is that of a timestep, as it is or in thousands, in the precision that it has."""
+    rough = isinstance(time, Tensor) and time.dtype in (torch.float16, torch.bfloat16)
+    tolerance = 2.0**-7 if rough else 1e-5
+    return any(math.isclose(_number(time), one, rel_tol=tolerance) for one in (expected, expected / 1000))
 
 
 def _number(time: Tensor | float | None) -> float:

@@ -23,7 +23,7 @@ from multilevel_diffusion.diffusers.checks import uncompiled
 from multilevel_diffusion.diffusers.following import Fingerprint, Follower
 from multilevel_diffusion.diffusers.handed_on import ChangedOutputError
 from multilevel_diffusion.diffusers.scheduler_choice import best_scheduler
-from multilevel_diffusion.diffusers.scheduler_grid import adds_noise, base_coefficients
+from multilevel_diffusion.diffusers.scheduler_grid import adds_noise, base_coefficients, step_arguments
 from multilevel_diffusion.loops.trajectory import Meter
 from multilevel_sde.arguments import as_integer, as_number
 
@@ -143,12 +143,12 @@ class Controls(Allocating):
             aim = self._settings.aimed
         costs = mls.GivenCost(list(found.pilot.costs), found.pilot.unit)
         self._ladder, self._meter.costs = mls.Ladder(self._ladder.drifts, costs), tuple(costs.costs)
-        self._settings = replace(self._settings, pilot=found.pilot, costs=costs, aimed=aim, places=found.places)
-        self._weights, self._stale = self._fingerprint(), False
+        measured = {"pilot": found.pilot, "costs": costs, "aimed": aim, "places": found.places}
+        self._settings = replace(self._settings, **measured, given=step_arguments(pipe.scheduler, arguments))
+        self._weights, self._stale, self._told_of_other = self._fingerprint(), False, False
+        self.allocate(budget_fraction=fraction)
         if found.fitted is not None:
-            self.allocate(plan=found.fitted.plan)
-        else:
-            self.allocate(budget_fraction=fraction)
+            self._follow(replace(self._settings, plan=found.fitted.plan, fitted=found.fitted.mean))
         return found.pilot
 
     def scheduler(
@@ -262,7 +262,7 @@ class Controls(Allocating):
 
         Costs are in evaluations of the top level. The comparison is with what was measured: every call of the top
         level, and after `calibrate(compare=True)` fewer steps of it, by the scheduler as it is and by the multistep
-        base.
+        base. Of a fitted plan, the present one, the error is that on the samples kept out of its fit.
 
         Arguments:
             budget_fraction: Cost relative to the top level at every call; by default the present plan's.
@@ -282,7 +282,14 @@ class Controls(Allocating):
         except ValueError as error:
             raise ValueError(f'"budget_fraction" is {fraction:g} of {pilot.steps} calls, but {error}') from None
         self._check_weights()
-        return replace(advice, text=f"{advice.text} But {_STALE}.") if self._stale else advice
+        text, error = advice.text, self._settings.fitted
+        if error is not None and budget_fraction is None:
+            better = error < advice.use.predicted.mse
+            text = (
+                f"{'Keep' if better else 'Leave'} the fitted plan: mean squared error {error:.3g} on samples kept out, "
+                f"at cost {fraction * pilot.steps:.3g} evaluations of the top level. Without a fit: {text}"
+            )
+        return replace(advice, text=f"{text} But {_STALE}." if self._stale else text)
 
     def _fingerprint(self) -> Fingerprint:
         return Fingerprint([uncompiled(level) for level in self.levels])

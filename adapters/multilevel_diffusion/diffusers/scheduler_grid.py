@@ -13,6 +13,7 @@ outputs is not of first order: such a scheduler has a multistep method of its ow
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -35,6 +36,7 @@ __all__ = [
     "half_log_snr",
     "is_cosmos",
     "signal_levels",
+    "step_arguments",
     "step_lengths",
 ]
 
@@ -246,6 +248,19 @@ def adds_noise(scheduler: Any, arguments: Mapping[str, Any] | None = None) -> bo
         return any(not torch.equal(a, b) for (_, _, a), (_, _, b) in zip(first, second, strict=True))
     except _UNTRIED:
         return True
+
+
+def step_arguments(scheduler: Any, arguments: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers among a pipeline's arguments that the steps of its scheduler take.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> step_arguments(DDIMScheduler(), {"eta": 1.0, "num_inference_steps": 8})
+        {'eta': 1.0}
+    """
+    names = inspect.signature(scheduler.step).parameters
+    numbers = {name: value for name, value in arguments.items() if isinstance(value, int | float)}
+    return {name: value for name, value in numbers.items() if name in names and name != "return_dict"}
 
 
 def _length(kept: float, alphas: list[float], sigmas: list[float]) -> float:

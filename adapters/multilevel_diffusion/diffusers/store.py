@@ -16,7 +16,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -58,6 +58,8 @@ class Settings:
         budget: Cost of a call relative to the top model's, that was asked for; None where a table or plan was given.
         places: Half log-SNR of the pilot's calls and of its end (:func:`.scheduler_grid.half_log_snr`), by which its
             plans are carried to other numbers of calls; empty where they are not known.
+        given: What the calibration gave to the scheduler's steps, such as eta.
+        fitted: Mean squared error of a fitted plan on samples kept out; None where the plan is not fitted.
         aimed: Whether steps without noise are made to end where the next call is (:func:`.scheduler_grid.aimed`).
     """
 
@@ -71,6 +73,8 @@ class Settings:
     held: float | None = None
     budget: float | None = None
     places: tuple[float, ...] = ()
+    given: Mapping[str, float] = field(default_factory=dict)
+    fitted: float | None = None
 
 
 def load_models(sources: Source | Iterable[Source], **options: Any) -> list[nn.Module]:
@@ -160,6 +164,8 @@ def save_ladder(folder: str | os.PathLike[str], models: Sequence[Any], settings:
         "held": settings.held,
         "budget": settings.budget,
         "places": [place if math.isfinite(place) else None for place in settings.places],
+        "given": dict(settings.given),
+        "fitted": settings.fitted,
     }
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -225,6 +231,8 @@ def _load_settings(folder: Path, variant: str | None) -> tuple[Settings, list[Pa
             config.get("held"),
             config.get("budget"),
             tuple(math.inf if place is None else float(place) for place in config.get("places", ())),
+            config.get("given", {}),
+            config.get("fitted"),
         )
         if settings.pilot is not None and settings.pilot.levels != len(settings.costs.costs):
             raise ValueError(f"its pilot is of {settings.pilot.levels} levels; run calibrate again")

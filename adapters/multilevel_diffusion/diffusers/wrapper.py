@@ -288,8 +288,11 @@ class MultilevelUNet(Controls, ModelMixin, ConfigMixin):
             costs=costs,
         )
         if saved is not None and saved.pilot is not None:
-            found = {"pilot": saved.pilot, "aimed": saved.aimed, "places": saved.places}
-            ladder._settings = replace(ladder._settings, budget=asked or ladder._settings.budget, **found)
+            found = {name: getattr(saved, name) for name in ("pilot", "aimed", "places", "given")}
+            fitted = saved.fitted if asked else None
+            ladder._settings = replace(
+                ladder._settings, budget=asked or ladder._settings.budget, fitted=fitted, **found
+            )
             if budget_fraction is not None:
                 ladder.allocate(budget_fraction=budget_fraction, schedule=schedule)
         return ladder

@@ -33,7 +33,7 @@ def carried(pilot: mls.Pilot, measured: Sequence[float], places: Sequence[float]
         pilot: Of M calls (:func:`.loops.black_box.black_box_pilot`).
         measured: Half log-SNR log(alpha / sigma) of its calls and of its end, (M + 1,), which may be infinite.
         places: The same of the other calls, (N + 1,).
-        table: Coefficients (N, order) of the base there, where the pilot has a multistep base.
+        table: Coefficients (N, order) of the base there; None where the sampler's own method is all.
 
     Example:
         >>> from multilevel_sde.pilots.answers import Single
@@ -57,6 +57,9 @@ def carried(pilot: mls.Pilot, measured: Sequence[float], places: Sequence[float]
     logs = pilot.variances.clamp_min(1e-300).log().numpy()
     variances = [np.exp(np.interp(there, here, logs[:, k])) for k in range(corrections)]
     grid = torch.arange(calls + 1, dtype=torch.float64)
+    singles = [single._replace(steps=calls) for single in pilot.singles if single.steps == pilot.steps]
+    if (table is None) != (not pilot.multistep):  # another method, of which nothing was measured
+        singles = [single._replace(multistep=table is not None) for single in singles[-1:]]
     return replace(
         pilot,
         times=grid,
@@ -64,7 +67,7 @@ def carried(pilot: mls.Pilot, measured: Sequence[float], places: Sequence[float]
         coefficients=torch.ones(calls, dtype=torch.float64),
         gram=one @ pilot.gram.double() @ one.T,
         variances=torch.from_numpy(np.stack(variances, 1)) if variances else torch.empty(calls, 0),
-        singles=tuple(single._replace(steps=calls) for single in pilot.singles if single.steps == pilot.steps),
+        singles=tuple(singles),
         calibration=tuple(run._replace(steps=calls) for run in pilot.calibration),
         multistep={} if table is None else {calls: table},
     )

@@ -164,7 +164,15 @@ def test_a_fit_brings_one_network_nearer_to_its_fine_path(ddim):
     assert method < 0.6 * plain
     assert fitted < 0.6 * method
     assert ladder.stats.trajectory.evaluations == (10,)
+    assert ladder.advise().text.startswith("Keep the fitted plan: mean squared error ")
+    with pytest.warns(
+        UserWarning, match="at other noise levels than in the calibration, so the plan is carried over, w"
+    ):
+        unfitted = errors(pipe, 14, fine)
+    assert errors(pipe, 10, fine) == fitted
     ladder.allocate(budget_fraction=1.0)
+    assert errors(pipe, 14, fine) == unfitted
+    assert "fitted" not in ladder.advise().text
     assert errors(pipe, 10, fine) == method
     carried = errors(pipe, 14, fine)  # its method at other calls
     ladder.detach()

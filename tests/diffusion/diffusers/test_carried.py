@@ -108,6 +108,47 @@ def test_it_is_made_once_for_the_same_calls_and_not_said_to_be_unmeasured(ddim, 
     assert not any("not been measured" in str(one.message) for one in seen)
 
 
+def test_as_many_calls_of_another_scheduler(conditional, stable_diffusion, guided):
+    """One network: on other noise levels it has their base, under UniPC none, which is said once; and back."""
+    first, text = {"solver_order": 1, "final_sigmas_type": "zero"}, torch.ones(1, 5, 16)
+    pipe = stable_diffusion(conditional(8), diffusers.DPMSolverMultistepScheduler(**first))
+    karras = diffusers.DPMSolverMultistepScheduler(**first, use_karras_sigmas=True)
+    given = {"num_inference_steps": 8, "samples": 2, "progress": False, "height": 16, "width": 16}
+    ladder = attach(pipe, costs=[1.0])
+    schedulers, found = {"own": pipe.scheduler, "karras": karras, "unipc": diffusers.UniPCMultistepScheduler()}, {}
+    for name in ("karras", "own"):
+        pipe.scheduler = schedulers[name]
+        ladder.calibrate(pipe, **given, prompt_embeds=text, negative_prompt_embeds=text)
+        found[name] = guided(pipe, steps=8)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        moved = {}
+        for name in ("karras", "unipc", "unipc", "own"):
+            pipe.scheduler = schedulers[name]
+            moved[name] = guided(pipe, steps=8)
+    assert sum("the scheduler is of another kind than in the calibration" in str(one.message) for one in seen) == 1
+    ladder.detach()
+    pipe.scheduler = schedulers["unipc"]
+    for name, expected in {**found, "unipc": guided(pipe, steps=8)}.items():
+        torch.testing.assert_close(moved[name], expected, msg=name)
+    assert not torch.equal(found["own"], found["karras"])
+
+
+def test_a_plan_with_noise_is_for_its_own_scheduler(ddim, unet, tmp_path: Path):
+    """The eta of a calibration is kept with the ladder, and the same plan is followed after loading."""
+    pipe = ddim(unet(8), **TRAILING)
+    ladder = MultilevelUNet([unet(4), pipe.unet], budget_fraction=0.5, costs=(1.0, 8.0)).install(pipe)
+    ladder.calibrate(pipe, num_inference_steps=8, samples=2, candidates=2, eta=1.0, progress=False)
+    ladder.save_pretrained(tmp_path)
+    run = {"num_inference_steps": 8, "eta": 1.0, "output_type": "np"}
+    for one in (ladder, MultilevelUNet.from_pretrained(tmp_path)):
+        one.install(pipe)
+        chosen = torch.as_tensor(pipe(generator=torch.Generator().manual_seed(0), **run).images)
+        one.allocate(plan=one.plan)
+        followed = torch.as_tensor(pipe(generator=torch.Generator().manual_seed(0), **run).images)
+        assert torch.equal(chosen, followed)
+
+
 def test_a_plan_of_the_users_is_not_carried(ddim, unet):
     pipe = ddim(unet(8), **TRAILING)
     ladder = attach(pipe, [unet(4)], budget_fraction=0.5, costs=(1.0, 8.0))

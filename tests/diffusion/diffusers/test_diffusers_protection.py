@@ -36,6 +36,11 @@ def fails(message: str, kind: type[Exception] = ValueError):
         ("DPMSolverMultistepScheduler", {"thresholding": True}, "has thresholding=True"),
         ("DDIMScheduler", {"clip_sample": False, "prediction_type": "noise"}, "unknown prediction_type 'noise'"),
         ("DDPMScheduler", {"clip_sample": False, "variance_type": "learned_range"}, "has variance_type=learned_range"),
+        (
+            "DDIMScheduler",
+            {"clip_sample": False, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+            "has rescale_betas_zero_snr=True, so that no signal is left at the first call",
+        ),
         ("CMStochasticIterativeScheduler", {}, "is not affine in the model's output"),
     ],
 )

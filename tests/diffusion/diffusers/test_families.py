@@ -74,7 +74,9 @@ def test_both_experts_at_once():
         assert ladders[1].stats.trajectory.fraction <= 0.8
 
 
-@pytest.mark.parametrize("name", ["wan 2.2, first expert", "skyreels forcing", "cosmos", "ltx", "stable cascade"])
+@pytest.mark.parametrize(
+    "name", ["wan 2.2, first expert", "skyreels forcing", "cosmos", "ltx", "stable cascade", "kandinsky 5"]
+)
 def test_calibration_with_one_prompt(name: str):
     """Two samples of one prompt, a plan for the calls that happen, within the budget; FLOPs are counted before."""
     family = FAMILIES[name]()
@@ -478,6 +480,20 @@ def test_prompts_are_given_once_for_every_sample():
     assert run.given["negative_prompt"] == ["c"] * 4
     assert run.given["prompt_embeds"].flatten().tolist() == [1.0, 1.0, 2.0, 2.0]
     assert run.given["image"] is image
+    own = {  # names of Kandinsky 5 and HiDream, and what is not for one prompt
+        "prompt_cu_seqlens": torch.tensor([0, 6, 8], dtype=torch.int32),
+        "prompt_embeds_llama3": torch.arange(6).reshape(3, 2, 1),
+        "prompt_embeds_qwen": torch.tensor([[1.0], [2.0]]),
+        "attention_mask": torch.tensor([[1], [0]]),
+        "system_prompt": "d",
+    }
+    found = a_run(4, **own).given
+    assert found["prompt_cu_seqlens"].tolist() == [0, 6, 12, 14, 16]
+    assert found["prompt_cu_seqlens"].dtype == torch.int32
+    assert found["prompt_embeds_llama3"][:, :, 0].tolist() == [[0, 0, 1, 1], [2, 2, 3, 3], [4, 4, 5, 5]]
+    assert found["prompt_embeds_qwen"].flatten().tolist() == [1.0, 1.0, 2.0, 2.0]
+    assert found["attention_mask"].flatten().tolist() == [1, 1, 0, 0]
+    assert found["system_prompt"] == "d"
     with pytest.raises(ValueError, match='"samples" is 3, expected a multiple of the 2 prompts'):
         a_run(3, **arguments)
     with pytest.raises(ValueError, match='"num_images_per_prompt" is set by the pilot'):

@@ -171,3 +171,42 @@ def test_another_scheduler_after_the_calibration(made):
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, clip_sample=False)
     images(pipe)
     assert ladder.stats.trajectory.calls == 8
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "PNDMScheduler"])
+def test_another_pipeline_with_the_same_model(conditional, stable_diffusion, guided, name: str):
+    """One with a scheduler of its own is refused, before and after a run of the ladder's; with the same it is not."""
+    unet, kind = conditional(8), getattr(diffusers, name)
+    config = {"clip_sample": False} if name == "DDIMScheduler" else {}
+    mine, other = (stable_diffusion(unet, kind(**config)) for _ in range(2))
+    ladder = attach(mine, [conditional(4)], costs=COSTS, budget_fraction=0.4)
+    with pytest.raises(ValueError, match="is not the one that calls it: its scheduler was not set for this run"):
+        guided(other, steps=8)
+    expected = guided(mine, steps=8)
+    for steps in (4, 12):
+        with pytest.raises(ValueError, match="give both pipelines one scheduler, or detach the ladder"):
+            guided(other, steps=steps)
+        assert torch.equal(guided(mine, steps=8), expected)
+    other.scheduler = mine.scheduler
+    assert torch.equal(guided(other, steps=8), expected)
+    assert ladder.stats.trajectory.calls == len(mine.scheduler.timesteps)
+
+
+def test_a_model_interrupted_in_one_pipeline_and_called_in_another(conditional, stable_diffusion, guided):
+    """The scheduler of the first stands in the middle of its run."""
+    unet = conditional(8)
+    mine, other = (stable_diffusion(unet, diffusers.EulerDiscreteScheduler()) for _ in range(2))
+    attach(mine, [conditional(4)], costs=COSTS, budget_fraction=0.4)
+
+    def stop(pipe: Any, step: int, time: Any, given: dict[str, Any]) -> dict[str, Any]:
+        if step == 3:
+            raise KeyboardInterrupt
+        return given
+
+    expected = guided(mine, steps=8)
+    for steps in (8, 5):
+        with pytest.raises(KeyboardInterrupt):
+            guided(mine, steps=8, callback_on_step_end=stop)
+        with pytest.raises(ValueError, match="is not the one that calls it"):
+            guided(other, steps=steps)
+    assert torch.equal(guided(mine, steps=8), expected)
