@@ -204,13 +204,13 @@ def words_for(best: PilotPlan, single: PilotPlan, cost: float, unit: str) -> str
 
 
 def words_against(single: PilotPlan, unit: str, elsewhere: bool) -> str:
-    """Return the advice to use a single level, on the candidates' grid or elsewhere."""
+    """Return the advice to use a single level, maybe the only one, on the candidates' grid or elsewhere."""
     steps = "step" if len(single.times) == 2 else "steps"
     how = (" on the other grid" if elsewhere else "") + (", multistep" if single.plan.recall is not None else "")
+    which = f"This ladder does not pay here: use level {single.levels[0] + 1} alone with"
     return (
-        f"This ladder does not pay here: use level {single.levels[0] + 1} alone with {len(single.times) - 1} "
-        f"{steps}{how}: expected mean squared error {single.predicted.mse:.3g} at cost {single.predicted.cost:.3g} "
-        f"{unit}."
+        f"{which if single.plan.levels > 1 else 'Use'} {len(single.times) - 1} {steps}{how}: "
+        f"expected mean squared error {single.predicted.mse:.3g} at cost {single.predicted.cost:.3g} {unit}."
     )
 
 

@@ -165,6 +165,7 @@ def test_a_fit_brings_one_network_nearer_to_its_fine_path(ddim):
     assert fitted < 0.6 * method
     assert ladder.stats.trajectory.evaluations == (10,)
     assert ladder.advise().text.startswith("Keep the fitted plan: mean squared error ")
+    assert " Without a fit: Use 10 steps" in ladder.advise().text  # no word of a ladder
     with pytest.warns(
         UserWarning, match="at other noise levels than in the calibration, so the plan is carried over, w"
     ):
