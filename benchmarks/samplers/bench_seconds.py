@@ -1,6 +1,6 @@
 """What does a ladder save in seconds, against the best sampler of one network, fitted ones included?
 
-    python -m benchmarks.samplers.bench_seconds                 # emoji32, both modes; 40 minutes of one idle core each
+    python -m benchmarks.samplers.bench_seconds                 # emoji32, both modes; an hour of one idle core each
     python -m benchmarks.samplers.bench_seconds --fits          # none: no fitted rivals and plans; 15 minutes each
     python -m benchmarks.samplers.bench_seconds --quick --ladder digits --out /tmp/seconds
 
@@ -8,8 +8,8 @@ On one thread, 64 images in batches of 16. Plans are made for seconds: levels ar
 (:class:`multilevel_sde.StepSecondsCost`), and budgets count those of the largest network. The error is the mean squared
 distance to the largest network's path in 1,000 steps with the same noise. Rivals are all samplers of
 `bench_samplers.py` with the largest network; the network and number of steps that the pilot takes for the best to use
-alone, which may be a smaller one with more steps; and the largest network fitted, from six methods on two grids, on the
-same samples as plans are. A cell of the last two columns is what the best rival
+alone, which may be a smaller one with more steps; and the largest network fitted, from six methods on four grids, on
+the same samples as plans are. Plans are fitted for the ODE only. A cell of the last two columns is what the best rival
 takes for that error over what the plan takes.
 """
 
@@ -36,7 +36,6 @@ from multilevel_sde.files import write_atomically
 
 BUDGETS, SINGLES, FITS = (5, 8, 12, 20, 35), (5, 8, 12, 20, 35, 60), (5, 8, 12)
 IMAGES, FITTED = 64, 32
-LONGER = {"ddim": lambda bench: {}, "ddpm": lambda bench: {"pilot": bench.pilot, "steps": 100}}  # plans to fit
 PLAN, FIT, ALONE, CHOSEN = "the pilot's plan", "a fitted plan", "one network, fitted", "one network, by the pilot"
 
 
@@ -48,11 +47,9 @@ def fits(bench: Bench, prices: mls.Ladder, budgets: tuple[int, ...]) -> Iterator
         found = fit_alone(bench.stored, bench.process, n, samples=FITTED, target=target)
         plans = [found.plan] * QUARTERS
         yield ALONE, n, lambda t=found.times, p=plans: bench.solve(t, p), plans
-    for n in budgets:
+    for n in budgets if bench.process.tau == 0 else ():  # plans of the SDE gain hardly anything: bench_fitted.py
         try:
-            found = fit(
-                bench.stored, bench.process, n, prices, samples=FITTED, target=target, **LONGER[bench.mode](bench)
-            )
+            found = fit(bench.stored, bench.process, n, prices, samples=FITTED, target=target)
         except ValueError as error:  # no plan is so cheap in seconds
             warnings.warn(str(error), stacklevel=1)
             continue
