@@ -75,10 +75,10 @@ def test_the_step_that_a_pipeline_announces_is_the_position(way: Any):
     ladder = way(family.pipe, family.lower, budget_fraction=0.7)
     family.pipe.scheduler.set_timesteps(10, mu=1.0)
     for run in (1, 2):
-        for step in range(10):
+        for step, time in enumerate(family.pipe.scheduler.timesteps):
             for name in ("cond", "uncond"):
                 with family.pipe.transformer.cache_context(name, step_index=step):
-                    family.pipe.transformer(**given[0])
+                    family.pipe.transformer(**given[0] | {"timestep": time[None] / 1000})
         assert (ladder.stats.trajectory.calls, ladder.stats.trajectories) == (20, run)
 
 
