@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from torch import distributed as processes
+from tqdm.auto import tqdm
 
 from multilevel_sde.arguments import as_integer, as_number, required_arguments
 from multilevel_sde.expectations.grids import Grids
@@ -39,6 +40,7 @@ _GRIDS = 4  # that the trial measures if there are as many
 _TRIAL_SHARE = 0.05  # of the work, that one more grid of the trial may cost
 _MORE_SHARE, _MOST_MORE = 0.05, 16  # of the work, up to which the trial gets more paths, and how many times as many
 _BUDGET_SHARE = 0.3  # of a budget, for the whole trial
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
 def expectation(
@@ -60,6 +62,7 @@ def expectation(
     batch: int | None = None,
     antithetic: bool = False,
     distributed: bool = False,
+    progress: bool | None = None,
 ) -> Expectation:
     """Estimate E[phi] at a root mean squared error or at a cost, multilevel in the ladder and in the steps.
 
@@ -92,6 +95,7 @@ def expectation(
             turn and turned around. With :class:`Milstein` for noise that does not commute, variances then fall as
             steps^-2 instead of steps^-1 for a smooth phi. The steps inside a coarse one must be equal.
         distributed: Whether all processes of `torch.distributed` call this together and share the work.
+        progress: Show a progress bar with the expected time; by default where this takes more than two seconds.
 
     Returns:
         An :class:`Expectation`.
@@ -131,13 +135,16 @@ def expectation(
     for grid in range(1, len(grids) if antithetic else 0):
         grids.inside(grid, grid - 1)
     paths = Paths(phi, ladder, start, grids, step, diffusion, brownian_source, batch, antithetic, distributed)
-    first = Trial(paths, as_integer("seed", seed), trial)
-    last = _explore(first, goal, price)
-    run = Run(paths, first, first.scheme(last), last, first.seed)
-    if goal is not None:
-        run.until(goal)
-    else:
-        run.within(price - first.cost)
+    seed, silent = as_integer("seed", seed), progress is False or (distributed and processes.get_rank() > 0)
+    with tqdm(desc="expectation", total=price, disable=silent, delay=0 if progress else 2, bar_format=_BAR) as bar:
+        paths.bar = bar
+        first = Trial(paths, seed, trial)
+        last = _explore(first, goal, price)
+        run = Run(paths, first, first.scheme(last), last, first.seed)
+        if goal is not None:
+            run.until(goal)
+        else:
+            run.within(price - first.cost)
     return expectation_of(run, Facts(confidence, goal, time.perf_counter() - began))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from tqdm.auto import tqdm
 
 from multilevel_sde.arguments import required_arguments
 from multilevel_sde.errors import NonFiniteError
@@ -76,6 +77,7 @@ class Paths:
     ranks: bool = False
     scalar: bool | None = None  # whether phi gives one number a sample; known after the first call
     outputs: int = 0
+    bar: tqdm | None = None  # which is told what every batch cost
     _plans: dict[Index, tuple[Ladder, Plan]] = field(default_factory=dict)
     _takes: int = 0
     _numel: int | None = None
@@ -123,6 +125,9 @@ class Paths:
                 values.append(self._value(index, y0, noise, some))
             if new:
                 self._check_seeds(some, y0)
+            if self.bar is not None:
+                world = distributed.get_world_size() if self.ranks else 1
+                self.bar.update(world * len(some) * sum(map(self.cost, indices)))
             first += len(some)
         return [torch.cat(values) for values in found] if len(seeds) else []
 

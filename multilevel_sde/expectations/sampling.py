@@ -197,8 +197,12 @@ class Run:
         return None
 
     def wanted(self, variance: float) -> list[int]:
-        """Return the numbers of samples that a variance takes, for what is known."""
-        return optimal_samples(self.variances(), self.costs, variance)
+        """Return the numbers of samples that a variance takes, for what is known; the progress bar learns it too."""
+        counts = optimal_samples(self.variances(), self.costs, variance)
+        if self.paths.bar is not None:
+            known = [max(n, moments.count) for n, moments in zip(counts, self.moments, strict=True)]
+            self.paths.bar.total = self.trial.cost + sum(n * cost for n, cost in zip(known, self.costs, strict=True))
+        return counts
 
     def sample(self, more: Sequence[int]) -> None:
         """Take so many more samples of each term."""

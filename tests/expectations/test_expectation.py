@@ -189,6 +189,13 @@ def test_orders_are_those_of_the_problem():
     assert result.gamma.value == pytest.approx(1)
 
 
+def test_the_progress_bar_ends_at_what_was_spent(capsys):
+    estimate(progress=False)
+    assert capsys.readouterr().err == ""
+    estimate(progress=True)
+    assert "expectation: 100%" in capsys.readouterr().err.split("\r")[-1]
+
+
 def test_what_is_printed():
     text = str(estimate())
     assert text.startswith("E[phi] = 0.2")
