@@ -74,6 +74,11 @@ class Attached(Controls, ModelHook):
     def __exit__(self, *error: object) -> None:
         self.detach()
 
+    def __repr__(self) -> str:
+        models = " < ".join(type(uncompiled(level)).__name__ for level in self.levels)
+        state = "not calibrated" if self._settings.pilot is None else f"calibrated, {self.plan}"
+        return f"Attached({models}; a call costs {list(self.costs.costs)} {self.costs.unit}; {state})"
+
     def __reduce__(self) -> Any:
         raise TypeError(
             "a pipeline with a ladder attached can be neither copied nor pickled; detach the ladder first, and attach "

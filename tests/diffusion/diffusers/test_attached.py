@@ -53,6 +53,8 @@ def test_unet_pipelines_too(conditional, stable_diffusion, guided):
     plain = guided(pipe)
     ladder = attach(pipe, [conditional(4)], budget_fraction=0.6, costs=COSTS)
     hooked = guided(pipe)
+    names = "UNet2DConditionModel < UNet2DConditionModel"
+    assert repr(ladder) == f"Attached({names}; a call costs [1.0, 8.0] {ladder.costs.unit}; not calibrated)"
     ladder.detach()
     ladder.detach()
     assert torch.equal(guided(pipe), plain)
