@@ -38,7 +38,7 @@ from multilevel_diffusion.quality import in_batches, two_sample_classifier
 from multilevel_sde.files import write_atomically
 
 BUDGETS, FITS = (3, 5, 8, 12, 20, 35), (3, 5, 8, 12)
-IMAGES = {"digits": 1024, "deadleaves32": 256}
+IMAGES = {"digits": 512, "deadleaves32": 256}
 FIRST, PART = 2_000_000, 64
 METHODS = {
     "ddpm": (EM, "DPM++ 2M, uniform", "SA-Solver 2/2, uniform", PILOT),
@@ -125,7 +125,7 @@ def main() -> None:
     parser = parser_of(__file__, __doc__)
     parser.add_argument("--ladders", nargs="*", choices=IMAGES, default=list(IMAGES), help="none: only print [all]")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="[both]")
-    parser.add_argument("--images", type=int, help="a multiple of 64 [1024 digits, 256 dead leaves]")
+    parser.add_argument("--images", type=int, help="a multiple of 64 [512 digits, 256 dead leaves]")
     parser.add_argument("--quick", action="store_true", help="a smoke run: 64 digits, one budget, no fits")
     options = parser.parse_args()
     torch.set_num_threads(1)
