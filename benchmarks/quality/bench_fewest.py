@@ -7,7 +7,8 @@ a half is chance. On the largest network alone run Euler-Maruyama, the samplers 
 `bench_samplers.py`, and the fitted network; of the ladder the pilot's plan, and fitted plans where there are some.
 
 The last column is the least cost at which the 95% interval reaches a half, and at all larger costs too, with CPU
-seconds an image of one thread. A stopped run goes on; the reference is kept in parts of 64 images.
+seconds an image of one thread. A stopped run goes on; the reference is kept in parts of 64 images by
+`bench_fitted.py`.
 
     python -m benchmarks.quality.bench_fewest               # an hour of an idle core
     python -m benchmarks.quality.bench_fewest --quick --out /tmp/fewest
@@ -17,17 +18,15 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from tqdm import tqdm
 
-import multilevel_sde as mls
 from benchmarks.common import machine, parser_of, table, write_json
 from benchmarks.one_network import bench_fitted
 from benchmarks.quality.bench_quality import JUDGES, relative_cost
@@ -46,26 +45,11 @@ METHODS = {
 }
 
 
-def many_steps(bench: Bench, folder: Path) -> Tensor:
-    """Images of the largest network in many steps, (images, C, H, W)."""
-    parts = []
-    for first in tqdm(range(FIRST, FIRST + bench.images, PART), desc="1000 steps", unit="part"):
-        path = folder / f"reference_{first}_{PART}.safetensors"
-        if not path.is_file():
-            seeds, fine = range(first, first + PART), bench.process.fine_times
-            plan = mls.em_plan(bench.stored.ladder, fine)
-            end = mls.solve(bench.stored.ladder, bench.start(seeds), fine, plan, **bench.process.arguments(seeds)).y
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, to_safetensors({"end": end}))
-        parts.append(load_file(path)["end"])
-    return torch.cat(parts)[: bench.images]
-
-
-def runs(bench: Bench, case: bench_fitted.Case | None, budgets: tuple[int, ...]) -> list[Run]:
+def runs(bench: Bench, case: bench_fitted.Case, budgets: Sequence[int], fits: Sequence[int]) -> list[Run]:
     """All samplers at all budgets."""
     found = [*single_runs(bench, budgets), *ladder_runs(bench, budgets)]
     found = [run for method in METHODS[bench.mode] for run in found if run[0] == method]
-    return [*found, *(fitted_runs(bench, case, FITS) if case else ())]
+    return [*found, *fitted_runs(bench, case, fits)]
 
 
 def measure(name: str, mode: str, images: int, out: Path, quick: bool) -> None:
@@ -74,14 +58,15 @@ def measure(name: str, mode: str, images: int, out: Path, quick: bool) -> None:
     known = json.loads(path.read_bytes()) if path.is_file() else {}
     kept = known["rows"] if known.get("images") == images else []
     done = {(row["method"], row["budget"]) for row in kept}
-    case = None if quick else bench_fitted.Case(name, mode)
+    case = bench_fitted.Case(name, mode, out if quick else bench_fitted.RESULTS)
+    budgets, fits = (BUDGETS[1:2], ()) if quick else (BUDGETS, FITS)
 
     def seen(images: Tensor) -> Tensor:
         return in_batches(judge.told_by, judge.rounded(images))
 
     with torch.no_grad():
-        other = seen(many_steps(bench, out / f"fewest_{name}_{mode}"))
-        for run in tqdm(runs(bench, case, BUDGETS[1:2] if quick else BUDGETS), desc=f"{name} {mode}", unit="run"):
+        other = seen(torch.cat([case.target(first, PART) for first in range(FIRST, FIRST + images, PART)]))
+        for run in tqdm(runs(bench, case, budgets, fits), desc=f"{name} {mode}", unit="run"):
             if run[:2] not in done:
                 begin = time.process_time()
                 made = run[2]()

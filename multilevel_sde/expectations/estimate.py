@@ -40,7 +40,6 @@ _GRIDS = 4  # that the trial measures if there are as many
 _TRIAL_SHARE = 0.05  # of the work, that one more grid of the trial may cost
 _MORE_SHARE, _MOST_MORE = 0.05, 16  # of the work, up to which the trial gets more paths, and how many times as many
 _BUDGET_SHARE = 0.3  # of a budget, for the whole trial
-_BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
 def expectation(
@@ -136,7 +135,8 @@ def expectation(
         grids.inside(grid, grid - 1)
     paths = Paths(phi, ladder, start, grids, step, diffusion, brownian_source, batch, antithetic, distributed)
     seed, silent = as_integer("seed", seed), progress is False or (distributed and processes.get_rank() > 0)
-    with tqdm(desc="expectation", total=price, disable=silent, delay=0 if progress else 2, bar_format=_BAR) as bar:
+    shown = {"disable": silent, "delay": 0 if progress else 2, "unit": f" {ladder.unit}", "unit_scale": True}
+    with tqdm(desc="expectation", total=price, **shown) as bar:
         paths.bar = bar
         first = Trial(paths, seed, trial)
         last = _explore(first, goal, price)
