@@ -151,13 +151,6 @@ def pilot(
         warn_of_random(track.random_levels)
         warn_of_batches(trial, float(grid[count // 2]), track.random_levels)
         gram, grams = _grams(track.responses, min(_FOLDS, len(trial)))
-        if not bool(gram.isfinite().all()):
-            raise ValueError(
-                '"ladder" has a cheapest level that diverges where it carries small perturbations to the end; leave '
-                'level 1 out, or take more "candidates"'
-            )
-        if float(torch.diag(gram).max()) == 0:
-            raise ValueError('"ladder" has levels that are equal along the path; there is nothing to correct')
         finals = Finals(trial, fine, grid, others)
         finals.known[len(ladder) - 1, count, False, False] = track.final
         target = finals.target()
@@ -303,11 +296,22 @@ def _expected_cost(trial: Trial, fine: Tensor, count: int, copies: int, twice: b
 
 
 def _grams(responses: Tensor, folds: int) -> tuple[Tensor, list[Tensor]]:
-    """The Gram matrix of all samples, and those without each fold; fold n is every n-th sample."""
+    """The Gram matrix of all samples, and those without each fold; fold n is every n-th sample.
+
+    Raises:
+        ValueError: Responses that are infinite, or all zero.
+    """
     samples = responses.shape[2]
     counts = [len(range(fold, samples, folds)) for fold in range(folds)]
     parts = [_gram(responses[:, :, fold::folds]) * count for fold, count in enumerate(counts)]
     total = torch.stack(parts).sum(0)
+    if not bool(total.isfinite().all()):
+        raise ValueError(
+            '"ladder" has a cheapest level that diverges where it carries small perturbations to the end; leave '
+            'level 1 out, or take more "candidates"'
+        )
+    if float(torch.diag(total).max()) == 0:
+        raise ValueError('"ladder" has levels that are equal along the path; there is nothing to correct')
     return total / samples, [(total - part) / (samples - count) for part, count in zip(parts, counts, strict=True)]
 
 

@@ -26,10 +26,11 @@ from multilevel_diffusion.diffusers.clock import PipelineClock
 from multilevel_diffusion.diffusers.handed_on import HandedOn
 from multilevel_diffusion.diffusers.scheduler_grid import aimed, base_coefficients, data_maps, half_log_snr, is_cosmos
 from multilevel_diffusion.diffusers.store import Settings
-from multilevel_diffusion.loops.black_box import Answer, plans_at
+from multilevel_diffusion.loops.black_box import plans_at
 from multilevel_diffusion.loops.carried import carried
 from multilevel_diffusion.loops.held import held_plan
 from multilevel_diffusion.loops.memory import DataMap, Memory, in_data
+from multilevel_diffusion.loops.recording import Answer
 from multilevel_diffusion.loops.rows import DrawnRows, PlannedRows, combine, step_probabilities
 from multilevel_diffusion.loops.trajectory import Meter
 from multilevel_sde.pilots.answers import Form

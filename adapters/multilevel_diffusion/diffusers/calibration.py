@@ -26,8 +26,9 @@ from tqdm.auto import tqdm
 import multilevel_sde as mls
 from multilevel_diffusion.diffusers.handed_on import watched_step
 from multilevel_diffusion.diffusers.scheduler_grid import adds_noise, half_log_snr, signal_levels
-from multilevel_diffusion.loops.black_box import Alone, Answer, Base, black_box_pilot, checked, plans_at
+from multilevel_diffusion.loops.black_box import black_box_pilot, checked, plans_at
 from multilevel_diffusion.loops.black_box_fit import LoopRun
+from multilevel_diffusion.loops.recording import Alone, Answer, Base
 from multilevel_sde.cost import rising
 from multilevel_sde.fitting.gauss_newton import fitted
 from multilevel_sde.fitting.perturbed_runs import Parts
@@ -52,7 +53,7 @@ class PipelineRun:
     Arguments:
         pipe: The pipeline.
         answer_with: Sets the answer of its denoiser until it is called again.
-        base: Coefficients of a multistep base of the run that has begun, see :data:`.loops.black_box.Base`.
+        base: Coefficients of a multistep base of the run that has begun, see :data:`.loops.recording.Base`.
         memory: Whether estimates of the data are known, asked after a run.
         expected: Calls of a whole trajectory, asked after a run; None where that is not known.
         samples: Number of samples in a run.

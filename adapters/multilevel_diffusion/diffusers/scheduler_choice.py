@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 from multilevel_diffusion.diffusers.calibration import PipelineRun, fine_path
 from multilevel_diffusion.diffusers.one_step_schedulers import first_order
 from multilevel_diffusion.diffusers.scheduler_grid import adds_noise
-from multilevel_diffusion.loops.black_box import Alone, checked
+from multilevel_diffusion.loops.black_box import checked
+from multilevel_diffusion.loops.recording import Alone
 from multilevel_sde.pilots.trial import squared, typical
 
 __all__ = ["best_scheduler", "on_other_grids"]

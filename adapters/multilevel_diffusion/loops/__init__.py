@@ -8,6 +8,7 @@ Rooms:
     euler_base      is a sampler Euler's method? Then a multistep base may take its place.
     held            the plan of a ladder that has not been measured.
     black_box       a pilot for samplers that cannot be looked into.
+    recording       what answers the calls of its runs.
     black_box_fit   a fit of a plan's coefficients inside them.
     carried         a pilot of one number of calls for another.
 """

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 import multilevel_sde as mls
-from multilevel_diffusion.loops.black_box import Answer, checked
+from multilevel_diffusion.loops.black_box import checked
 from multilevel_diffusion.loops.memory import Memory, Streams
+from multilevel_diffusion.loops.recording import Answer
 from multilevel_sde.fitting.perturbed_runs import Direction, OwnPath, Parts, mixed, weighted_products
 from multilevel_sde.pilots.trial import squared
 

@@ -31,9 +31,10 @@ import torch
 from torch import Tensor, nn
 
 import multilevel_sde as mls
-from multilevel_diffusion.loops.black_box import Answer, black_box_pilot, plans_at
+from multilevel_diffusion.loops.black_box import black_box_pilot, plans_at
 from multilevel_diffusion.loops.euler_base import Seen, euler_base
 from multilevel_diffusion.loops.memory import Memory
+from multilevel_diffusion.loops.recording import Answer
 from multilevel_diffusion.loops.rows import DrawnRows, PlannedRows, combine, step_probabilities
 from multilevel_diffusion.loops.trajectory import Meter, Stats, Trajectory, Turns
 

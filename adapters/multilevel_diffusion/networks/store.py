@@ -110,33 +110,14 @@ def save_ladder(
         CosineSchedule(offset=0.008, t_min=0.001)
     """
     root = Path(path)
-    if not networks:
-        raise ValueError('"networks" is empty, expected at least one network; train one first')
-    for name, entries in (("training", training), ("errors", errors)):
-        if entries is not None and len(entries) != len(networks):
-            raise ValueError(f'"{name}" has {len(entries)} entries for {len(networks)} networks; give one per network')
-    shape = networks[0].config.image_shape
-    for level, network in enumerate(networks):
-        if network.config.image_shape != shape:
-            raise ValueError(f'"networks[{level}]" has image shape {network.config.image_shape}, expected {shape}')
-        if network.config.classes != len(classes):
-            raise ValueError(
-                f'"networks[{level}]" was made for {network.config.classes} classes, "classes" names {len(classes)}; '
-                "levels of one ladder must share them"
-            )
-        state = network.state_dict()
-        _check_finite({key: value.to(dtype or value.dtype) for key, value in state.items()}, f"networks[{level}]")
+    states = _states(networks, classes, training, errors, dtype)
     device = next(networks[0].parameters()).device
-    flops = _increasing_flops(networks, device)
+    flops, shape = _increasing_flops(networks, device), networks[0].config.image_shape
     seconds = mls.SecondsCost(torch.zeros(batch, *shape, device=device), calls=20)(networks)
     shared = {"schedule": schedule.to_dict(), "parameterisation": PARAMETERISATION, "image_shape": list(shape)}
     levels = []
-    for index, network in enumerate(networks):
-        name = f"level_{index + 1}"
-        state = network.state_dict()
-        content = to_safetensors(
-            {key: value.to("cpu", dtype or value.dtype).contiguous() for key, value in state.items()}
-        )
+    for index, (network, state) in enumerate(zip(networks, states, strict=True)):
+        name, content = f"level_{index + 1}", to_safetensors(state)
         write_atomically(root / name / "model.safetensors", content)
         config = to_json({"format": FORMAT, "network": network.config.to_dict(), **shared})
         write_atomically(root / name / "config.json", config)
@@ -157,6 +138,34 @@ def save_ladder(
     if classes:
         record["classes"] = list(classes)
     write_atomically(root / "ladder.json", to_json(seal({**record, "seconds_measured": measured, "levels": levels})))
+
+
+def _states(
+    networks: Sequence[ModulatedNetwork],
+    classes: Sequence[str],
+    training: Sequence[Mapping[str, Any]] | None,
+    errors: Sequence[Mapping[str, Any]] | None,
+    dtype: torch.dtype | None,
+) -> list[dict[str, torch.Tensor]]:
+    """The weights as they are to be written, of networks that make up a ladder."""
+    if not networks:
+        raise ValueError('"networks" is empty, expected at least one network; train one first')
+    for name, entries in (("training", training), ("errors", errors)):
+        if entries is not None and len(entries) != len(networks):
+            raise ValueError(f'"{name}" has {len(entries)} entries for {len(networks)} networks; give one per network')
+    shape, states = networks[0].config.image_shape, []
+    for level, network in enumerate(networks):
+        if network.config.image_shape != shape:
+            raise ValueError(f'"networks[{level}]" has image shape {network.config.image_shape}, expected {shape}')
+        if network.config.classes != len(classes):
+            raise ValueError(
+                f'"networks[{level}]" was made for {network.config.classes} classes, "classes" names {len(classes)}; '
+                "levels of one ladder must share them"
+            )
+        weights = network.state_dict().items()
+        states.append({name: value.to("cpu", dtype or value.dtype).contiguous() for name, value in weights})
+        _check_finite(states[-1], f"networks[{level}]")
+    return states
 
 
 def load_ladder(

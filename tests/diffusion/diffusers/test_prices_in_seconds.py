@@ -12,7 +12,7 @@ diffusers = pytest.importorskip("diffusers")
 
 import multilevel_sde as mls  # noqa: E402
 from multilevel_diffusion.diffusers import MultilevelUNet, attach  # noqa: E402
-from multilevel_diffusion.loops.black_box import Recorded  # noqa: E402
+from multilevel_diffusion.loops.recording import Recorded  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:levels . and . differ"),
