@@ -109,20 +109,25 @@ def markdown(result: dict) -> str:
         )
     body = []
     for row in (row for row in rows if row["method"] in (PLAN, FIT)):
-        cells = [row["method"], f"{row['budget']:g}", f"{row['mse']:.2g}", f"{1e3 * row['seconds']:.3g}"]
+        error = f"{row['mse']:.2g} ({row['median']:.2g})"
+        cells = [row["method"], f"{row['budget']:g}", error, f"{1e3 * row['seconds']:.3g}"]
         for methods in (rivals, [name for name in rivals if name != ALONE]):
-            cost, sign = cost_at(rows, methods, "seconds", "mse", row["mse"])
-            cells.append(f"{sign}{cost / row['seconds']:.2f}")
+            both = [cost_at(rows, methods, "seconds", key, row[key]) for key in ("mse", "median")]
+            ratios = [f"{sign}{cost / row['seconds']:.2f}" for cost, sign in both]
+            cells.append(f"{ratios[0]} ({ratios[1]})")
         body.append(cells)
     head = ["", "budget", "error", "ms an image", "best rival / plan", "best rival not fitted / plan"]
-    lines += [*table(head, body), ""]
+    lines += ["Errors and ratios are of the mean, and in brackets of the median image.", "", *table(head, body), ""]
     kept = [row for row in rows if row["single"] and row["budget"] in BUDGETS]
     for budget in sorted({row["budget"] for row in kept}):
-        best = min((row for row in kept if row["budget"] == budget), key=lambda row: row["mse"])
-        lines.append(
-            f"- best rival with {budget:g} evaluations: {best['method']}, error {best['mse']:.2g}, "
-            f"{1e3 * best['seconds']:.3g} ms"
-        )
+        some = [row for row in kept if row["budget"] == budget]
+        told = [("best rival", min(some, key=lambda row: row["mse"]))]
+        told += [("rival", row) for row in some if row["method"] == ALONE]
+        lines += [
+            f"- {what} with {budget:g} evaluations: {row['method']}, error {row['mse']:.2g} +- "
+            f"{row['standard_error']:.1g}, {1e3 * row['seconds']:.3g} ms"
+            for what, row in told
+        ]
     return "\n".join([*lines, ""])
 
 

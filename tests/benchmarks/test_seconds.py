@@ -4,7 +4,8 @@ from benchmarks.samplers.bench_seconds import ALONE, PLAN, markdown
 
 
 def row(method, budget, seconds, mse, single):
-    return {"method": method, "budget": budget, "cost": budget, "seconds": seconds, "mse": mse, "single": single}
+    errors = {"mse": mse, "median": mse / 2, "standard_error": 0.01}
+    return {"method": method, "budget": budget, "cost": budget, "seconds": seconds, "single": single, **errors}
 
 
 def test_a_speed_up_is_the_best_rivals_seconds_over_the_plans():
@@ -19,6 +20,7 @@ def test_a_speed_up_is_the_best_rivals_seconds_over_the_plans():
     lines = markdown(about | {"rows": rows}).splitlines()
     assert "Levels' seconds in those of the largest: 0.5, 1." in lines
     # Euler-Maruyama reaches 0.2 half way between its runs in logarithms, the fitted network at once.
-    assert f"| {PLAN} | 5 | 0.2 | 5 | 2.20 | 4.00 |" in lines
-    assert f"| {PLAN} | 8 | 0.05 | 5 | > 8.00 | > 8.00 |" in lines  # none comes so near
-    assert f"- best rival with 5 evaluations: {ALONE}, error 0.1, 11 ms" in lines
+    assert f"| {PLAN} | 5 | 0.2 (0.1) | 5 | 2.20 (2.20) | 4.00 (4.00) |" in lines
+    assert f"| {PLAN} | 8 | 0.05 (0.025) | 5 | > 8.00 (> 8.00) | > 8.00 (> 8.00) |" in lines  # none comes so near
+    assert f"- best rival with 5 evaluations: {ALONE}, error 0.1 +- 0.01, 11 ms" in lines
+    assert f"- rival with 5 evaluations: {ALONE}, error 0.1 +- 0.01, 11 ms" in lines
