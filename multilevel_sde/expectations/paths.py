@@ -24,6 +24,7 @@ from multilevel_sde.plans.drawing import em_plan
 from multilevel_sde.plans.plan import Plan
 from multilevel_sde.solver.integrate import solve
 from multilevel_sde.solver.noise_along import increments_along
+from multilevel_sde.solver.seeds import check_noise_source, check_states, near
 from multilevel_sde.steps.rules import Step, StepRule
 
 __all__ = ["LARGEST", "Paths", "seeds_of"]
@@ -138,7 +139,7 @@ class Paths:
         kept = max(self.grids.saved(index[1]) for index in indices)
         return max(1, min(1 << 16, _ELEMENTS // self._numel, _SAVED // (self._numel * kept)))
 
-    def _states(self, seeds: range) -> Tensor:
+    def _states(self, seeds: Sequence[int]) -> Tensor:
         y0 = self.start(seeds)
         if not isinstance(y0, Tensor) or y0.dim() == 0 or len(y0) != len(seeds):
             got = f"shape {tuple(y0.shape)}" if isinstance(y0, Tensor) else type(y0).__name__
@@ -151,34 +152,9 @@ class Paths:
         return y0
 
     def _check_seeds(self, seeds: range, y0: Tensor) -> None:
-        """Ask for start and noise again, the start of every other seed.
-
-        Raises:
-            ValueError: A state is not that of its seed; noise is not, or is the same for other seeds.
-        """
-        if not _near(self._states(seeds[::2]), y0[::2]):
-            raise ValueError(
-                f'"start" gave other states when it was asked for {len(seeds[::2])} of the {len(seeds)} seeds again; '
-                "each state must follow from its own seed, as in lambda seeds: mls.seeded_normal(seeds, (2,))"
-            )
-        if self.brownian_source is None or self.diffusion is None:
-            return
-        firsts = []
-        for some, start in ((seeds, y0), (seeds, y0), (seeds[::2], y0[::2]), (seeds[1::2], y0[1::2])):
-            if len(some):
-                given = self.step, self.diffusion, self.brownian_source(some), self.grids.times[0], start
-                found = next(increments_along(*given))
-                firsts.append(found[0] if isinstance(found, tuple) else found)
-        if not _near(firsts[0], firsts[1]):
-            raise ValueError(
-                '"brownian_source" gave other noise when it was asked for the same seeds again; noise must follow from '
-                "the seeds, as in lambda seeds: mls.BrownianPath(seeds, grid=times)"
-            )
-        if len(seeds) > 1 and firsts[3].any() and torch.equal(firsts[2][: len(firsts[3])], firsts[3]):
-            raise ValueError(
-                '"brownian_source" gave the same noise for other seeds; pass on the seeds that it is given, as in '
-                "lambda seeds: mls.BrownianPath(seeds, grid=times)"
-            )
+        check_states("start", self._states, seeds, y0)
+        if self.brownian_source is not None and self.diffusion is not None:
+            check_noise_source(self.brownian_source, self.step, self.diffusion, self.grids.times[0], seeds, y0)
 
     @torch.no_grad()
     def _value(self, index: Index, y0: Tensor, noise: Brownian | BrownianPath | None, seeds: range) -> Tensor:
@@ -206,7 +182,7 @@ class Paths:
         table = self._checked(value, index, seeds)
         if part is not None:
             again = self._checked(self.phi(*(part, solution.times, seeds[::2])[: self._takes]), index, seeds[::2])
-            if not _near(again, table[::2]):
+            if not near(again, table[::2]):
                 raise ValueError(
                     f'"phi" gave other values when it saw {len(again)} of the {len(seeds)} samples again; each value '
                     "must follow from the states of its own sample, and random numbers in it from its third argument, "
@@ -244,14 +220,6 @@ class Paths:
                 f"up to {LARGEST:.0e}; give it in another unit"
             )
         return table
-
-
-def _near(again: Tensor, first: Tensor) -> bool:
-    """Whether they are the same, but for how another batch is rounded."""
-    if again.shape != first.shape:
-        return False
-    rounding = 1e-3 * float(first.abs().max()) if first.numel() else 0.0
-    return torch.allclose(again, first, rtol=0.0, atol=rounding, equal_nan=True)
 
 
 def _reversed_inside(source: Iterator[Tensor], counts: Sequence[int]) -> Iterator[Tensor]:

@@ -41,6 +41,8 @@ from multilevel_sde.pilots.answers import PilotPlan
 from multilevel_sde.pilots.trial import typical
 from multilevel_sde.plans.plan import Plan
 from multilevel_sde.solver.evaluate import in_float32
+from multilevel_sde.solver.noise_along import increments_along
+from multilevel_sde.solver.seeds import check_noise
 from multilevel_sde.steps.rules import Step, StepRule, euler_maruyama
 from multilevel_sde.steps.sums import at_least_float32
 
@@ -114,7 +116,8 @@ def fit_plan(
         TypeError: A step rule; candidates or a target of another kind; an order, iterations or number tried that is no
             integer; conditions that are no mapping of names to tensors.
         ValueError: Fewer than 8 samples, no candidates, or one for another number of levels, a target of another shape
-            or not finite, an order, iterations or number tried below 1; conditions without one row a sample.
+            or not finite, an order, iterations or number tried below 1; conditions without one row a sample; a
+            `brownian` that does not repeat itself.
         NonFiniteError: No candidate gives a finite state.
 
     Example:
@@ -135,6 +138,8 @@ def fit_plan(
     given = as_conditions(conditions, y0)
     ladder, y0, target = in_float32(ladder, y0.dtype), at_least_float32(y0), at_least_float32(target)
     held = torch.arange(len(y0)) % 4 == 3
+    if diffusion is not None and brownian is not None:
+        check_noise(lambda: increments_along(step, diffusion, brownian, plans[0].times[:2], y0))
     fits = []
     for candidate in plans:
         run = FitRun(ladder, y0, candidate.times, target, held, step, diffusion, brownian, given)

@@ -28,6 +28,7 @@ from multilevel_sde.plans.drawing import draw_plan, em_plan
 from multilevel_sde.plans.draws import Draw, systematic
 from multilevel_sde.plans.plan import Plan
 from multilevel_sde.solver.integrate import solve
+from multilevel_sde.solver.seeds import check_noise_source, check_states
 from multilevel_sde.steps.rules import Step, euler_maruyama
 from multilevel_sde.times import as_times, device_dtype
 
@@ -137,7 +138,8 @@ def best_plan(
         A :class:`BestPlan`. Where candidates tie the first one wins.
 
     Raises:
-        ValueError: No candidates, no seeds, a seed in both batches, or arguments that do not fit `solve`.
+        ValueError: No candidates, no seeds, a seed in both batches, states or noise that do not follow from their
+            seeds, or arguments that do not fit `solve`.
         NonFiniteError: The path of f^K, or every candidate, became NaN or infinite.
 
     Example:
@@ -205,7 +207,10 @@ class _Batches:
     def scorer(self, seeds: Sequence[int], bar: tqdm) -> Callable[[Plan], Tensor]:
         """Return score(plan) -> mean squared distance of every sample of a batch, float64 (B,)."""
         y0 = self.y0_source(seeds)
+        check_states("y0_source", self.y0_source, seeds, y0)
         brownian = None if self.brownian_source is None else self.brownian_source(seeds)
+        if self.brownian_source is not None and self.diffusion is not None:
+            check_noise_source(self.brownian_source, self.step, self.diffusion, self.grid[:2], seeds, y0)
         conditions = self.conditions_source(seeds)
 
         def run(plan: Plan) -> Tensor:

@@ -116,7 +116,8 @@ def learn(
 
     Raises:
         TypeError: An argument is not callable, or `generator` no generator.
-        ValueError: An argument out of range; two levels that are equal; a folder that holds another run.
+        ValueError: An argument out of range; states or noise that do not follow from their seeds; two levels that are
+            equal; a folder that holds another run.
         DivergedError: The loss or the parameters became NaN or infinite; it carries the last good schedule.
 
     Example:

@@ -18,6 +18,7 @@ from multilevel_sde.learning.learned_schedule import LearnedSchedule, log_times
 from multilevel_sde.noise.brownian import Brownian, BrownianPath
 from multilevel_sde.noise.diffusion import Diffusion
 from multilevel_sde.solver.evaluate import in_float32
+from multilevel_sde.solver.seeds import check_noise_source, check_states
 from multilevel_sde.steps.rules import Step
 from multilevel_sde.steps.sums import at_least_float32
 from multilevel_sde.times import device_dtype
@@ -133,6 +134,9 @@ class Problem:
         """Two states, the drifts with their conditions, and three times."""
         seeds = [seed, seed + 1]
         y = self.y0_source(seeds).detach()
+        check_states("y0_source", self.y0_source, seeds, y)
+        if self.brownian_source is not None and self.diffusion is not None:
+            check_noise_source(self.brownian_source, self.step, self.diffusion, self.grid[:2], seeds, y)
         given = self.given(seeds, y)
         ladder = in_float32(self.ladder, y.dtype)
         drifts = [Conditioned(drift, given) if given else drift for drift in ladder.drifts]

@@ -112,7 +112,8 @@ def pilot(
             the samples that disagree by more than a factor 3.
 
     Raises:
-        ValueError: Fewer than 2 levels or samples; equal levels; a limit that 8 candidates exceed.
+        ValueError: Fewer than 2 levels or samples; equal levels; a limit that 8 candidates exceed; a `brownian` that
+            does not repeat itself.
         NonFiniteError: A level is not finite on the path; it names level, step, time and samples.
 
     Example:

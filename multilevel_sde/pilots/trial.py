@@ -20,6 +20,7 @@ from multilevel_sde.plans.plan import Plan
 from multilevel_sde.solver.evaluate import in_float32
 from multilevel_sde.solver.integrate import solve
 from multilevel_sde.solver.noise_along import increments_along, noise_maker
+from multilevel_sde.solver.seeds import check_noise
 from multilevel_sde.steps.rules import Step, StepRule, plan_rows
 from multilevel_sde.steps.step_noise import NoiseRule
 from multilevel_sde.steps.sums import at_least_float32
@@ -100,6 +101,8 @@ class Trial:
 
     def try_once(self, fine: Tensor) -> None:
         """Let every level make one step, so that :func:`solve` says what is wrong with drifts, noise or conditions."""
+        if self.diffusion is not None:
+            check_noise(lambda: self.increments(fine[:2]))
         for level in range(len(self.ladder)):
             self.run(fine[:2], self.alone(fine[:2], level, one_step=True))
         if isinstance(self.step, NoiseRule):

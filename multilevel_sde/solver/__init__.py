@@ -5,6 +5,7 @@ Rooms:
     loop         the loop over steps, and over step rules that ask for their estimates.
     estimators   how the values of a step become one estimate: the weighted telescoping sum.
     price        seconds of a step, for costs.
+    seeds        do states and noise follow from their seeds?
     finite       where a state became NaN or infinite.
     solution     what a solve returns.
 """

@@ -68,8 +68,8 @@ def test_a_killed_run_resumes_to_the_same_schedule(tmp_path, optimiser):
 
     def dies_in_the_fourth_step(seeds):
         nonlocal calls
-        calls += 1
-        if calls == 5:  # the first call looks at the levels
+        calls += len(seeds) == 8  # fewer seeds look at the levels
+        if calls == 4:
             raise KeyboardInterrupt
         return seeded(seeds)
 
@@ -83,7 +83,7 @@ def test_a_killed_run_resumes_to_the_same_schedule(tmp_path, optimiser):
 
     resumed = mls.learn(ladder, recording, TIMES, **arguments(folder=tmp_path, **options))
     assert resumed == whole
-    assert [seeds[0] for seeds in seen[1:]] == [24, 32, 40]  # fresh seeds at every step, from where it stopped
+    assert [seeds[0] for seeds in seen if len(seeds) == 8] == [24, 32, 40]  # fresh ones, from where it stopped
     assert mls.LearnedSchedule.load(tmp_path / "schedule.json") == whole
     again = mls.learn(ladder, seeded, TIMES, **arguments(folder=tmp_path, **options))
     assert again == whole
