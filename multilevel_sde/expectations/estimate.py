@@ -101,7 +101,7 @@ def expectation(
 
     Raises:
         TypeError, ValueError: An argument of another kind or out of range; phi returns another shape, NaN or numbers
-            above 1e60; `start`, `brownian_source` or phi do not answer by the seeds; a tolerance that the finest grid's
+            above 1e60 or all below 1e-60; `start`, `brownian_source` or phi do not answer by the seeds; a tolerance that the finest grid's
             bias does not allow; a budget that pays no trial.
         NonFiniteError: A path became infinite on a grid that is needed; coarser ones are then left out by the trial.
 
@@ -140,6 +140,7 @@ def expectation(
         paths.bar = bar
         first = Trial(paths, seed, trial)
         last = _explore(first, goal, price)
+        _check_size(first)
         run = Run(paths, first, first.scheme(last), last, first.seed)
         if goal is not None:
             run.until(goal)
@@ -220,6 +221,15 @@ def _check(phi: object, ladder: object, start: object, brownian_source: object, 
         )
     if shared and not processes.is_initialized():
         raise ValueError('"distributed" needs torch.distributed.init_process_group first')
+
+
+def _check_size(trial: Trial) -> None:
+    largest = max(float(values.abs().max()) for values in trial.values.values())
+    if 0 < largest < 1 / LARGEST:
+        raise ValueError(
+            f'"phi" returned values of at most {largest:.3g}, and their fourth powers must be numbers, from '
+            f"{1 / LARGEST:.0e} on; give it in another unit"
+        )
 
 
 def _goal(tolerance: float | None, budget: float | None) -> tuple[float | None, float]:

@@ -81,6 +81,8 @@ def test_saved_times_in_another_order_than_phi_will_see_them():
 def test_numbers_whose_powers_are_none():
     with refused(r'"phi" returned 1e\+200, and the fourth powers of its values must be numbers, up to 1e\+60'):
         estimate(phi=lambda y: 1e200 + 0 * y[:, 0], tolerance=1e50)
+    with refused('"phi" returned values of at most .*e-200, and their fourth powers must be numbers, from 1e-60 on'):
+        estimate(phi=lambda y: 1e-200 * y[:, 0], tolerance=None, budget=1e5)
     with refused('"tolerance" must lie between 1e-60 and 1e\\+60'):
         estimate(tolerance=1e-201)
 
