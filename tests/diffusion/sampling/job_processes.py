@@ -26,8 +26,9 @@ from multilevel_diffusion.sampling.shards import load_images
 from multilevel_sde import cli
 
 PROCESSES = multiprocessing.get_context("forkserver")  # children of a process without threads, which has imported torch
-# pytest is the main module, which every child imports.
-PROCESSES.set_forkserver_preload(["pytest", "multilevel_diffusion.commands.sample", "multilevel_sde.cli"])
+# pytest is the main module, which every child imports; the rest are what a run takes, as packages load their rooms late.
+ROOMS = ["commands.sample", "networks.store", "sampling.distributed", "sampling.job_folder", "sampling.pictures"]
+PROCESSES.set_forkserver_preload(["pytest", "torch", "PIL.Image", *(f"multilevel_diffusion.{room}" for room in ROOMS)])
 
 
 def job(ladder, seeds=range(3, 14), steps=3, **changes):
