@@ -101,8 +101,8 @@ def expectation(
 
     Raises:
         TypeError, ValueError: An argument of another kind or out of range; phi returns another shape, NaN or numbers
-            above 1e60 or all below 1e-60; `start`, `brownian_source` or phi do not answer by the seeds; a tolerance that the finest grid's
-            bias does not allow; a budget that pays no trial.
+            above 1e60 or all below 1e-60; `start`, `brownian_source` or phi do not answer by the seeds; a tolerance
+            that the finest grid's bias does not allow; a budget that pays no trial.
         NonFiniteError: A path became infinite on a grid that is needed; coarser ones are then left out by the trial.
 
     Example:

@@ -185,7 +185,7 @@ def test_twenty_kills_lose_nothing(tmp_path):
     """SIGKILL soon after a frame, every third time after a checkpoint: the files are those of a run left alone."""
     pytest.importorskip("jinja2")
     cut, context = tmp_path / "cut", multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "multilevel_forces.job", "multilevel_forces.commands", "ase.calculators.emt"])
+    context.set_forkserver_preload(["pytest", "ase.calculators.emt", "multilevel_forces.job", "multilevel_forces.walk"])
 
     def written():
         state, log = cut / "state.safetensors", cut / "log.csv"

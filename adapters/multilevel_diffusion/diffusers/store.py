@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 import multilevel_sde as mls
+from multilevel_diffusion.diffusers.checks import SLOTS
 from multilevel_sde.files import write_atomically
 
 __all__ = ["DRAWS", "Settings", "Source", "load_ladder", "load_models", "save_ladder"]
@@ -85,14 +86,24 @@ def load_models(sources: Source | Iterable[Source], **options: Any) -> list[nn.M
         options: Passed on to diffusers, for example torch_dtype.
 
     Raises:
+        TypeError: A source of another kind, such as a pipeline.
         FileNotFoundError: A folder has no model, or there is neither a folder nor a model on the hub.
         ValueError: A model is damaged or incomplete, or of a class that diffusers does not have.
     """
     if isinstance(sources, str | os.PathLike | nn.Module):
         sources = [sources]
+    known = list(sources) if isinstance(sources, Iterable) else [sources]
+    for level, source in enumerate(known):
+        if not isinstance(source, str | os.PathLike | nn.Module):
+            slots = [name for name in SLOTS if getattr(source, name, None) is not None]
+            advice = f"give its model, .{slots[0]}" if slots else "for one model alone leave it out"
+            raise TypeError(
+                f'"levels[{level}]" must be a model of diffusers, its folder or a hub id, got {type(source).__name__}; '
+                f"{advice}"
+            )
     return [
         source if isinstance(source, nn.Module) else _load_model(source, level, **options)
-        for level, source in enumerate(sources)
+        for level, source in enumerate(known)
     ]
 
 

@@ -148,6 +148,16 @@ def test_an_interrupted_calibration_changes_nothing(made):
         ladder.advise()
 
 
+def test_what_is_no_model_is_named(made):
+    pipe, ladder = made()
+    ladder.detach()
+    for lower, told in ((None, "NoneType; for one model alone leave it out"), ([3], "int; for one model alone")):
+        with pytest.raises(TypeError, match=rf'"levels\[0\]" must be a model of diffusers, .* got {told}'):
+            attach(pipe, lower)
+    with pytest.raises(TypeError, match=rf"got {type(pipe).__name__}; give its model, .unet"):
+        attach(pipe, pipe)
+
+
 def test_copies_with_a_ladder_are_refused_and_without_one_work(made):
     pipe, ladder = made()
     for part in (pipe, pipe.unet):

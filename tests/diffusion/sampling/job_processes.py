@@ -26,7 +26,7 @@ from multilevel_diffusion.sampling.shards import load_images
 from multilevel_sde import cli
 
 PROCESSES = multiprocessing.get_context("forkserver")  # children of a process without threads, which has imported torch
-# pytest is the main module, which every child imports; the rest are what a run takes, as packages load their rooms late.
+# pytest is the main module, which every child imports; the rest are what a run takes, as packages load rooms late.
 ROOMS = ["commands.sample", "networks.store", "sampling.distributed", "sampling.job_folder", "sampling.pictures"]
 PROCESSES.set_forkserver_preload(["pytest", "torch", "PIL.Image", *(f"multilevel_diffusion.{room}" for room in ROOMS)])
 
