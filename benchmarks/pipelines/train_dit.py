@@ -1,7 +1,7 @@
 """Three sizes of diffusers' own DiTTransformer2DModel on emoji of 32x32 pixels, once for flow and once for noise.
 
     python -m multilevel_diffusion.networks.emoji_images PACKAGE.tgz --classes heads smileys --out emoji
-    python benchmarks/pipelines/train_dit.py emoji --out benchmarks/pipelines/dit32   # 40 minutes of a core with bfloat16
+    python benchmarks/pipelines/train_dit.py emoji --out benchmarks/pipelines/dit32  # 40 minutes with bfloat16
 
 docs/emoji.md says where the package comes from; the two folders are classes. The largest network learns first the
 velocity of the straight path (flow), and goes on from there to the noise (eps). The others learn what it says. Errors
