@@ -238,7 +238,7 @@ def _inverse_cost(ladder: mls.Ladder, process: Process, budget: float) -> tuple[
 
     steps = usual_steps(budget, ladder.costs[0], min(_MULTILEVEL_STEPS, len(process.fine_times) - 1))
     times = process.grid(steps)
-    table = mls.InverseCostSchedule().probabilities(ladder, times, budget=budget)
+    table = mls.InverseCostSchedule().probabilities(ladder, times, budget=min(budget, steps * ladder.costs[-1]))
     return times, mls.draw_plan(table, mls.systematic, generator=torch.Generator().manual_seed(0))
 
 

@@ -189,7 +189,7 @@ def prepare(arguments: argparse.Namespace) -> torch.device:
 def usual_steps(budget: float, cheapest: float, most: int) -> int:
     """Return the steps of a drawn plan: at most 200, on half of the budget at the cheapest level.
 
-    They are no fewer than the budget pays of the largest level.
+    They are no fewer than the budget pays of the largest level, and no more than it pays of the cheapest one.
 
     Arguments:
         budget: In evaluations of the largest level.
@@ -197,10 +197,11 @@ def usual_steps(budget: float, cheapest: float, most: int) -> int:
         most: Steps at most.
 
     Example:
-        >>> usual_steps(10.0, 0.05, 1000), usual_steps(10.0, 0.9, 1000), usual_steps(10.0, 0.01, 1000)
-        (100, 10, 200)
+        >>> usual_steps(10.0, 0.05, 1000), usual_steps(9.5, 0.9, 1000), usual_steps(9.5, 1.0, 1000)
+        (100, 10, 9)
     """
-    return max(1, min(most, max(math.ceil(budget), min(200, int(budget / (2 * cheapest))))))
+    paid = math.floor(budget / cheapest * (1 + 1e-9))
+    return max(1, min(most, paid, max(math.ceil(budget), min(200, int(budget / (2 * cheapest))))))
 
 
 def note(text: str) -> None:

@@ -88,6 +88,8 @@ def _run(arguments: argparse.Namespace) -> int:
     images = the_ladder(arguments, device)
     if arguments.fit:
         return _fit(arguments, images)
+    if len(images.ladder) == 1:
+        raise ValueError(f'"--ladder" {arguments.ladder} is one network, of which there is no pilot; give --fit')
     found = _pilot(arguments, images, device)
     process = Process(images.schedule, MODES[arguments.mode], found.fine_times)
     ladder = priced(arguments, images, process, batch_for(images.image_shape))
@@ -143,10 +145,13 @@ def _fit(arguments: argparse.Namespace, images: ImageLadder) -> int:
     if arguments.save and images.folder is None:
         raise ValueError(f'"--save" needs a ladder with a folder, and {arguments.ladder} has none; give "--out" a file')
     process = Process(images.schedule, MODES[arguments.mode], uniform(images.schedule, _STEPS))
-    samples, steps = arguments.samples or _SAMPLES, arguments.steps or _FITTED
+    samples, steps, one = arguments.samples or _SAMPLES, arguments.steps or _FITTED, len(images.ladder) == 1
+    if one and arguments.steps:
+        raise ValueError(f'"--steps" is {steps}, but one network takes as many as "--budget" pays; leave it out')
     ladder = priced(arguments, images, process, batch_for(images.image_shape))
     expected = duration(expected_seconds(images, process, arguments.budget, samples=samples, steps=steps))
-    print(f"a fit with {samples} trajectories and {steps} steps takes about {expected}; fewer of both take less")
+    taken = int(arguments.budget) if one else steps
+    print(f"a fit with {samples} trajectories and {taken} steps takes about {expected}; fewer of both take less")
     found = fit(images, process, arguments.budget, ladder, samples=samples, steps=steps, progress=True)
     name = plan_name(arguments.mode, arguments.guidance, arguments.budget)
     out = arguments.out if images.folder is None or not arguments.save else images.folder / name

@@ -254,9 +254,11 @@ def _choose(
             raise ValueError(f'"--steps" is {arguments.steps}, but the plan has {plan.steps}; leave it out')
         return times, plan, f"plan {arguments.plan.name}"
     if arguments.method == "em":
-        steps = arguments.steps or round(arguments.budget or arguments.fine)
+        steps = arguments.steps or max(1, int(arguments.budget or arguments.fine))
         if arguments.budget is not None and steps > arguments.budget:
-            raise ValueError(f'"--steps" is {steps}, more than the "--budget" of {arguments.budget:g} evaluations pays')
+            raise ValueError(
+                f'"--budget" is {arguments.budget:g}, fewer evaluations than the {steps} steps of --method em; raise it'
+            )
         times = process.grid(steps)
         return times, mls.em_plan(ladder, times), "Euler-Maruyama on the largest network"
     if arguments.budget is None:
@@ -272,8 +274,12 @@ def _choose(
         return planned.times, planned.plan, "ML-EM, the pilot's plan"
     if usual:
         _advise_a_pilot(arguments, images)
-    times = process.grid(arguments.steps or usual_steps(arguments.budget, ladder.costs[0], arguments.fine))
-    table = mls.InverseCostSchedule().probabilities(ladder, times, budget=arguments.budget)
+    steps, budget = arguments.steps, arguments.budget
+    if steps is None:
+        steps = usual_steps(budget, ladder.costs[0], arguments.fine)
+        budget = min(budget, steps * ladder.costs[-1])  # which pays no further step
+    times = process.grid(steps)
+    table = mls.InverseCostSchedule().probabilities(ladder, times, budget=budget)
     if not usual and (fitted is not None or pilot is not None):
         note(
             "the plans of the ladder's pilot are for --fine 1000 without --steps, so another one is drawn at random, "
@@ -284,8 +290,15 @@ def _choose(
 
 
 def _advise_a_pilot(arguments: argparse.Namespace, images: ImageLadder) -> None:
-    """Say which command makes the pilot that is missing."""
+    """Say which command makes the pilot that is missing; one network alone has a fitted plan instead."""
     words = own_words(arguments)
+    if len(images.ladder) == 1:
+        kept = "--save" if images.folder is not None else "--out plan.safetensors, and give --plan"
+        note(
+            f"{arguments.ladder} has no fitted plan for --mode {arguments.mode} and this budget, so its steps are "
+            f"Euler's; make one with: multilevel-sde plan {words} --budget {arguments.budget:g} --fit {kept}"
+        )
+        return
     how = f"multilevel-sde pilot {words} --save"
     if images.folder is None:
         how = (

@@ -164,8 +164,14 @@ def fit(
     _check(("samples", samples, 8), ("steps", steps, 2))
     if steps >= len(process.fine_times):
         raise ValueError(f'"steps" must be at most the {len(process.fine_times) - 1} of the finest grid, got {steps}')
+    prices = (ladder or images.ladder).in_evaluations("evaluations of the largest network")
+    fine, most = len(process.fine_times) - 1, budget * (1 + 1e-9)
+    more = f"and at most the {fine} of the finest grid" if len(prices) == 1 else f"or a plan of {steps} steps"
+    wanted = f'"budget" must pay an evaluation of the network, {more}, got {budget:g}'
+    if not prices.costs[0] <= most < (fine + 1 if len(prices) == 1 else math.inf):
+        raise ValueError(wanted)
     known = Trajectories.of(images, process, samples, conditions, target, progress=progress)
-    alone, found = math.floor(budget * (1 + 1e-9)), []
+    alone, found = math.floor(most), []
     if len(images.ladder) > 1:
         measured = pilot or mls.pilot(
             images.ladder,
@@ -177,15 +183,14 @@ def fit(
             progress=progress,
             **known.given,
         )
-        prices = (ladder or images.ladder).in_evaluations("evaluations of the largest network")
         proposed = [one for one in measured.priced(prices).plans(budget=budget, count=_MANY) if one.plan.steps <= steps]
         if proposed := proposed[:_PLANS]:
             fitted = mls.fit_plan(images.ladder, known.start, proposed, known.target, progress=progress, **known.given)
             found.append(fitted)
-    if 1 <= alone <= (steps if found else len(process.fine_times) - 1):
+    if 1 <= alone <= (steps if found else fine):
         found.append(fit_alone(images, process, alone, known=known, progress=progress))
     if not found:
-        raise ValueError(f'"budget" must pay an evaluation of the network, or a plan of {steps} steps, got {budget}')
+        raise ValueError(wanted)
     best = min(found, key=lambda one: one.held_out[1])
     return replace(best, cost=sum(one.cost for one in found))
 
@@ -204,7 +209,7 @@ def expected_seconds(
         process: What is solved.
         budget: Evaluations of the largest network.
         samples: Trajectories of the fit.
-        steps: Steps of the grid of the ladder's plans.
+        steps: Steps of the grid of the ladder's plans; one network has as many as the budget pays.
 
     Example:
         >>> from multilevel_diffusion import load_ladder, shipped_ladder, uniform
@@ -218,7 +223,8 @@ def expected_seconds(
     x = process.start(range(_MEASURED), images.image_shape, dtype=images.dtype, device=images.device)
     timer = mls.SecondsCost(x, float(process.fine_times[fine // 2]), 3, 1, labels_in_turn(images, _MEASURED) or None)
     seconds = [one / _MEASURED for one in timer(images.ladder.drifts)]
-    expected = (fine + 5 * min(budget, steps) ** 2) * samples * seconds[-1]
+    most = steps if len(costs) > 1 else fine
+    expected = (fine + 5 * min(budget, most) ** 2) * samples * seconds[-1]
     if len(costs) > 1:
         alone = sum(3 * min(fine, steps * costs[-1] / cost) * one for cost, one in zip(costs, seconds, strict=True))
         carried = seconds[0] * steps**2

@@ -28,6 +28,7 @@ PRICES = "prices.json"
 _STEPS, _OF = 2, 50  # steps that are timed, of a grid of so many
 _SCATTER = 1.5  # ratio of two measurements of a level from which on the clock is not trusted
 _KEPT = 64  # entries of a file
+_LEAST = 1e-12  # seconds of an image that a clock can say
 
 
 def in_seconds(images: ImageLadder, process: Process, batch: int) -> mls.Ladder:
@@ -64,12 +65,13 @@ def in_seconds(images: ImageLadder, process: Process, batch: int) -> mls.Ladder:
     }
     path = None if images.folder is None else images.folder / PRICES
     known = _read(path)
-    seconds = next((one["seconds"] for one in known if {**one, "seconds": None} == {**about, "seconds": None}), None)
+    mine = [one for one in known if {**one, "seconds": None} == {**about, "seconds": None}]
+    seconds = next((one["seconds"] for one in mine if _are_prices(one["seconds"], len(images.ladder))), None)
     if seconds is None:
         seconds = _measured(images, process, batch)
         if seconds is None:
             return images.ladder
-        _write(path, [*known, {**about, "seconds": seconds}][-_KEPT:])
+        _write(path, [*(one for one in known if one not in mine), {**about, "seconds": seconds}][-_KEPT:])
     return mls.Ladder(images.ladder.drifts, mls.GivenCost(rising(seconds), "seconds"))
 
 
@@ -102,9 +104,15 @@ def _read(path: Path | None) -> list[dict[str, Any]]:
     """The entries of a file; none where there is no such file, or it is not what this module writes."""
     try:
         entries = [] if path is None else json.loads(path.read_bytes())
-        return [dict(one) for one in entries if len(one["seconds"]) and all(value > 0 for value in one["seconds"])]
-    except (OSError, ValueError, TypeError, KeyError):
+        return [dict(one) for one in entries if "seconds" in one]
+    except (OSError, ValueError, TypeError, RecursionError):
         return []
+
+
+def _are_prices(seconds: Any, levels: int) -> bool:
+    """Whether they are what was measured of so many levels, and not what a damaged file says."""
+    numbers = isinstance(seconds, list) and all(isinstance(one, float) and _LEAST < one < 1 / _LEAST for one in seconds)
+    return numbers and len(seconds) == levels
 
 
 def _write(path: Path | None, entries: list[dict[str, Any]]) -> None:

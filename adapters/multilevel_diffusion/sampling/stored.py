@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 import multilevel_sde as mls
-from multilevel_diffusion.networks.image_ladders import ImageLadder, pilot_name, plan_name
+from multilevel_diffusion.networks.image_ladders import DiffusionLadder, ImageLadder, pilot_name, plan_name
 from multilevel_diffusion.process.grids import uniform
 from multilevel_diffusion.process.reverse_process import MODES, Process
 from multilevel_diffusion.sampling.origins import load_pilot, load_plan
@@ -39,7 +39,7 @@ def stored_pilot(ladder: ImageLadder, mode: str) -> mls.Pilot | None:
     if ladder.folder is None or not (ladder.folder / name).is_file():
         return None
     path = ladder.folder / name
-    again = f"multilevel-sde pilot --ladder {ladder.folder} --mode {mode}{_words(ladder.guidance)} --save"
+    again = f"multilevel-sde pilot --ladder {_named(ladder)} --mode {mode}{_words(ladder.guidance)} --save"
     if _is_stale(path, mls.Pilot.load_made_for(path), ladder, again):
         return None
     return load_pilot(path, ladder, _process(ladder, mode))
@@ -56,33 +56,37 @@ def stored_plan(
         budget: Cost of an image in evaluations of the largest network; a plan of less than 0.8 of it is not returned.
         ladder: The ladder at the prices by which the budget counts; by default `images.ladder`.
 
+    Of several that cost as much, it is the one that was fitted for the largest budget.
+
     Warns:
-        UserWarning: It was made for the ladder before its networks changed, as by training on, so that it is None.
+        UserWarning: One was made before the networks changed, as by training on, so that it is passed over.
 
     Raises:
-        ValueError: The file is damaged, or holds no times.
+        ValueError: A file is damaged, or holds no times.
     """
     if images.folder is None:
         return None
-    prices, found = (ladder or images.ladder).in_evaluations(), {}
+    prices, found = (ladder or images.ladder).in_evaluations(), []
+    name = plan_name(mode, images.guidance, r"(\d+(?:\.\d+)?)").removesuffix(".safetensors")
     for path in Path(images.folder).glob(plan_name(mode, images.guidance, "*")):
         if path.match(plan_name(mode, None, "guidance_*")) and images.guidance is None:
             continue
         plan = mls.Plan.load(path)
         if plan.levels == len(prices) and _NEAR * budget <= (cost := plan.cost(prices)) <= budget * (1 + 1e-9):
-            found[cost] = path
-    if not found:
-        return None
-    path = found[max(found)]
-    if mls.Plan.load_with_times(path)[1] is None:
-        raise ValueError(f'"{path}" holds no times; write it again with `multilevel-sde plan --fit`')
-    name = plan_name(mode, images.guidance, r"(\d+(?:\.\d+)?)")
-    named = re.fullmatch(name.removesuffix(".safetensors"), path.stem)
-    wanted, guided = named[1] if named else f"{budget:g}", _words(images.guidance)
-    again = f"multilevel-sde plan --ladder {images.folder} --mode {mode}{guided} --budget {wanted} --fit --out {path}"
-    if _is_stale(path, mls.Plan.load_made_for(path), images, again):
-        return None
-    return load_plan(path, images, _process(images, mode))
+            named = re.fullmatch(name, path.stem)
+            found.append((cost, float(named[1]) if named else 0.0, path))
+    for _, wanted, path in sorted(found, reverse=True):
+        if mls.Plan.load_with_times(path)[1] is None:
+            raise ValueError(f'"{path}" holds no times; write it again with `multilevel-sde plan --fit`')
+        words = f"--ladder {_named(images)} --mode {mode}{_words(images.guidance)} --budget {wanted or budget:g}"
+        if not _is_stale(path, mls.Plan.load_made_for(path), images, f"multilevel-sde plan {words} --fit --out {path}"):
+            return load_plan(path, images, _process(images, mode))
+    return None
+
+
+def _named(images: ImageLadder) -> str:
+    """What --ladder is to be given: a folder holds networks of this package, not those of others."""
+    return str(images.folder) if isinstance(images, DiffusionLadder) else "MODULE:FUNCTION"
 
 
 def _words(guidance: float | None) -> str:

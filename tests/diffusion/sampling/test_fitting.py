@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 import shutil
 
@@ -210,10 +211,18 @@ def _ode(images):
     return Process(images.schedule, 0.0, uniform(images.schedule, 1000))
 
 
+def _top(images):
+    return OwnLadder(images.ladder.top(), images.schedule, images.image_shape)
+
+
 @pytest.mark.parametrize(
     ("use", "message"),
     [
         (lambda digits, process: fit(digits, process, 5.0, samples=0), '"samples" must be at least 8, got 0'),
+        (lambda digits, process: fit(digits, process, 1e-4), "must pay an evaluation of the network, or a plan of 28"),
+        (lambda digits, process: fit(digits, process, math.inf), "must pay an evaluation of the network, or a plan of"),
+        (lambda digits, process: fit(_top(digits), process, 1001), "at most the 1000 of the finest grid, got 1001"),
+        (lambda digits, process: fit(_top(digits), process, 0.9), "at most the 1000 of the finest grid, got 0.9"),
         (lambda digits, process: fit(digits, process, 5.0, steps=1), '"steps" must be at least 2, got 1'),
         (lambda digits, process: fit(digits, process, 5.0, steps=1001), '"steps" must be at most the 1000 of the fin'),
         (lambda digits, process: run_pilot(digits, "ddim", steps=1), '"steps" must be at least 2, got 1'),
@@ -304,6 +313,21 @@ def test_a_network_of_ones_own_is_fitted_kept_and_found_by_neighbouring_budgets(
     assert stored_plan(mine, "ddpm", 6) is None
 
 
+def test_one_network_takes_any_budget_and_says_how_to_fit_it(digits, tmp_path, capsys):
+    save_ladder(tmp_path / "mine", digits.networks[:1], digits.schedule, batch=1)
+    own = ["--ladder", str(tmp_path / "mine"), "--mode", "ddim", "--threads", "1"]
+    for method, budget in (("ml-em", "6.6"), ("em", "6.6"), ("ml-em", "2000")):
+        out = ["--budget", budget, "--method", method, "--count", "1", "--out", str(tmp_path / method / budget)]
+        assert main(["sample", *own, *out]) == 0
+        steps = min(1000, int(float(budget)))
+        assert mls.Plan.load(tmp_path / method / budget / "plan.safetensors").evaluations.tolist() == [steps]
+        advice = f"multilevel-sde plan --ladder {tmp_path / 'mine'} --mode ddim --budget {budget} --fit --save"
+        assert (advice in capsys.readouterr().err) == (method == "ml-em")
+    for words, message in ((["--fit", "--steps", "9"], "takes as many as"), ([], "give --fit")):
+        assert main(["plan", *own, "--budget", "6", *words, "--out", str(tmp_path / "plan")]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_a_fit_at_a_scale_of_guidance_does_not_pass_for_one_without(tmp_path):
     shutil.copytree(shipped_ladder("digits"), tmp_path / "digits", ignore=shutil.ignore_patterns("plan_*"))
     kept, folder = shipped_ladder("digits") / "plan_ddim_8.safetensors", tmp_path / "digits"
@@ -311,6 +335,25 @@ def test_a_fit_at_a_scale_of_guidance_does_not_pass_for_one_without(tmp_path):
     assert stored_plan(load_ladder(folder), "ddim", 8) is None
     shutil.copy(kept, folder / "plan_ddim_8.safetensors")
     assert stored_plan(load_ladder(folder), "ddim", 8) is not None
+
+
+def test_a_plan_of_another_network_does_not_hide_those_of_this_one(digits, process, tmp_path):
+    """Of those that cost as much, the one fitted for the largest budget is taken, whatever the order of the folder."""
+    own = OwnLadder(mls.Ladder(digits.ladder.drifts[:1], [1.0]), digits.schedule, (1, 8, 8), folder=tmp_path)
+    told, other = made_for(own, process), {**made_for(own, process), "ladder": "another"}
+    for name, start, steps, mine in (
+        ("10", 0.9, 9, told),
+        ("9", 0.8, 9, told),
+        ("9.5", 0.7, 9, told),
+        ("11", 1, 10, other),
+    ):
+        times = torch.linspace(start, 0.0, steps + 1, dtype=torch.float64)
+        mls.em_plan(own.ladder, times).save(tmp_path / f"plan_ddim_{name}.safetensors", times, mine)
+    words = "--ladder MODULE:FUNCTION --mode ddim --budget 11 --fit"
+    with pytest.warns(UserWarning, match=f'plan_ddim_11.safetensors" was made before .*{words}') as seen:
+        _, times = stored_plan(own, "ddim", 10)
+    assert len(seen) == 1
+    assert times[0] == 0.9
 
 
 def test_keeping_needs_a_fit_and_a_folder(tmp_path, capsys):

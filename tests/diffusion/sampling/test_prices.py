@@ -89,6 +89,21 @@ def test_a_damaged_file_is_written_again(tiny, process, clock, content):
     assert json.loads((tiny.folder / PRICES).read_text())[-1]["seconds"] == [1.0, 3.0]
 
 
+@pytest.mark.parametrize(
+    "seconds", ["[1.0]", "[1.0, 2.0, 3.0]", "[1.0, Infinity]", "[1e-320, 1.0]", '"12"', '{"1": 2}']
+)
+def test_an_entry_that_is_no_price_of_these_levels_is_measured_again(tiny, process, clock, seconds):
+    in_seconds(tiny, process, 8)
+    in_seconds(tiny, process, 2)
+    path = tiny.folder / PRICES
+    other, entry = json.loads(path.read_text())
+    path.write_text(json.dumps([other, {**entry, "seconds": "HERE"}]).replace('"HERE"', seconds))
+    for _ in range(2):
+        assert in_seconds(tiny, process, 2).costs == (1.0, 3.0)
+        assert json.loads(path.read_text()) == [other, entry]
+    assert clock[1] == [8, 8, 2, 2, 2, 2]
+
+
 def test_a_folder_that_cannot_be_written_is_no_error(tiny, process, clock, monkeypatch):
     def refuse(path, content):
         raise PermissionError(path)
