@@ -7,14 +7,14 @@ from functools import partial
 from itertools import product
 from math import nan
 
-import torch
 from torch import Tensor
 
 from multilevel_sde.arguments import as_integer, as_items
 from multilevel_sde.ladder import Ladder
 from multilevel_sde.pilots.answers import Form, PilotPlan, Prediction
-from multilevel_sde.plans.memory import combined
+from multilevel_sde.plans.memory import as_coefficients, combined
 from multilevel_sde.steps.adams import adams_bashforth_weights
+from multilevel_sde.times import as_times
 
 __all__ = ["Base", "single_plans"]
 
@@ -43,8 +43,10 @@ def single_plans(
         A plan for each grid and base, the bases of the first grid first. Errors are not predicted: they are NaN.
 
     Raises:
-        TypeError: `grids` or `bases` that are no sequences, a level that is no integer.
-        ValueError: No grid, no base, a level that the ladder lacks, or coefficients of another shape or sum.
+        TypeError: No `Ladder`, `grids` or `bases` that are no sequences, a base that is no function or returns no
+            numbers, a level that is no integer.
+        ValueError: No grid, a bad one, no base, a level that the ladder lacks, or coefficients of another shape or sum,
+            or for values from before the first step.
 
     Example:
         >>> import torch, multilevel_sde as mls
@@ -55,8 +57,13 @@ def single_plans(
         >>> fitted.held_out[1] < 0.1 * fitted.held_out[0], fitted.plan.cost(ladder)
         (True, 5.0)
     """
-    grids = [grids] if isinstance(grids, Tensor) else as_items("grids", grids, "grids of times")
-    bases = as_items("bases", bases, "functions of a grid")
+    if not isinstance(ladder, Ladder):
+        raise TypeError(f'"ladder" must be a multilevel_sde.Ladder, got {type(ladder).__name__}; one drift is enough')
+    grids = [grids] if isinstance(grids, Tensor) and grids.dim() < 2 else as_items("grids", grids, "grids of times")
+    grids, bases = [as_times(grid) for grid in grids], as_items("bases", bases, "functions of a grid")
+    for base in bases:
+        if not callable(base):
+            raise TypeError(f'"bases" must be functions of a grid, got {type(base).__name__}')
     level, levels = as_integer("level", level), len(ladder)
     if not grids or not bases:
         raise ValueError('"grids" and "bases" must hold at least one each, such as grids=[torch.linspace(0, 1, 11)]')
@@ -64,9 +71,8 @@ def single_plans(
         raise ValueError(f'"level" must lie between {-levels} and {levels - 1}, got {level}')
     found = []
     for grid, base in product(grids, bases):
-        table, steps = torch.as_tensor(base(grid), dtype=torch.float64), len(grid) - 1
-        if table.dim() != 2 or len(table) != steps or not torch.allclose(table.sum(1), torch.ones(steps).double()):
-            raise ValueError(f'"bases" must return rows with sum 1, ({steps}, order), got shape {tuple(table.shape)}')
+        steps = len(grid) - 1
+        table = as_coefficients("bases", base(grid), steps)
         cost = steps * ladder.costs[level]
         plan = combined(level % levels, table, {}, levels)
         found.append(PilotPlan(plan, grid, (level % levels,), Prediction(nan, nan, nan, nan, cost, nan), Form.ALONE))

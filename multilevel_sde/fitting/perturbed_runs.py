@@ -202,7 +202,7 @@ class FitRun:
             check_finite=False,  # a candidate that diverges is only passed over
         )
         self.cost += solution.stats.cost * len(self.y0)
-        return _wide(solution.y - self.target).square().flatten(1).mean(1).cpu().double()
+        return _wide(solution.y - self.target).square().unsqueeze(-1).flatten(1).mean(1).cpu().double()
 
     def normal_equations(self, parts: Parts) -> tuple[list[Direction], Tensor, Tensor]:
         """Return the coefficients that can move, R R' and R (target - y) over the samples of the fit."""
@@ -224,8 +224,8 @@ class FitRun:
         self.cost += len(rows) * parts.plan(len(self.ladder)).cost(self.ladder)
         if not directions:
             return [], torch.zeros(0, 0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
-        moved = (_wide(part - y).flatten(2) for part in copies.states)
-        return directions, *weighted_products(_wide(self.target[rows] - y).flatten(1), moved)
+        moved = (_wide(part - y).unsqueeze(-1).flatten(2) for part in copies.states)
+        return directions, *weighted_products(_wide(self.target[rows] - y).unsqueeze(-1).flatten(1), moved)
 
     def _steps(self) -> Iterator[tuple[int, Tensor, tuple[float, float], Tensor | None]]:
         noises = increments(self.brownian, self.grid, self.y0)

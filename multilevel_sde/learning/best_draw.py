@@ -237,7 +237,7 @@ class _Batches:
                     f'"target_source" must return states of shape {tuple(y0.shape)}, got {tuple(target.shape)}'
                 )
         wide = device_dtype(torch.float64, y0.device)
-        return lambda plan: (run(plan) - target).to(wide).flatten(1).square().mean(1)
+        return lambda plan: (run(plan) - target).to(wide).unsqueeze(-1).flatten(1).square().mean(1)
 
 
 def _conditions_source(

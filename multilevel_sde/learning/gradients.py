@@ -181,9 +181,9 @@ def path_gradient(
         x = advance(x, ladder.drifts[-1](x, time_n, **given)).detach()
         y, tangent = (value.detach() for value in _jvp(advance, (y, estimate), (tangent, change)))
     wide = device_dtype(torch.float64, y.device)
-    distance = (y - x).to(wide).flatten(1)
+    distance = (y - x).to(wide).unsqueeze(-1).flatten(1)
     errors = distance.square().mean(1)
-    along = 2 * (distance * tangent.to(wide).flatten(1)).mean(1)
+    along = 2 * (distance * tangent.to(wide).unsqueeze(-1).flatten(1)).mean(1)
     return PathGradient(errors.cpu().double(), along.cpu().double(), scores, directions)
 
 

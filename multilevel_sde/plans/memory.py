@@ -24,17 +24,29 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from multilevel_sde.arguments import as_tensor
 from multilevel_sde.plans.drawing import check_probabilities
 from multilevel_sde.plans.plan import Plan
 from multilevel_sde.plans.recall import Recall
 
-__all__ = ["base_level", "combined", "corrections", "evaluated_levels", "hold", "multistep", "remember"]
+__all__ = [
+    "as_coefficients",
+    "base_level",
+    "combined",
+    "corrections",
+    "evaluated_levels",
+    "hold",
+    "multistep",
+    "remember",
+]
 
 
 def evaluated_levels(plan: Plan) -> tuple[int, ...]:
@@ -98,7 +110,8 @@ def multistep(plan: Plan, coefficients: Tensor) -> Plan:
             `multilevel_diffusion.process.multistep.multistep_weights(...)` for those of diffusion models.
 
     Raises:
-        ValueError: Another number of steps; rows whose sum is not 1; no base level (see :func:`base_level`).
+        ValueError: Another number of steps; rows whose sum is not 1, or that use values from before the first step; no
+            base level (see :func:`base_level`).
 
     Example:
         >>> import torch, multilevel_sde as mls
@@ -109,15 +122,43 @@ def multistep(plan: Plan, coefficients: Tensor) -> Plan:
         True
     """
     base = base_level(plan)
-    table = torch.as_tensor(coefficients, dtype=torch.float64)
-    if table.dim() != 2 or len(table) != plan.steps:
-        raise ValueError(f'"coefficients" must have shape ({plan.steps}, order), got {tuple(table.shape)}')
-    if not torch.allclose(table.sum(1), torch.ones(plan.steps, dtype=torch.float64), atol=1e-9):
-        raise ValueError('"coefficients" must have rows with sum 1: each step integrates a constant exactly')
+    table = as_coefficients("coefficients", coefficients, plan.steps)
     weights = plan.weights
     weights[:, : base + 1] = table[:, :1]
     entries = [(n, base, n - j, float(table[n, j])) for j in range(1, table.shape[1]) for n in range(j, plan.steps)]
     return Plan(plan.hits, weights, truncated=plan.truncated, recall=_joined(plan, entries))
+
+
+def as_coefficients(name: str, coefficients: Any, steps: int) -> Tensor:
+    """Return the coefficients of a multistep method on so many steps, float64 (steps, order), after a check.
+
+    Raises:
+        TypeError: They are no numbers.
+        ValueError: Another number of rows, rows whose sum is not 1, or values used from before the first step.
+
+    Example:
+        >>> as_coefficients("bases", [[1.5, -0.5]], 1)
+        Traceback (most recent call last):
+        ...
+        ValueError: "bases" must be 0 where no value is known: row 0 has 1 of them, got coefficient 1 = -0.5
+    """
+    table = as_tensor(name, coefficients).detach().cpu().double()
+    if table.dim() != 2 or len(table) != steps:
+        raise ValueError(f'"{name}" must have shape ({steps}, order), got {tuple(table.shape)}')
+    sums = table.sum(1)
+    if not torch.allclose(sums, torch.ones(steps, dtype=torch.float64), atol=1e-9):
+        worst = int((sums - 1).abs().nan_to_num(math.inf).argmax())
+        raise ValueError(
+            f'"{name}" must have rows with sum 1, as each step integrates a constant exactly; row {worst} has sum '
+            f"{float(sums[worst]):.6g}"
+        )
+    if len(early := table.triu(1).nonzero()):
+        n, j = early[0].tolist()
+        raise ValueError(
+            f'"{name}" must be 0 where no value is known: row {n} has {n + 1} of them, got coefficient {j} = '
+            f"{float(table[n, j]):g}"
+        )
+    return table
 
 
 def hold(plan: Plan, times: Tensor, order: int = 1) -> Plan:

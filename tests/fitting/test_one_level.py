@@ -43,6 +43,17 @@ def test_plans_of_one_level_are_those_of_its_methods_on_every_grid():
     assert [one.plan.cost(ladder) for one in top] == [120.0] * 3
 
 
+def test_grids_are_any_sequences_and_states_have_any_shape():
+    ladder, y0 = problem()
+    target = 2 * torch.atan(torch.tan(y0 / 2) / math.e)
+    found = mls.fit_plan(ladder, y0, mls.single_plans(ladder, [grid(4)]), target)
+    for grids in (grid(4), [grid(4).tolist()], [grid(4).numpy()], grid(4)[None]):
+        plans = mls.single_plans(ladder, grids)
+        same = mls.fit_plan(ladder, y0[:, 0], plans, target[:, 0])
+        assert same.plan == found.plan
+        assert same.held_out == found.held_out
+
+
 def test_a_fit_may_use_more_values_than_its_candidates_do():
     ladder, y0 = problem()
     target = 2 * torch.atan(torch.tan(y0 / 2) / math.e)
@@ -62,8 +73,22 @@ def test_a_fit_may_use_more_values_than_its_candidates_do():
         ({"grids": 3}, TypeError, '"grids" must be a sequence of grids of times'),
         ({"level": 2}, ValueError, '"level" must lie between -2 and 1, got 2'),
         ({"level": 0.5}, TypeError, '"level" must be an integer, got float'),
-        ({"bases": [lambda times: torch.ones(3, 1)]}, ValueError, r'"bases" must return rows with sum 1, \(4, order\)'),
-        ({"bases": [lambda times: torch.ones(4, 2)]}, ValueError, r'"bases" must return rows with sum 1, \(4, order\)'),
+        ({"grids": [1.0, 0.5]}, ValueError, '"times" must be a 1-d grid'),
+        ({"grids": [[0.0, 1.0, 0.5]], "bases": [lambda times: torch.ones(2, 1)]}, ValueError, "increasing or strictly"),
+        ({"bases": [3]}, TypeError, '"bases" must be functions of a grid, got int'),
+        ({"bases": [lambda times: "Euler"]}, TypeError, '"bases" must be'),
+        (
+            {"bases": [lambda times: torch.ones(3, 1)]},
+            ValueError,
+            r'"bases" must have shape \(4, order\), got \(3, 1\)',
+        ),
+        (
+            {"bases": [lambda times: torch.ones(4, 2)]},
+            ValueError,
+            '"bases" must have rows with sum 1, .* row 0 has sum 2',
+        ),
+        ({"bases": [lambda times: torch.ones(4, 1) * torch.nan]}, ValueError, "row 0 has sum nan"),
+        ({"bases": [lambda times: torch.tensor([[1.5, -0.5]] * 4)]}, ValueError, "row 0 has 1 of them, .* 1 = -0.5"),
     ],
 )
 def test_what_makes_no_plans_of_one_level_is_refused(change, error, message):

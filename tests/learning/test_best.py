@@ -66,6 +66,23 @@ def test_choosing_pays_on_noise_that_did_not_choose(best):
     assert mean - best.error > 5 * best.standard_error
 
 
+def test_states_may_have_no_shape_of_their_own():
+    """A number a sample: chosen and learned as states of one number are."""
+    sources = (lambda seeds: mls.seeded_normal(seeds, ()), lambda seeds: mls.seeded_normal(seeds, (1,)))
+    seeds = {"calibration": range(4), "held_out": range(10, 14)}
+    flat, column = (
+        mls.best_plan(LADDER, TABLE, start, TIMES, **seeds, generator=torch.Generator().manual_seed(0))
+        for start in sources
+    )
+    assert (flat.plan, flat.error) == (column.plan, column.error)
+    how = {"delta": 0.1, "regularisation": 1.0, "steps": 2, "batch": 4, "budget": 60.0}
+    flat, column = (
+        mls.learn(LADDER, start, TIMES, **how, generator=torch.Generator().manual_seed(0)).probabilities(LADDER, TIMES)
+        for start in sources
+    )
+    assert torch.equal(flat, column)
+
+
 def test_targets_can_be_given(best):
     """Those of the path of f^K give the same; shifted ones are as far as that from what they choose."""
 

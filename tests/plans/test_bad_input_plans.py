@@ -238,6 +238,8 @@ def test_a_plan_without_a_base():
         ([1.0, 1.0], r'"coefficients" must have shape \(2, order\), got \(2,\)'),
         ([[1.0, 0.0], [1.5, -0.4]], '"coefficients" must have rows with sum 1'),
         ([[1.0, 0.0], [NAN, NAN]], '"coefficients" must have rows with sum 1'),
+        ([[1.5, -0.5], [1.5, -0.5]], '"coefficients" must be 0 where no value is known: row 0 has 1 of them'),
+        ([[1.0, 0.0, 0.0], [2.0, -0.5, -0.5]], "row 1 has 2 of them, got coefficient 2 = -0.5"),
     ],
 )
 def test_coefficients_of_a_multistep_method(coefficients, message):

@@ -256,9 +256,7 @@ def _choose(
     if arguments.method == "em":
         steps = arguments.steps or max(1, int(arguments.budget or arguments.fine))
         if arguments.budget is not None and steps > arguments.budget:
-            raise ValueError(
-                f'"--budget" is {arguments.budget:g}, fewer evaluations than the {steps} steps of --method em; raise it'
-            )
+            raise ValueError(f'"--steps" is {steps}, more than the "--budget" of {arguments.budget:g} evaluations pays')
         times = process.grid(steps)
         return times, mls.em_plan(ladder, times), "Euler-Maruyama on the largest network"
     if arguments.budget is None:
