@@ -9,6 +9,7 @@ trials, terms, samples, seeds, sums.
 
 from __future__ import annotations
 
+import argparse
 import time
 from itertools import pairwise
 from unittest import mock
@@ -86,4 +87,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

@@ -9,6 +9,7 @@ it is the same on every machine. The gradients are compared with those without c
 
 from __future__ import annotations
 
+import argparse
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -85,4 +86,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

@@ -10,6 +10,7 @@ ladder's own milliseconds beside models that do nothing (goal: at most 0.3).
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -131,4 +132,5 @@ def alone(rounds: int) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

@@ -4,6 +4,7 @@ pytest benchmarks/overhead/bench_noise.py --benchmark-only
 python benchmarks/overhead/bench_noise.py                   # a table
 """
 
+import argparse
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -90,4 +91,5 @@ def main():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

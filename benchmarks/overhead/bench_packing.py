@@ -10,6 +10,7 @@ in CPU time; the ratio is the median of those within a turn.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 
@@ -68,4 +69,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 
 import torch
@@ -103,4 +104,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()
