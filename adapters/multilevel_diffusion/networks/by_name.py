@@ -74,8 +74,8 @@ def open_source(spec: str, size: int | None = None, *, labelled: bool = False, v
         vary: Whether training images of a folder are moved and changed in hue a little.
 
     Raises:
-        ValueError: The name is unknown, a path is missing or not expected, labels or variations are asked of what is no
-            folder, or the images of a folder are too large to be taken as they are.
+        ValueError: The name is unknown, digits are to have another size, a path is missing or not expected, labels or
+            variations are asked of what is no folder, or the images of a folder are too large to be taken as they are.
 
     Example:
         >>> open_source("digits", 8).image_shape
@@ -91,6 +91,8 @@ def open_source(spec: str, size: int | None = None, *, labelled: bool = False, v
         raise ValueError(f'"--classes" is subfolders, which needs --data folder:PATH, got {spec!r}; leave it out')
     if vary and name != "folder":
         raise ValueError(f'"--vary" needs --data folder:PATH, got {spec!r}; leave it out')
+    if name == "digits" and size not in (None, 8):
+        raise ValueError(f'"--size" is {size}, but digits are 8x8; leave it out')
     return SOURCES[name](path, size, labelled=labelled, vary=vary)
 
 

@@ -112,7 +112,7 @@ def save_ladder(
     root = Path(path)
     states = _states(networks, classes, training, errors, dtype)
     device = next(networks[0].parameters()).device
-    flops, shape = _increasing_flops(networks, device), networks[0].config.image_shape
+    flops, shape = increasing_flops(networks, device), networks[0].config.image_shape
     seconds = mls.SecondsCost(torch.zeros(batch, *shape, device=device), calls=20)(networks)
     shared = {"schedule": schedule.to_dict(), "parameterisation": PARAMETERISATION, "image_shape": list(shape)}
     levels = []
@@ -248,7 +248,12 @@ def _load_level(root: Path, record: Mapping[str, Any], level: int) -> ModulatedN
     return network.eval().requires_grad_(False)
 
 
-def _increasing_flops(networks: Sequence[ModulatedNetwork], device: torch.device) -> list[float]:
+def increasing_flops(networks: Sequence[ModulatedNetwork], device: torch.device) -> list[float]:
+    """Return the FLOPs of one image of each network.
+
+    Raises:
+        ValueError: They do not increase.
+    """
     flops = mls.FlopCost(torch.zeros(1, *networks[0].config.image_shape, device=device))(networks)
     if any(a >= b for a, b in pairwise(flops)):
         raise ValueError(f'"networks" cost {flops} FLOPs, expected increasing costs; put the cheapest first')

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from multilevel_diffusion.networks.data import LabelledSource, Source
 from multilevel_diffusion.networks.modulated import ModulatedNetwork, NetworkConfig
 from multilevel_diffusion.networks.scaling import measure_errors
-from multilevel_diffusion.networks.store import DiffusionLadder, load_ladder, save_ladder
+from multilevel_diffusion.networks.store import DiffusionLadder, increasing_flops, load_ladder, save_ladder
 from multilevel_diffusion.networks.training_order import in_turn, run_folders
 from multilevel_diffusion.networks.training_state import Run, TrainSettings
 from multilevel_diffusion.process.schedule_base import NoiseSchedule
@@ -82,7 +82,8 @@ def train(
         schedule: Noise levels, with times in [0, 1].
         folder: Where the run lives; made if missing.
         settings: How to train.
-        teacher: A trained network, on the device, whose output is learned in place of the noise; the same on resuming.
+        teacher: A trained network, on the device, whose output is learned in place of the noise; the same on resuming,
+            but with more steps it may have been trained on too.
         device: Where to train.
         progress: Whether to show a progress bar on stderr.
 
@@ -162,7 +163,8 @@ def train_ladder(
         progress: Whether to show progress bars on stderr.
 
     Raises:
-        ValueError: There is not one of `settings` per network, or what `train` and `save_ladder` refuse.
+        ValueError: There is not one of `settings` per network, costs do not increase, or what `train` and `save_ladder`
+            refuse.
 
     Example:
         >>> import tempfile
@@ -176,6 +178,8 @@ def train_ladder(
     """
     if len(settings) != len(configs):
         raise ValueError(f'"settings" has {len(settings)} entries for {len(configs)} networks; give one per network')
+    with torch.random.fork_rng(devices=[]):
+        increasing_flops([config.build() for config in configs], torch.device("cpu"))  # refused before it takes hours
     places, done, above = run_folders(folder, len(configs)), {}, None
     for level in in_turn(len(configs), teacher):
         known = {"teacher": above, "device": device, "progress": progress}

@@ -58,7 +58,8 @@ def seconds_left(
         steps: Steps whose time is taken, after one that is not.
 
     Raises:
-        ValueError: `folder` holds a run with other settings; as `train`.
+        ValueError: `folder` holds a run with other settings, or a teacher is to be trained on and its student is not;
+            as `train`.
 
     Example:
         >>> import tempfile
@@ -75,6 +76,11 @@ def seconds_left(
         checkpoint = places[level] / "checkpoint.safetensors"
         if checkpoint.exists():
             run.restore(checkpoint)
+            if teacher and settings[level].steps <= run.meant and any(left.values()):
+                raise ValueError(
+                    f'"steps" of network {level + 1} is {settings[level].steps}, as before, but its teacher is '
+                    "trained on; give it more too, or leave those of larger networks"
+                )
         above = run.averaged().to(device) if teacher else None
         rest, count, start = settings[level].steps - run.step, 0, 0.0
         while rest and count <= steps:

@@ -112,6 +112,7 @@ class Run:
         losses: Mean loss of every `log_every` of them.
         seconds: Wall time of these steps.
         lengthened: Steps that were done whenever the run was told to do more, or fewer, than it was meant to.
+        meant: Steps that it was told to do when it was saved.
 
     Raises:
         ValueError: The network was made for classes that the source does not know.
@@ -156,6 +157,7 @@ class Run:
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []
         self.lengthened: list[int] = []
+        self.meant = settings.steps
         self.window = torch.zeros((), dtype=torch.float64, device=device)
 
     def advance(self) -> None:
@@ -238,9 +240,9 @@ class Run:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("run", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-        meant = _check(path, header, json.loads(json.dumps(self.identity)))
+        self.meant = _check(path, header, json.loads(json.dumps(self.identity)))
         self.lengthened = list(header.get("lengthened", []))
-        if meant != self.settings.steps:
+        if self.meant != self.settings.steps:
             self.lengthened.append(header["step"])
         self.step, self.seconds = header["step"], header["seconds"]
         self.losses = tensors["losses"].tolist()
@@ -261,8 +263,16 @@ class Run:
 
 def _check(path: Path, header: dict[str, Any], mine: dict[str, Any]) -> int:
     """Refuse a checkpoint of a run with other arguments, and return how many steps that run was meant to do."""
+    longer = mine["settings"]["steps"] > (header.get("settings") or {}).get("steps", math.inf)
     for key, value in mine.items():
         found = header.get(key)
+        if key == "teacher" and found and value:
+            if found == value or longer:  # one that was trained on: its student goes on with it
+                continue
+            raise ValueError(
+                f'"{path.parent}" holds another training run (teacher {found[:8]} against {value[:8]}, another '
+                'network, or one that was trained on since); give it more "steps" too, or another folder'
+            )
         if isinstance(value, dict) and isinstance(found, dict):
             if key == "settings":
                 found = asdict(TrainSettings(1)) | found  # older runs do not name what was added since

@@ -75,6 +75,7 @@ def test_a_ladder_of_patches_learns_from_its_largest_network(tmp_path, capsys):
     [
         (["--levels", "4:8"], r'"--levels" has \'4:8\', expected DIM:BOTTOM:MID such as 32:3:2, or PATCH:WIDTH'),
         (["--levels", "3:8:1:0"], r'"image_size" is 8, expected a multiple of 3 for patches of 3'),
+        (["--size", "16"], '"--size" is 16, but digits are 8x8; leave it out'),
         (["--vary"], r'"--vary" needs --data folder:PATH, got \'digits\'; leave it out'),
     ],
 )

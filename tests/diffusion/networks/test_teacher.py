@@ -85,6 +85,39 @@ def test_another_teacher_is_refused(tmp_path):
             train(SMALL, Digits(), CosineSchedule(), tmp_path, SHORT, teacher=other, progress=False)
 
 
+def test_a_ladder_is_trained_on_with_its_teacher(tmp_path):
+    """A student goes on with the longer trained teacher, also where the run was killed between the two."""
+    configs, longer = [SMALL, LARGE], [replace(SHORT, steps=60), replace(SHORT, steps=60, seed=1)]
+    known = {"teacher": True, "progress": False}
+    for folder in (tmp_path / "straight", tmp_path / "killed"):
+        train_ladder(configs, Digits(), CosineSchedule(), folder, [SHORT, replace(SHORT, seed=1)], **known)
+    left = [seconds_left(configs, Digits(), CosineSchedule(), tmp_path / "killed", longer, teacher=True)]
+    train(LARGE, Digits(), CosineSchedule(), run_folders(tmp_path / "killed", 2)[1], longer[1], progress=False)
+    left.append(seconds_left(configs, Digits(), CosineSchedule(), tmp_path / "killed", longer, teacher=True))
+    assert [[seconds > 0 for seconds in one] for one in left] == [[True, True], [True, False]]
+    straight, killed = (
+        train_ladder(configs, Digits(), CosineSchedule(), tmp_path / name, longer, **known)
+        for name in ("straight", "killed")
+    )
+    assert straight.digest == killed.digest
+    assert [level["training"]["lengthened"] for level in killed.record["levels"]] == [[40], [40]]
+    with pytest.raises(ValueError, match='"steps" of network 1 is 60, as before, but its teacher is trained on'):
+        seconds_left(
+            configs,
+            Digits(),
+            CosineSchedule(),
+            tmp_path / "killed",
+            [longer[0], replace(longer[1], steps=80)],
+            teacher=True,
+        )
+
+
+def test_networks_in_another_order_are_refused_before_they_are_trained(tmp_path):
+    with pytest.raises(ValueError, match="put the cheapest first"):
+        train_ladder([LARGE, SMALL], Digits(), CosineSchedule(), tmp_path, [SHORT, SHORT], progress=False)
+    assert not (tmp_path / "training").exists()
+
+
 def test_each_level_of_a_ladder_learns_the_next_one(tmp_path):
     configs, settings = [SMALL, LARGE], [SHORT, replace(SHORT, seed=1)]
     left = seconds_left(configs, Digits(), CosineSchedule(), tmp_path, settings, teacher=True)
