@@ -160,9 +160,9 @@ def _fit(arguments: argparse.Namespace, images: ImageLadder) -> int:
     cost = found.plan.cost(ladder.in_evaluations())
     print(
         f"{found.plan.steps} steps, levels {_numbers(found.levels)}: cost {cost:.3g} "
-        f"evaluations of the largest network by {ladder.unit}; squared error on samples kept out "
-        f"{found.held_out[0]:.3g} before the fit, {found.held_out[1]:.3g} after (typical), {found.mean:.3g} (mean); "
-        f"the fit cost {found.cost / top:.0f} evaluations; written to {out}"
+        f"evaluations of the largest network by {ladder.unit}; squared error on the {samples // 4} samples "
+        f"kept out {found.held_out[0]:.3g} before the fit, {found.held_out[1]:.3g} after (typical), "
+        f"{found.mean:.3g} (mean); the fit cost {found.cost / top:.0f} evaluations; written to {out}"
     )
     return 0
 

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from multilevel_diffusion.process.schedule_base import NoiseSchedule
+from multilevel_sde.arguments import as_number, as_tensor
 from multilevel_sde.noise.brownian import BrownianPath
 from multilevel_sde.noise.trees import GridTree, packed
 from multilevel_sde.times import as_times, places_on
@@ -58,8 +59,9 @@ class ClockedNoise(BrownianPath):
         device: where they are computed.
 
     Raises:
-        ValueError: if the times are not a monotone grid, or there is not one variance per cell; on a call, if a time is
-            not on the grid.
+        TypeError: if the times or variances are no numbers.
+        ValueError: if the times are not a monotone grid, or there is not one variance below inf per cell; on a call,
+            if a time is not on the grid.
 
     Example:
         >>> noise = ClockedNoise([0], [1.0, 0.5, 0.0], [0.0, 0.0], shape=(), dtype=torch.float64)
@@ -80,12 +82,14 @@ class ClockedNoise(BrownianPath):
     ):
         wanted = as_times(times)
         super().__init__(seeds, grid=wanted, shape=shape, dtype=dtype, device=device)
-        logs = torch.as_tensor(log_variances, dtype=torch.float64)
-        if len(logs) != len(self._times) - 1:
+        logs = as_tensor("log_variances", log_variances).cpu().double()
+        if logs.shape != (len(self._times) - 1,):
             raise ValueError(
-                f'"log_variances" has {len(logs)} entries, expected one for each of the {len(self._times) - 1} cells '
-                "of the times."
+                f'"log_variances" has shape {tuple(logs.shape)}, expected one number for each of the '
+                f"{len(self._times) - 1} cells of the times."
             )
+        if not bool((logs < math.inf).all()):
+            raise ValueError('"log_variances" must be finite, or -inf for cells without noise, got NaN or inf.')
         falling = bool(wanted[0] > wanted[-1])
         backwards = bool(logs[0] > logs[-1])  # summed up from its small end, which would be lost beside the large one
         self._flipped = falling != backwards
@@ -128,7 +132,9 @@ def coupled_noise(
         A `ClockedNoise` for `solve(..., step=ExponentialStep(schedule, tau), diffusion=1.0, brownian=...)`.
 
     Raises:
-        ValueError: if tau is a number that is not positive, or the times are not monotone.
+        TypeError: if `schedule` is no `NoiseSchedule`, or tau is or returns no number.
+        ValueError: if tau is a number that is not positive, or returns one that is negative or not finite; if the times
+            are not monotone, or are none of the schedule.
 
     Example:
         >>> import torch, multilevel_sde as mls
@@ -143,9 +149,13 @@ def coupled_noise(
         torch.Size([4, 2])
         torch.Size([4, 2])
     """
+    if not isinstance(schedule, NoiseSchedule):
+        raise TypeError(f'"schedule" is a {type(schedule).__name__}, expected a NoiseSchedule.')
     times = as_times(fine_times).double()
     falling = times if times[0] > times[-1] else times.flip(0)
-    if not callable(tau) and not (math.isfinite(tau) and tau > 0):
+    for end in (falling[0], falling[-1]):
+        schedule.sigma(float(end))  # refuses what lies outside
+    if not callable(tau) and not (math.isfinite(as_number("tau", tau)) and tau > 0):
         raise ValueError(f'"tau" is {tau!r}, expected a positive number; without noise (tau = 0) leave out "brownian".')
     log_variances = _log_variances(schedule, falling, tau)
     return ClockedNoise(seeds, times, log_variances if falling is times else log_variances.flip(0))
@@ -159,7 +169,10 @@ def _log_variances(schedule: NoiseSchedule, times: Tensor, tau: float | Callable
     """
     log_snr = schedule.log_snr(times)
     low, high = log_snr[:-1], log_snr[1:]
-    taus = torch.as_tensor([tau(t) for t in times[:-1].tolist()] if callable(tau) else tau, dtype=torch.float64)
+    known = [as_number("tau", tau(t)) for t in times[:-1].tolist()] if callable(tau) else float(tau)
+    taus = torch.tensor(known, dtype=torch.float64)
+    if not bool((taus >= 0).all()) or not bool(taus.isfinite().all()):
+        raise ValueError('"tau" returned something negative or not finite; return a number of at least 0.')
     inside = (low > -math.inf) & (high < math.inf) & (taus != 0)
     growth = torch.where(inside, taus.square() * (high - low), 0.0)
     theta2 = 2.0 * growth.cumsum(0)

@@ -15,7 +15,7 @@ from multilevel_diffusion.process.noise import coupled_noise
 from multilevel_diffusion.process.schedule_base import NoiseSchedule
 from multilevel_diffusion.process.steps import ExponentialStep
 from multilevel_sde.files import checksum
-from multilevel_sde.times import thinned
+from multilevel_sde.times import as_times, thinned
 
 __all__ = ["MODES", "Process"]
 
@@ -29,7 +29,12 @@ class Process:
     Arguments:
         schedule: The noise schedule.
         tau: 0 for the probability-flow ODE (DDIM), 1 for the reverse SDE (DDPM), anything between.
-        fine_times: The finest grid; every grid that is sampled must be part of it, and then sees the same noise.
+        fine_times: The finest grid, from noise to data; every grid that is sampled must be part of it, and then sees
+            the same noise.
+
+    Raises:
+        TypeError: `schedule` is no `NoiseSchedule`, or `tau` no number.
+        ValueError: `tau` is negative or not finite; times that do not fall, or are none of the schedule.
 
     Example:
         >>> from multilevel_diffusion import CosineSchedule, uniform
@@ -41,6 +46,19 @@ class Process:
     schedule: NoiseSchedule
     tau: float
     fine_times: Tensor
+
+    def __post_init__(self) -> None:
+        if callable(self.tau):
+            raise TypeError('"tau" of a process must be a number; give a function to coupled_noise and the step')
+        ExponentialStep(self.schedule, self.tau)  # refuses what is no schedule or tau
+        times = as_times(self.fine_times)
+        if times[0] < times[-1]:
+            raise ValueError(
+                f'"fine_times" must fall, from noise to data, got {times[0]:.6g} to {times[-1]:.6g}; flip them'
+            )
+        for end in (times[0], times[-1]):
+            self.schedule.sigma(float(end))  # refuses what lies outside
+        object.__setattr__(self, "fine_times", times)
 
     def grid(self, steps: int) -> Tensor:
         """Return about equally spaced steps of the finest grid, float64 (steps + 1,).

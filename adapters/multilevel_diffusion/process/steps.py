@@ -39,6 +39,7 @@ from functools import cached_property
 from torch import Tensor
 
 from multilevel_diffusion.process.schedule_base import NoiseSchedule
+from multilevel_sde.arguments import as_number
 
 __all__ = ["DDIM", "DDPM", "ExponentialStep", "NoiseExponentialStep", "StepCoefficients"]
 
@@ -247,6 +248,6 @@ def DDPM(schedule: NoiseSchedule) -> ExponentialStep:  # noqa: N802  # a name of
 
 def _checked(tau: float) -> float:
     """Return tau as a float, or raise ValueError."""
-    if not (math.isfinite(tau) and tau >= 0):
+    if not (math.isfinite(as_number("tau", tau)) and tau >= 0):
         raise ValueError(f'"tau" is {tau!r}, expected a finite number of at least 0 (0: ODE, 1: reverse SDE).')
     return float(tau)

@@ -1,5 +1,7 @@
 """Laws of the grids of a process: part of its finest grid, as even in time or in log-SNR as that allows."""
 
+import math
+
 import pytest
 import torch
 
@@ -41,6 +43,29 @@ def test_more_steps_than_the_finest_grid_has_are_refused():
     assert len(small.log_snr_grid(12)) == 13
     with pytest.raises(ValueError, match='"steps" is 21: the finest grid has not so many'):
         small.log_snr_grid(21)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"schedule": None}, TypeError, '"schedule" is a NoneType'),
+        ({"tau": math.nan}, ValueError, '"tau" is nan, expected a finite number'),
+        ({"tau": -1.0}, ValueError, '"tau" is -1.0, expected a finite number'),
+        ({"tau": "ddim"}, TypeError, '"tau" must be a number, got str'),
+        ({"tau": lambda t: 1.0}, TypeError, '"tau" of a process must be a number'),
+        ({"fine_times": [1.0, 0.5, 0.7]}, ValueError, '"times" must be strictly'),
+        ({"fine_times": [0.0, 0.5, 1.0]}, ValueError, '"fine_times" must fall, from noise to data, got 0 to 1'),
+        ({"fine_times": [2.0, 1.0, 0.0]}, ValueError, r'"t" is 2.0, expected a time in \[0'),
+        ({"fine_times": [1.0, -0.5]}, ValueError, r'"t" is -0.5, expected a time in \[0'),
+    ],
+)
+def test_what_is_no_process_is_refused(change, error, message):
+    with pytest.raises(error, match=message):
+        Process(**({"schedule": COSINE, "tau": 1.0, "fine_times": uniform(COSINE, 4)} | change))
+
+
+def test_the_finest_grid_may_be_a_list():
+    assert torch.equal(Process(COSINE, 0.0, [1.0, 0.5, 0.25, 0.0]).grid(2), torch.tensor([1.0, 0.25, 0.0]).double())
 
 
 @pytest.mark.parametrize(("tau", "noise"), [(0.0, None), (1.0, 1.0)])
