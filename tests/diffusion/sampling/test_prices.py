@@ -70,6 +70,12 @@ def test_a_clock_that_scatters_is_said_and_not_used(tiny, process, clock):
     assert not (tiny.folder / PRICES).exists()
 
 
+def test_a_clock_that_scatters_once_is_read_again(tiny, process, clock):
+    clock[0][:] = [[2.0, 6.0], [9.0, 6.0], [3.2, 20.0], [2.1, 6.6]]
+    assert in_seconds(tiny, process, 4).costs == (0.5, 1.5)
+    assert len(clock[1]) == 4
+
+
 def test_the_faster_of_two_measurements_counts(tiny, process, clock):
     clock[0][:] = [[2.0, 8.0], [2.8, 6.0]]
     assert in_seconds(tiny, process, 2).costs == (1.0, 3.0)
