@@ -48,7 +48,7 @@ class BrownianPath:
     """One Brownian path per seed, W(0) = 0, independent between seeds and elements.
 
     Arguments:
-        seeds: One integer per sample; none for an empty batch.
+        seeds: One integer per sample, taken modulo 2^64; none for an empty batch.
         grid: The finest times (monotone); by default multiples of unit / 1 024 000, to which times are rounded.
         unit: Length of the intervals whose increments are drawn first, and which are then refined; take about the
             length of the whole solve if that is far from 1.

@@ -337,6 +337,22 @@ def test_a_fit_at_a_scale_of_guidance_does_not_pass_for_one_without(tmp_path):
     assert stored_plan(load_ladder(folder), "ddim", 8) is not None
 
 
+def test_an_own_ladder_in_measured_seconds_is_known_again(digits, tmp_path):
+    """Its costs are others every time; what was kept of it holds, at the costs of now."""
+
+    def own(*seconds):
+        ladder = mls.Ladder(digits.ladder.drifts[:2], mls.GivenCost(seconds, "seconds"))
+        return OwnLadder(ladder, digits.schedule, digits.image_shape, folder=tmp_path)
+
+    before, now = own(1e-3, 3e-3), own(1.1e-3, 4e-3)
+    assert before.digest == now.digest
+    process = Process(digits.schedule, 0.0, uniform(digits.schedule, 1000))
+    run_pilot(before, "ddim", steps=20, samples=2, candidates=8).save(
+        tmp_path / "pilot_ddim.safetensors", made_for(before, process)
+    )
+    assert stored_pilot(now, "ddim").costs == now.ladder.costs
+
+
 def test_a_plan_of_another_network_does_not_hide_those_of_this_one(digits, process, tmp_path):
     """Of those that cost as much, the one fitted for the largest budget is taken, whatever the order of the folder."""
     own = OwnLadder(mls.Ladder(digits.ladder.drifts[:1], [1.0]), digits.schedule, (1, 8, 8), folder=tmp_path)
