@@ -107,6 +107,10 @@ def test_a_fit_says_how_long_it_takes_before_it_starts(digits, process, monkeypa
     expected = (1000 + 5 * 5**2) * 40 * 5 + 16 * (alone + 50**2 * 2) + 3 * 40 * 50**2
     assert expected_seconds(digits, process, 5.0, samples=40, steps=50) == pytest.approx(expected)
 
+    monkeypatch.setattr(mls, "SecondsCost", lambda *_: lambda drifts: [16.0])
+    assert expected_seconds(_top(digits), process, 60.0, samples=40) == (1000 + 5 * 60**2) * 40  # takes all 60 steps
+    monkeypatch.setattr(mls, "SecondsCost", lambda *_: lambda drifts: seconds)
+
     def stopped(*_, **__):
         assert f"a fit with 40 trajectories and 50 steps takes about {duration(expected)}" in capsys.readouterr().out
         raise ValueError("stopped")
