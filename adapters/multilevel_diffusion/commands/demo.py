@@ -214,7 +214,7 @@ def _device(images: DiffusionLadder) -> torch.device:
 
 
 def _euler_maruyama(ladder: mls.Ladder, process: Process, budget: float) -> tuple[Tensor, mls.Plan]:
-    times = process.grid(max(1, round(budget)))
+    times = process.grid(int(budget))  # at least 1: see _check_budgets
     return times, mls.em_plan(ladder, times)
 
 
