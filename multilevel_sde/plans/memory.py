@@ -48,6 +48,8 @@ __all__ = [
     "remember",
 ]
 
+_ROUNDING = 1e-12  # of coefficients
+
 
 def evaluated_levels(plan: Plan) -> tuple[int, ...]:
     """Return the levels that a plan evaluates somewhere, lowest first."""
@@ -152,7 +154,7 @@ def as_coefficients(name: str, coefficients: Any, steps: int) -> Tensor:
             f'"{name}" must have rows with sum 1, as each step integrates a constant exactly; row {worst} has sum '
             f"{float(sums[worst]):.6g}"
         )
-    if len(early := table.triu(1).nonzero()):
+    if len(early := (table.triu(1).abs() > _ROUNDING).nonzero()):
         n, j = early[0].tolist()
         raise ValueError(
             f'"{name}" must be 0 where no value is known: row {n} has {n + 1} of them, got coefficient {j} = '
