@@ -1,6 +1,6 @@
 """Trained ladders in a stock loop of diffusers: plans, single networks under every scheduler, one size a step, caches.
 
-    python benchmarks/pipelines/bench_pipelines.py          # half an hour of one core; --tables deadleaves32_ode
+    python benchmarks/pipelines/bench_pipelines.py          # ten to twenty minutes a table; --tables deadleaves32_ode
     python benchmarks/pipelines/bench_pipelines.py --quick --out /tmp/pipelines
 
 Tables: the shipped dead leaves and digits, and three sizes of diffusers' own DiTTransformer2DModel on emoji, which
