@@ -20,6 +20,13 @@ def law(level, floor, order=2.0, size=1.0, most=128, multistep=False, tail=1.0):
     return [Single(level, n, multistep, floor + size * n**-order, tail) for n in STEPS if n <= most]
 
 
+def means(steps, order):
+    """Coefficients of a multistep method: the mean of the last values, of which the first step has one."""
+    table = torch.full((steps, order), 1 / order, dtype=torch.float64)
+    table[0] = torch.eye(order, dtype=torch.float64)[0]
+    return table
+
+
 def made(*singles, calibration=(), gram=1e-6, multistep=None, finest=256):
     """A pilot of 64 candidates and three levels; responses are independent, of mean square `gram`."""
     times = torch.linspace(0, 1, finest + 1, dtype=torch.float64)
@@ -131,7 +138,7 @@ def test_steps_that_gain_nothing_are_not_bought(floor, steps):
 
 
 def test_a_single_level_may_be_multistep():
-    table = {n: torch.full((n, 2), 0.5, dtype=torch.float64) for n in (*range(1, 65), 128)}
+    table = {n: means(n, 2) for n in (*range(1, 65), 128)}
     pilot = made(TOP, law(2, 0.0, order=4.0, size=50.0, multistep=True), multistep=table)
     few, many = pilot.single(budget=4 * 16.0), pilot.single(budget=100 * 16.0)
     assert (len(few.times) - 1, few.plan.recall) == (4, None)
@@ -232,7 +239,7 @@ def test_a_plan_is_predicted_by_the_runs_in_its_form(order, hits):
     """A tracked one remembers further than its base, here one step and two."""
     ratios = {Form.TRACKED: 2.0, Form.BASE: 3.0, Form.PLAIN: 5.0}
     calibration = [one for form, ratio in ratios.items() for one in runs(64, form, ratio)]
-    table = torch.full((64, order), 1 / order, dtype=torch.float64)
+    table = means(64, order)
     pilot = made(TOP, law(2, 0.0, multistep=True), calibration=calibration, multistep={64: table} if order > 1 else {})
     apart = (torch.arange(64)[:, None] - torch.arange(64)).abs().double()
     pilot = dataclasses.replace(pilot, gram=1e-6 * torch.block_diag(*[torch.exp(-apart / 20)] * 2))
